@@ -1,0 +1,223 @@
+"""The interface of an attack: hooks, all of them optional.
+
+An attack is a class registered with ``@attack("name")``; its fields are its options. fedsim calls its hooks where
+the adversary of the scenario holds a client, in rounds in which it is active:
+
+===============  ============================  ==============================================================
+hook             where it runs                 what it does
+===============  ============================  ==============================================================
+``poison``       the malicious client          changes the data that it trains on
+``objective``    the malicious client          changes its loss
+``after_step``   the malicious client          changes its parameters after each local step (projection, masks)
+``craft``        the adversary, before         changes the malicious rows, seeing what its knowledge allows
+                 they are sent
+``trigger``      the evaluation                what test images get, to measure the attack success rate
+``observe``      every message, read-only      the honest-but-curious side
+===============  ============================  ==============================================================
+
+Attacks combine in a list: ``attacks = [{ name = "badnets" }, { name = "model_replacement" }]``; each hook of the
+second works on what the first left. A plug-in lies in any file: ``attacks = [{ name = "my_attack.py:MyAttack" }]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim import rng
+from fedsim.data.examples import Examples
+from fedsim.errors import Fault, KnowledgeError
+from fedsim.registry import register
+from fedsim.updates import Updates
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+
+    from fedsim.scenario import Scenario
+
+KNOWLEDGE = ("own", "colluding", "omniscient")
+
+attack = partial(register, "attack")
+
+
+@dataclass(frozen=True)
+class Compromised:
+    """A client that the adversary holds, as its hooks see it.
+
+    Args:
+        client: partition id.
+        rank: position of this client among the adversary's clients, 0 … attackers - 1.
+        attackers: how many clients the adversary holds in all.
+        round: the round, from 1.
+        seed: the scenario's seed; use :meth:`stream`.
+        num_classes: classes of the task.
+    """
+
+    client: int
+    rank: int
+    attackers: int
+    round: int
+    seed: int
+    num_classes: int
+
+    def stream(self, purpose: str) -> np.random.Generator:
+        """Random numbers of this client for one purpose, the same in every round (poisoned data stays the same)."""
+        return rng.stream(self.seed, f"attack.{purpose}", client=self.client)
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """Where malicious clients stand in their local training when ``after_step`` is called.
+
+    Args:
+        reference: (d,) parameters that they received.
+        step: local steps done, from 1.
+        last: (k,) bool, the clients for which this was the last step of the round.
+        clients: the k clients.
+    """
+
+    reference: Tensor
+    step: int
+    last: Tensor
+    clients: tuple[Compromised, ...]
+
+
+@dataclass
+class Craft:
+    """What the adversary sees and may do when it crafts the malicious rows of a round.
+
+    Args:
+        rows: (f, d) what its clients would send (as steps: the change of the parameters that each row causes).
+        honest_rows: (n - f, d) rows of the honest clients, or None where the threat model hides them.
+        reference: (d,) parameters that were sent in this round.
+        clients: partition ids of the f malicious rows, ascending.
+        num_clients: K, clients asked in this round.
+        num_malicious: f, malicious ones among them that attack now.
+        num_examples: (f,) example counts of the malicious rows.
+        honest_examples: (n - f,) example counts of the honest rows, or None.
+        knowledge: ``own``, ``colluding`` or ``omniscient``.
+        server_lr: learning rate of the server's optimizer.
+        round: the round, from 1.
+        previous_reference: (d,) parameters sent in the round before, or None in the first.
+        state: memory of this attack over rounds (tensors, numbers, strings), checkpointed.
+    """
+
+    rows: Tensor
+    reference: Tensor
+    clients: list[int]
+    num_clients: int
+    num_malicious: int
+    num_examples: Tensor
+    knowledge: str
+    server_lr: float
+    round: int
+    seed: int
+    honest_rows: Tensor | None = None
+    honest_examples: Tensor | None = None
+    previous_reference: Tensor | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    server: Callable[[Tensor], Tensor] | None = None
+
+    def stream(self, purpose: str) -> np.random.Generator:
+        """Random numbers for one purpose in this round; with knowledge ``own`` each client has its own."""
+        client = self.clients[0] if self.knowledge == "own" else -1
+        return rng.stream(self.seed, f"attack.{purpose}", round=self.round, client=client)
+
+    def noise(self, purpose: str) -> Tensor:
+        """(f, d) standard normal numbers, a stream for each client."""
+        rows = []
+        for client in self.clients:
+            generator = rng.torch_stream(self.seed, f"attack.{purpose}", round=self.round, client=client)
+            rows.append(torch.randn(self.rows.shape[1], generator=generator, dtype=self.rows.dtype))
+        return torch.stack(rows).to(self.rows.device)
+
+    def honest(self) -> Tensor:
+        """Rows of the honest clients, (n - f, d).
+
+        Raises:
+            KnowledgeError: the adversary is not omniscient.
+        """
+        if self.honest_rows is None:
+            raise KnowledgeError(
+                f"honest rows: given knowledge = '{self.knowledge}'; accepted: adversary.knowledge = 'omniscient'"
+            )
+        return self.honest_rows
+
+    def seen(self) -> Tensor:
+        """Honest training results that the adversary knows: of all clients if omniscient, else of its own."""
+        if self.honest_rows is None:
+            return self.rows
+        return torch.cat([self.rows, self.honest_rows])
+
+    def preview(self, rows: Tensor) -> Tensor:
+        """(d,) parameters after this round if these rows (f, d) were sent: a pure run of the server on copied state.
+
+        Raises:
+            KnowledgeError: the adversary does not know the defense, or does not see the honest rows.
+        """
+        if self.server is None:
+            raise KnowledgeError(
+                "preview: accepted only with adversary.knows_defense = true and adversary.knowledge = 'omniscient'"
+            )
+        return self.server(rows)
+
+
+class Attack:
+    """Base of all attacks; every hook does nothing here.
+
+    A class may set ``knowledge``, the least that it needs to know, and ``knows_defense``.
+    """
+
+    knowledge: ClassVar[str] = "own"
+    knows_defense: ClassVar[bool] = False
+    untargeted: ClassVar[bool] = True
+
+    def check(self, scenario: Scenario) -> Iterable[Fault]:
+        """What about this attack does not fit the scenario (keys relative to the attack)."""
+        return ()
+
+    def poison(self, examples: Examples, node: Compromised) -> Examples:
+        """The data that the malicious client trains on."""
+        return examples
+
+    def after_step(self, parameters: Tensor, step: LocalStep) -> None:
+        """Change the (k, d) parameters of k malicious clients in place."""
+
+    def objective(self, loss: Tensor, parameters: Tensor, step: LocalStep) -> Tensor:
+        """The (k,) losses that the malicious clients minimise, from their (k,) task losses and (k, d) parameters."""
+        return loss
+
+    def craft(self, rows: Tensor, ctx: Craft) -> Tensor:
+        """The (f, d) rows to send in place of ``rows``; never changes its input."""
+        return rows
+
+    def claimed_examples(self, num_examples: Tensor, ctx: Craft) -> Tensor:
+        """(f,) example counts that the malicious clients claim."""
+        return num_examples
+
+    def triggered(self, test: Examples) -> Examples | None:
+        """The eligible test examples as attacked, targets = what the attacker wants; None if there is no trigger.
+
+        Images whose true label is the target already, or that an attacker trained on, are left out.
+        """
+        return None
+
+    def prepare(self, train: Examples, test: Examples, *, num_classes: int, seed: int) -> None:
+        """Called once per process before the first round: load own data, check the trigger against the images."""
+
+    def observe(self, message: Message, reply: Message | None) -> None:
+        """See a message that passed (and its reply); must not change it."""
+
+
+def overrides(part: Attack, hook: str) -> bool:
+    """Whether this attack defines the hook itself."""
+    return getattr(type(part), hook) is not getattr(Attack, hook)
+
+
+__all__ = ["Attack", "Compromised", "Craft", "Examples", "LocalStep", "Updates", "attack", "overrides"]

@@ -1,0 +1,276 @@
+"""The one file that touches what Flower does not promise to keep: process identity, message ids, array storage.
+
+Written against flwr 1.41 and 1.42.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app.message_type import MessageType
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
+
+from fedsim.errors import FedsimError
+from fedsim.updates import Layout
+
+FIRST_NODE = 2
+"""Node id of partition 0 on our grids; Flower reserves 0 and 1."""
+
+_ids = itertools.count(1)
+
+
+def set_identity() -> None:
+    """Give this process the identity that a fresh ``Message`` asks for, unless Flower's engine has given it one."""
+    if TaskIdentity._run_id is None:
+        TaskIdentity.run_id = 1
+    if TaskIdentity._node_id is None:
+        TaskIdentity.node_id = 1
+    if TaskIdentity._task_id is None:
+        TaskIdentity.task_id = 1
+
+
+class SharedArray(Array):
+    """An Array that shares memory with a tensor; its bytes are made only if someone asks for them.
+
+    ``tensor`` is for fedsim's own code; ``numpy()`` copies, since guests write into what they are given.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.__dict__["tensor"] = tensor
+
+    dtype = property(lambda self: str(self.tensor.dtype).removeprefix("torch."))  # type: ignore[assignment]
+    shape = property(lambda self: tuple(self.tensor.shape))  # type: ignore[assignment]
+    stype = property(lambda self: "numpy.ndarray")  # type: ignore[assignment]
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        return Array(self.numpy()).data
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        return cast("np.ndarray[Any, Any]", self.tensor.detach().cpu().numpy().copy())
+
+    def plain(self) -> Array:
+        """Flower's own Array with the same content."""
+        return Array(self.numpy())
+
+
+class Flat(ArrayRecord):
+    """An ArrayRecord that is one vector: parameters, then buffers; named arrays are views, made when asked for.
+
+    Args:
+        vector: (d,) or (d + b,).
+        layout: where which array stands in it.
+    """
+
+    def __init__(self, vector: Tensor, layout: Layout) -> None:
+        super().__init__()
+        self.__dict__["vector"] = vector
+        self.__dict__["layout"] = layout
+
+    def _materialise(self) -> dict[str, Array]:
+        data = self.__dict__["_data"]
+        if not data:
+            data.update({name: SharedArray(view) for name, view in self.layout.views(self.vector).items()})
+        return cast("dict[str, Array]", data)
+
+    vector: Tensor = property(lambda self: self.__dict__["vector"])  # type: ignore[assignment]
+    layout: Layout = property(lambda self: self.__dict__["layout"])  # type: ignore[assignment]
+
+    def __getitem__(self, item: str) -> Array:
+        return self._materialise()[item]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._materialise())
+
+    def __len__(self) -> int:
+        return len(self._materialise())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._materialise()
+
+    def keys(self) -> Any:
+        return self._materialise().keys()
+
+    def values(self) -> Any:
+        return self._materialise().values()
+
+    def items(self) -> Any:
+        return self._materialise().items()
+
+    def copy(self) -> Flat:
+        return Flat(self.vector, self.layout)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_flat_from_numpy, (self.vector.detach().cpu().numpy(), self.layout))
+
+    def plain(self) -> ArrayRecord:
+        """Flower's own ArrayRecord with the same content, in the arrays' own types; for Flower's engines."""
+        record = ArrayRecord()
+        kinds = {name: dtype for name, _, dtype in self.layout.buffers}
+        for name, view in self.layout.views(self.vector).items():
+            array = view.detach().cpu().numpy()
+            record[name] = Array(np.ascontiguousarray(array.astype(kinds.get(name, array.dtype))))
+        return record
+
+
+def _flat_from_numpy(vector: np.ndarray[Any, Any], layout: Layout) -> Flat:
+    return Flat(as_tensor(vector), layout)
+
+
+def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor that shares the array's memory, also where the array is read-only (it must not be written then)."""
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def flatten(record: ArrayRecord, layout: Layout, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The (d + b,) vector in a record, whoever sent it.
+
+    Raises:
+        ValueError: an array is missing, unknown, or of the wrong shape; one line that says which.
+    """
+    size = layout.d + layout.b
+    if isinstance(record, Flat) and record.layout is layout:
+        if record.vector.shape != (size,):
+            raise ValueError(f"vector of {tuple(record.vector.shape)} instead of ({size},)")
+        return record.vector.to(dtype)
+    expected = {name: shape for name, _, _, shape in layout.slices}
+    missing = [name for name in expected if name not in record]
+    unknown = [name for name in record if name not in expected]
+    if missing:
+        raise ValueError(f"array '{missing[0]}' is missing")
+    if unknown:
+        raise ValueError(f"unknown array '{unknown[0]}'")
+    vector = torch.empty(size, dtype=dtype)
+    for name, start, stop, shape in layout.slices:
+        array = record[name]
+        tensor = array.tensor if isinstance(array, SharedArray) else torch.as_tensor(np.array(array.numpy()))
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"array '{name}' has shape {tuple(tensor.shape)} instead of {shape}")
+        if tensor.is_complex():
+            raise ValueError(f"array '{name}' is complex")
+        vector[start:stop] = tensor.reshape(-1).to(dtype)
+    return vector
+
+
+def send(content: RecordDict, node: int, kind: str, group: str = "") -> Message:
+    """A message to a node, with an id of its own so that the reply links back."""
+    message = Message(content=content, dst_node_id=node, message_type=kind, group_id=group)
+    return with_id(message)
+
+
+def with_id(message: Message) -> Message:
+    """The message with a unique id, unless it has one."""
+    if not message.metadata.message_id:
+        message.metadata.__dict__["_message_id"] = f"fedsim-{next(_ids)}"
+    return message
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """The same message (same metadata) with another content."""
+    return Message(metadata=message.metadata, content=content)  # type: ignore[call-overload, no-any-return]
+
+
+def error_reply(message: Message, reason: str, code: int = 0) -> Message:
+    """The reply that says that a node failed, and why."""
+    return Message(Error(code=code, reason=reason), reply_to=message)
+
+
+def guest_content(content: RecordDict) -> RecordDict:
+    """A copy of each record inside, since guests empty what they are given."""
+    return RecordDict({key: record.copy() for key, record in content.items()})
+
+
+def context(client: int, population: int, run_config: Mapping[str, Any] | None = None, state: RecordDict | None = None) -> Context:
+    """The Context of a node on our grids."""
+    return Context(
+        run_id=1,
+        node_id=client + FIRST_NODE,
+        node_config={"partition-id": client, "num-partitions": population},
+        state=RecordDict() if state is None else state,
+        run_config=dict(run_config or {}),
+    )
+
+
+class Directory:
+    """Which node holds which partition; asked once, by a query, on grids that are not ours.
+
+    Args:
+        grid: any Flower grid.
+        population: partitions there must be; nodes are waited for.
+        patience: seconds to wait for the nodes of Flower's own engines.
+    """
+
+    def __init__(self, grid: Grid, population: int, patience: float = 120.0) -> None:
+        self.ours = bool(getattr(grid, "partitions_in_order", False))
+        self.population = population
+        self._node: dict[int, int] = {}
+        self._partition: dict[int, int] = {}
+        if not self.ours:
+            self._ask(grid, population, patience)
+
+    def node(self, partition: int) -> int:
+        return partition + FIRST_NODE if self.ours else self._node[partition]
+
+    def partition(self, node: int) -> int:
+        return node - FIRST_NODE if self.ours else self._partition[node]
+
+    def _ask(self, grid: Grid, population: int, patience: float) -> None:
+        import time
+
+        deadline = time.monotonic() + patience
+        nodes: list[int] = list(grid.get_node_ids())
+        while len(nodes) < population and time.monotonic() < deadline:
+            time.sleep(0.2)
+            nodes = list(grid.get_node_ids())
+        if len(nodes) < population:
+            raise FedsimError(
+                f"nodes: given {len(nodes)} connected nodes; accepted: {population} (data.clients), each with its own partition-id"
+            )
+        question = RecordDict({"config": ConfigRecord({"ask": "partition"})})
+        replies = grid.send_and_receive(
+            messages=[Message(question, node, f"{MessageType.QUERY}.partition") for node in nodes], timeout=patience
+        )
+        for reply in replies:
+            if reply.has_content():
+                partition = int(cast(int, reply.content["partition"]["partition-id"]))
+                self._node[partition] = reply.metadata.src_node_id
+                self._partition[reply.metadata.src_node_id] = partition
+        absent = [p for p in range(population) if p not in self._node]
+        if absent:
+            raise FedsimError(f"nodes: no node holds partition {absent[0]} (and {len(absent) - 1} others) of {population}")
+
+
+Handler = Callable[[Message, Context], Message]
+Messages = Iterable[Message]
+
+__all__ = [
+    "FIRST_NODE",
+    "Directory",
+    "Flat",
+    "Handler",
+    "Messages",
+    "Sequence",
+    "SharedArray",
+    "as_tensor",
+    "context",
+    "error_reply",
+    "flatten",
+    "guest_content",
+    "send",
+    "set_identity",
+    "with_content",
+    "with_id",
+]

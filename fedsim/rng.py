@@ -1,0 +1,55 @@
+"""Independent random streams, one for each (seed, purpose, round, client).
+
+A stream is keyed, not drawn from another one: adding a client, a round, an attack or a defense moves no other
+stream. NumPy's ``SeedSequence`` hashes the key; its children are independent for all practical purposes
+(O'Neill 2014; numpy.random.SeedSequence).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+@lru_cache(maxsize=1024)
+def _words(purpose: str) -> tuple[int, int]:
+    digest = hashlib.sha256(purpose.encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+def _sequence(seed: int, purpose: str, round: int, client: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(entropy=seed, spawn_key=(*_words(purpose), round, client + 1))
+
+
+def stream(seed: int, purpose: str, *, round: int = 0, client: int = -1) -> np.random.Generator:
+    """A NumPy generator for one purpose.
+
+    Args:
+        seed: the scenario's seed, an int ≥ 0.
+        purpose: what the numbers are for, e.g. ``"client.shuffle"``; other purposes get other numbers.
+        round: the round, 0 where it does not matter.
+        client: the partition id, -1 for the server.
+    """
+    return np.random.Generator(np.random.PCG64(_sequence(seed, purpose, round, client)))
+
+
+def integer(seed: int, purpose: str, *, round: int = 0, client: int = -1) -> int:
+    """A 63-bit seed from the same key, for libraries that take one."""
+    return int(_sequence(seed, purpose, round, client).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def torch_stream(
+    seed: int, purpose: str, *, round: int = 0, client: int = -1, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """A torch generator for one purpose; see :func:`stream`."""
+    import torch
+
+    generator = torch.Generator(device=device)
+    generator.manual_seed(integer(seed, purpose, round=round, client=client))
+    return generator

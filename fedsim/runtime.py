@@ -1,0 +1,129 @@
+"""Settings of the process, made before numpy and torch are imported: threads, BLAS, malloc, numba's layer.
+
+``fedsim/__init__.py`` imports this module first, in every process; each run's folder records :func:`describe`.
+
+- OpenBLAS: one thread. After one call its threads spin and take the cores from the clients' training.
+- malloc (glibc): big blocks stay with the process. By default they are given back and faulted in again,
+  80,000 page faults a round with a CNN.
+- numba: threading layer ``omp`` where present; ``workqueue`` aborts when two threads call it.
+- torch: the thread count is per thread; every worker thread calls :func:`worker_thread` itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MMAP_BYTES, _TRIM_BYTES = 32 * 2**20, 2**30
+_done = False
+malloc_tuned = False
+
+
+def set_up() -> None:
+    """Make the settings, once a process. An environment variable that the user has set stays as it is."""
+    global _done, malloc_tuned
+    if _done:
+        return
+    _done = True
+    for name, value in {
+        "OPENBLAS_NUM_THREADS": "1",
+        "NUMBA_THREADING_LAYER_PRIORITY": "omp tbb workqueue",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+    if sys.platform == "linux":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            malloc_tuned = bool(libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)) and bool(
+                libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
+            )
+        except (OSError, AttributeError):
+            malloc_tuned = False
+
+
+def worker_thread() -> None:
+    """Called by every thread that trains or sums: torch uses one thread there."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch uses one thread in this thread until the block ends: sums come out in one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def prepare_device(name: str) -> torch.device:
+    """The torch device by its name in a scenario (``cpu``, ``cuda``, ``cuda:1``, ``mps``), set to repeatable numerics."""
+    import torch
+
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The processor's name, as the operating system gives it."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.lower().startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def describe() -> dict[str, object]:
+    """What a run's bits depend on beside its scenario: versions, processor, settings."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for package in ("fedsim-flwr", "flwr", "torch", "numpy", "numba", "scipy", "scikit-learn", "ray"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": cores(),
+        "versions": versions,
+        "malloc_tuned": malloc_tuned,
+        "environment": {
+            name: os.environ.get(name, "")
+            for name in ("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "NUMBA_THREADING_LAYER_PRIORITY")
+        },
+    }

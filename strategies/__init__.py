@@ -1,0 +1,1 @@
+"""Defenses and server rules, one file each; ``strategy.py`` is the Flower Strategy that composes them."""
