@@ -67,7 +67,7 @@ class Layout:
         """Named views into a (…, d) or (…, d + b) tensor; writing to them writes to it."""
         size = vector.shape[-1]
         return {
-            name: vector[..., start:stop].view(*vector.shape[:-1], *shape)
+            name: vector[..., start:stop].view((*vector.shape[:-1], *shape))
             for name, start, stop, shape in self.slices
             if stop <= size
         }
