@@ -116,7 +116,7 @@ class Flat(ArrayRecord):
         kinds = {name: dtype for name, _, dtype in self.layout.buffers}
         for name, view in self.layout.views(self.vector).items():
             array = view.detach().cpu().numpy()
-            record[name] = Array(np.ascontiguousarray(array.astype(kinds.get(name, array.dtype))))
+            record[name] = Array(np.array(array, dtype=kinds.get(name, array.dtype), order="C"))
         return record
 
 
