@@ -42,12 +42,14 @@ class SharedArray(Array):
     ``tensor`` is for fedsim's own code; ``numpy()`` copies, since guests write into what they are given.
     """
 
+    tensor: Tensor
+
     def __init__(self, tensor: Tensor) -> None:
         self.__dict__["tensor"] = tensor
 
-    dtype = property(lambda self: str(self.tensor.dtype).removeprefix("torch."))  # type: ignore[assignment]
-    shape = property(lambda self: tuple(self.tensor.shape))  # type: ignore[assignment]
-    stype = property(lambda self: "numpy.ndarray")  # type: ignore[assignment]
+    dtype = property(lambda self: str(self.tensor.dtype).removeprefix("torch."))
+    shape = property(lambda self: tuple(self.tensor.shape))
+    stype = property(lambda self: "numpy.ndarray")
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
@@ -142,7 +144,7 @@ def flatten(record: ArrayRecord, layout: Layout, dtype: torch.dtype = torch.floa
         ValueError: an array is missing, unknown, or of the wrong shape; one line that says which.
     """
     size = layout.d + layout.b
-    if isinstance(record, Flat) and record.layout is layout:
+    if isinstance(record, Flat) and (record.layout is layout or record.layout == layout):
         if record.vector.shape != (size,):
             raise ValueError(f"vector of {tuple(record.vector.shape)} instead of ({size},)")
         return record.vector.to(dtype)

@@ -1,0 +1,121 @@
+"""What a reply must be before a server rule sees it.
+
+A client may send anything: no numbers at all, infinities, arrays that the model does not have. What is wrong with
+a reply is said in one line, which stands beside the client's name in the round's record; the reply itself goes no
+further.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedsim.errors import FedsimError
+from fedsim.flower import flatten
+from fedsim.updates import Layout
+
+EXAMPLES = "num-examples"
+LONGEST_REASON = 200
+MOST_EXAMPLES = 2**53
+"""Counts above this are no longer exact in float64."""
+
+
+class InvalidReply(FedsimError):
+    """A reply that must not reach the model; the message is the reason, one line."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(one_line(reason))
+
+
+def one_line(reason: object) -> str:
+    """Any text as one line of bounded length."""
+    text = " ".join(str(reason).split())
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
+
+
+def check_reply(
+    message: Message,
+    layout: Layout,
+    expects: Literal["delta", "weights"] = "delta",
+    limit: float = math.inf,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, int, dict[str, Any]]:
+    """The content of a valid reply.
+
+    Args:
+        message: what came back; an Error reply is invalid for its own reason.
+        layout: the arrays that must be there, no more and no less.
+        expects: ``delta`` for our own clients (further records may ride along), ``weights`` for what a stock
+            Flower strategy is given: exactly one record of arrays and one of metrics, all metrics finite.
+        limit: largest |value| that is accepted.
+        dtype: precision of the vector that is returned.
+
+    Returns:
+        The (d + b,) vector (it may share the message's memory), the example count, and the metrics.
+
+    Raises:
+        InvalidReply: with the reason.
+    """
+    if message.has_error():
+        raise InvalidReply(message.error.reason or f"error {message.error.code}")
+    arrays, metrics = _records(message.content, strict=expects == "weights")
+    try:
+        vector = flatten(arrays, layout, dtype)
+    except Exception as error:
+        raise InvalidReply(error) from error
+    _check_values(vector, layout, limit)
+    count = _count(metrics)
+    values = dict(metrics)
+    if expects == "weights":
+        for name, value in values.items():
+            numbers = value if isinstance(value, list) else [value]
+            if not all(math.isfinite(number) for number in numbers):
+                raise InvalidReply(f"metric '{name}' is not finite")
+    return vector, count, values
+
+
+def _records(content: RecordDict, strict: bool) -> tuple[ArrayRecord, MetricRecord]:
+    arrays, metrics = content.array_records, content.metric_records
+    if strict and (len(arrays) != 1 or len(metrics) != 1):
+        raise InvalidReply(f"{len(arrays)} records of arrays and {len(metrics)} of metrics instead of one of each")
+    found: list[Any] = []
+    for kind, key, records in (("arrays", "arrays", arrays), ("metrics", "metrics", metrics)):
+        if key in records:
+            found.append(records[key])
+        elif len(records) == 1:
+            found.append(next(iter(records.values())))
+        else:
+            raise InvalidReply(f"no record of {kind}")
+    return found[0], found[1]
+
+
+def _check_values(vector: Tensor, layout: Layout, limit: float) -> None:
+    if len(vector) == 0:
+        return
+    low, high = (float(bound) for bound in torch.aminmax(vector))
+    if -limit <= low and high <= limit and math.isfinite(low) and math.isfinite(high):
+        return
+    bad = ~vector.isfinite() if not (math.isfinite(low) and math.isfinite(high)) else vector.abs() > limit
+    position = int(bad.nonzero()[0])
+    name = next(name for name, start, stop, _ in layout.slices if start <= position < stop)
+    value = float(vector[position])
+    if math.isfinite(value):
+        raise InvalidReply(f"array '{name}' holds {value:g}, beyond the limit {limit:g}")
+    raise InvalidReply(f"array '{name}' holds {value:g}, which is not finite")
+
+
+def _count(metrics: MetricRecord) -> int:
+    if EXAMPLES not in metrics:
+        raise InvalidReply(f"metric '{EXAMPLES}' is missing")
+    value = metrics[EXAMPLES]
+    if isinstance(value, list) or not math.isfinite(value) or value != int(value):
+        raise InvalidReply(f"metric '{EXAMPLES}' is {value!r} instead of a whole number")
+    if value < 0:
+        raise InvalidReply(f"metric '{EXAMPLES}' is negative: {value!r}")
+    if value > MOST_EXAMPLES:
+        raise InvalidReply(f"metric '{EXAMPLES}' is {value!r}, more than anyone can hold")
+    return int(value)
