@@ -1,0 +1,1 @@
+"""Statistics over rounds and seeds, and diagnostics of training."""
