@@ -93,7 +93,8 @@ class Craft:
     """What the adversary sees and may do when it crafts the malicious rows of a round.
 
     Args:
-        rows: (f, d) what its clients would send (as steps: the change of the parameters that each row causes).
+        rows: (f, d) what its clients trained, before any attack of the list crafted (as steps: the change of the
+            parameters that each row causes).
         honest_rows: (n - f, d) rows of the honest clients, or None where the threat model hides them.
         reference: (d,) parameters that were sent in this round.
         clients: partition ids of the f malicious rows, ascending.
@@ -154,6 +155,11 @@ class Craft:
         if self.honest_rows is None:
             return self.rows
         return torch.cat([self.rows, self.honest_rows])
+
+    def skip(self, rows: Tensor) -> Tensor:
+        """The rows as they are, noted in ``state["skipped"]``: this round did not allow the attack."""
+        self.state["skipped"] = int(self.state.get("skipped", 0)) + 1
+        return rows
 
     def preview(self, rows: Tensor) -> Tensor:
         """(d,) parameters after this round if these rows (f, d) were sent: a pure run of the server on copied state.

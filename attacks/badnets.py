@@ -1,0 +1,86 @@
+"""BadNets: a patch of pixels that turns any image into the target.
+
+A share ``ratio`` of a malicious client's examples, chosen once among those that are not the target's, gets the
+trigger and the target label; the rest stays clean, so that the main task is learnt as well. Attack success is the
+share of triggered test images, those of the target left out, that are called the target.
+
+Gu et al., "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain", 2017, arXiv:1708.06733.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from pydantic import Field
+
+from attacks.attack import Attack, Compromised, attack
+from attacks.poisoning import choose, eligible, target_faults
+from attacks.trigger import Corner, Position, Trigger, input_shape, make_trigger
+from fedsim.data.examples import Examples
+from fedsim.errors import Fault, ScenarioError
+
+if TYPE_CHECKING:
+    from fedsim.scenario import Scenario
+
+
+@attack("badnets")
+class BadNets(Attack):
+    """A pixel patch as a backdoor.
+
+    Args:
+        target: the label that triggered images get.
+        ratio: share (float) or number (int) of a malicious client's examples that are poisoned.
+        size: pixels of each side of the patch, or [rows, columns].
+        corner: corner of the image that it lies in.
+        position: [row, column] of its upper left pixel, in place of a corner.
+        value: what its pixels are set to, one number or one a channel.
+        trigger: another trigger, by name or as a table with its options, in place of the patch.
+    """
+
+    untargeted = False
+
+    target: Annotated[int, Field(ge=0)] = 0
+    ratio: Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0)] = 0.5
+    size: Annotated[int, Field(ge=1)] | Position = 3
+    corner: Corner = "bottom_right"
+    position: Position | None = None
+    value: float | list[float] = 1.0
+    trigger: str | dict[str, Any] | None = None
+
+    def pattern(self) -> Trigger:
+        """The trigger."""
+        if self.trigger is not None:
+            return make_trigger(self.trigger)
+        patch = {"size": self.size, "corner": self.corner, "position": self.position, "value": self.value}
+        return make_trigger({"name": "patch", **patch})
+
+    def check(self, scenario: Scenario) -> Iterable[Fault]:
+        yield from target_faults(scenario, self.target)
+        prefix = "" if self.trigger is None else "trigger."
+        try:
+            pattern = self.pattern()
+        except ScenarioError as error:
+            yield from (Fault(f"{prefix}{fault.key}", fault.given, fault.accepted) for fault in error.faults)
+            return
+        shape = input_shape(scenario)
+        if shape is not None:
+            yield from (Fault(f"{prefix}{fault.key}", fault.given, fault.accepted) for fault in pattern.check(shape))
+
+    def poison(self, examples: Examples, node: Compromised) -> Examples:
+        chosen = choose(examples, self.target, self.ratio, node.stream("poison"))
+        if len(chosen) == 0:
+            return examples
+        inputs, targets = examples.inputs.clone(), examples.targets.clone()
+        inputs[chosen] = self.stamped(inputs[chosen], node)
+        targets[chosen] = self.target
+        return Examples(inputs, targets)
+
+    def stamped(self, inputs: torch.Tensor, node: Compromised) -> torch.Tensor:
+        """What this client's poisoned images look like."""
+        return self.pattern().stamp(inputs)
+
+    def triggered(self, test: Examples) -> Examples:
+        others = test.take(eligible(test, self.target))
+        return Examples(self.pattern().stamp(others.inputs), torch.full_like(others.targets, self.target))
