@@ -1,0 +1,87 @@
+# fedsim's commands; `make` lists them. Plain POSIX shell and make: Linux and macOS alike.
+#
+#   PYTHON=python3.12 make demo        picks the interpreter that .venv is made with
+#   PIP_FLAGS=... make demo            more flags for pip (a mirror, a folder of wheels)
+
+VENV = .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+TOOLS = $(VENV)/.installed-dev
+PIP = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+MNIST = data/mnist
+FASHION = data/fashion-mnist
+
+.PHONY: help demo test test-all data bench clean
+
+help:
+	@echo 'make demo      set up .venv, run scenarios/quickstart.toml, show what came of it'
+	@echo 'make test      lint, format, types, layers, tests (not the slow ones)'
+	@echo 'make test-all  the same with the slow tests'
+	@echo 'make data      bring Fashion-MNIST and MNIST to data/'
+	@echo 'make bench     measure fedsim beside bare PyTorch, Flower and scipy (BENCH_FLAGS=--quick: without Flower)'
+	@echo 'make clean     remove .venv and caches; runs/ and data/ stay'
+
+demo: $(INSTALLED)
+	@rm -rf runs/quickstart
+	@$(BIN)/fedsim run quickstart --out runs/quickstart
+
+test: $(TOOLS)
+	@$(MAKE) -s check
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(TOOLS)
+	@$(MAKE) -s check
+	@$(BIN)/python -m pytest -m "slow or not slow"
+
+.PHONY: check
+check:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(INSTALLED)
+	@$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
+
+data: $(MNIST)/t10k-labels-idx1-ubyte.gz $(FASHION)/t10k-labels-idx1-ubyte.gz
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+
+$(BIN)/python:
+	@python=''; for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+		if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
+		then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo 'fedsim needs Python 3.11, 3.12 or 3.13; found none of them on PATH.' >&2; \
+		echo 'Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python@3.12;' >&2; \
+		echo 'elsewhere: PYTHON=/path/to/python make demo' >&2; exit 1; \
+	fi; \
+	if ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
+		echo "$$python cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; \
+	fi; \
+	echo "Making .venv with $$($$python --version)"; \
+	$$python -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt $(BIN)/python
+	@[ -e $@ ] || $(MAKE) -s say-download
+	$(PIP) -e .
+	@touch $@
+
+$(TOOLS): pyproject.toml constraints.txt $(BIN)/python
+	@[ -e $(INSTALLED) ] || $(MAKE) -s say-download
+	$(PIP) -e '.[dev]'
+	@touch $(INSTALLED) $@
+
+.PHONY: say-download
+say-download:
+	@echo 'Installing into .venv, this once: downloads about 650 MB with the CPU build of PyTorch, 2.3 GB on disk.'
+	@echo "(Linux's default PyTorch brings its CUDA libraries: 2.5 GB more. A CPU build that pip finds, say through"
+	@echo 'PIP_FLAGS="--find-links FOLDER", is taken instead.)'
+
+$(MNIST)/t10k-labels-idx1-ubyte.gz:
+	@sh benchmarks/fetch.sh mnist $(MNIST)
+
+$(FASHION)/t10k-labels-idx1-ubyte.gz:
+	@sh benchmarks/fetch.sh fashion_mnist $(FASHION)
