@@ -1,0 +1,227 @@
+"""A grid around any other: it holds the adversary's nodes.
+
+Messages to nodes that the adversary holds are marked, so that the attacks' hooks run there; what these nodes reply is
+crafted on its way back, seeing just what the threat model allows. Every message passes the attacks' ``observe``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.message_type import MessageType
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from attacks.adversary import Adversary
+from attacks.attack import overrides
+from fedsim.flower import Directory, Flat, flatten, with_content
+from fedsim.updates import Layout, Updates
+
+
+class AdversarialGrid(Grid):
+    """Any Flower grid, some of whose nodes an adversary holds.
+
+    Args:
+        grid: the grid that really sends.
+        adversary: who, when, with what knowledge.
+        layout: parameters and buffers of the model.
+        population: clients in the federation.
+        server_lr: the server optimizer's learning rate.
+        preview: (valid rows, round) → parameters (d,), a pure run of the server; None where it is not to be known.
+        limit: rows beyond it are broken and hidden from the adversary's statistics.
+        dtype: precision of what is exchanged.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        adversary: Adversary,
+        layout: Layout,
+        population: int,
+        *,
+        server_lr: float = 1.0,
+        preview: Callable[[Updates, int], Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.inner = grid
+        self.adversary = adversary
+        self.layout = layout
+        self.population = population
+        self.server_lr = server_lr
+        self.preview = preview
+        self.dtype = dtype
+        self.partitions_in_order = bool(getattr(grid, "partitions_in_order", False))
+        self.state: dict[str, Any] = {}
+        self.acted = False
+        self.attacking: list[int] = []
+        self._previous: Tensor | None = None
+        self._directory: Directory | None = None
+        self._crafts = any(overrides(attack, "craft") or overrides(attack, "claimed_examples") for attack in adversary.attacks)
+        self._claims = adversary.claim is not None
+        self._observers = [attack for attack in adversary.attacks if overrides(attack, "observe")]
+
+    def set_run(self, run: Any) -> None:
+        self.inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self.inner.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return self.inner.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self.inner.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Pass messages on unmarked; the adversary acts in :meth:`send_and_receive`."""
+        return self.inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self.inner.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Mark, send, craft."""
+        sent = list(messages)
+        if not sent:
+            return []
+        if self._directory is None:
+            self._directory = Directory(self.inner, self.population)
+        kind = sent[0].metadata.message_type
+        malicious: list[int] = []
+        if kind.split(".")[0] == MessageType.TRAIN:
+            server_round = _round_of(sent[0])
+            clients = [self._directory.partition(message.metadata.dst_node_id) for message in sent]
+            malicious = self.adversary.malicious(clients, server_round)
+            sent = self._marked(sent, clients, set(malicious))
+        replies = list(self.inner.send_and_receive(sent, timeout=timeout))
+        if kind == MessageType.TRAIN:
+            self.attacking = malicious
+            self.acted = False
+            if malicious:
+                replies = self._crafted(sent, replies, set(malicious), server_round)
+            self._previous = self._received(sent[0])
+        for attack in self._observers:
+            self._show(attack, sent, replies)
+        return replies
+
+    def _marked(self, messages: list[Message], clients: Sequence[int], malicious: set[int]) -> list[Message]:
+        marked = []
+        for message, client in zip(messages, clients, strict=True):
+            if client in malicious:
+                mark = ConfigRecord({"rank": self.adversary.rank(client), "attackers": len(self.adversary.pool)})
+                content = RecordDict({**dict(message.content), "adversary": mark})
+                message = with_content(message, content)
+            marked.append(message)
+        return marked
+
+    def _received(self, message: Message) -> Tensor:
+        return flatten(message.content["arrays"], self.layout, self.dtype)  # type: ignore[arg-type]
+
+    def _crafted(
+        self, sent: list[Message], replies: list[Message], malicious: set[int], server_round: int
+    ) -> list[Message]:
+        assert self._directory is not None
+        hooks = ("poison", "objective", "after_step")
+        trained = {self._directory.partition(reply.metadata.src_node_id) for reply in replies if reply.has_content()}
+        self.acted = bool(malicious & trained) and any(
+            overrides(attack, hook) for attack in self.adversary.attacks for hook in hooks
+        )
+        if not self._crafts and not self._claims:
+            return replies
+        reference = self._received(sent[0])
+        d = self.layout.d
+        as_weights = "reply" not in sent[0].content.config_records.get("config", {})
+        omniscient = self.adversary.knowledge == "omniscient"
+        rows: dict[bool, list[tuple[int, int, Tensor, int]]] = {True: [], False: []}
+        for position, reply in enumerate(replies):
+            client = self._directory.partition(reply.metadata.src_node_id)
+            if not reply.has_content() or (client not in malicious and not omniscient):
+                continue
+            try:
+                vector = flatten(next(iter(reply.content.array_records.values())), self.layout, self.dtype)
+                count = int(next(iter(reply.content.metric_records.values())).get("num-examples", 0))  # type: ignore[arg-type]
+            except (ValueError, StopIteration):
+                continue
+            if as_weights:
+                vector = vector - reference
+            if client in malicious or bool(torch.isfinite(vector).all()):
+                rows[client in malicious].append((client, position, vector, count))
+        own = sorted(rows[True], key=lambda row: row[0])
+        if not own:
+            return replies
+        before = _updates(own, reference[:d], self.layout)
+        honest = _updates(sorted(rows[False], key=lambda row: row[0]), reference[:d], self.layout) if omniscient else None
+        after, claimed = self.adversary.craft(
+            before,
+            honest,
+            round=server_round,
+            num_clients=len(sent),
+            server_lr=self.server_lr,
+            previous_reference=None if self._previous is None else self._previous[:d],
+            server=self._server(before, honest, server_round),
+            state=self.state,
+        )
+        self.acted |= not torch.equal(after, before.values) or not torch.equal(claimed, before.num_examples)
+        for i, (_, position, vector, count) in enumerate(own):
+            row = torch.cat([after[i].to(vector), vector[d:]])
+            replies[position] = self._replaced(replies[position], row, reference, as_weights, count, int(claimed[i]))
+        return replies
+
+    def _replaced(
+        self, reply: Message, row: Tensor, reference: Tensor, as_weights: bool, count: int, claimed: int
+    ) -> Message:
+        record = Flat(reference + row if as_weights else row, self.layout)
+        content = RecordDict(dict(reply.content))
+        key = next(iter(reply.content.array_records))
+        content[key] = record.plain() if as_weights or not self.partitions_in_order else record
+        if claimed != count:
+            name = next(iter(reply.content.metric_records))
+            content[name] = MetricRecord({**dict(reply.content[name]), "num-examples": claimed})  # type: ignore[dict-item]
+        return with_content(reply, content)
+
+    def _server(self, own: Updates, honest: Updates | None, server_round: int) -> Callable[[Tensor], Tensor] | None:
+        if self.preview is None or honest is None or not self.adversary.knows_defense:
+            return None
+        preview, everyone = self.preview, [*own.client_ids, *honest.client_ids]
+        order = sorted(range(len(everyone)), key=everyone.__getitem__)
+
+        def server(rows: Tensor) -> Tensor:
+            values = torch.cat([rows.to(honest.values), honest.values])[order]
+            counts = torch.cat([own.num_examples, honest.num_examples])[order]
+            extras = {}
+            if "buffers" in own.extras:
+                extras["buffers"] = torch.cat([own.extras["buffers"], honest.extras["buffers"]])[order]
+            clients = [everyone[i] for i in order]
+            updates = Updates(values, counts, clients, own.reference, extras=extras, layout=self.layout)
+            return preview(updates, server_round)
+
+        return server
+
+    def _show(self, attack: Any, sent: list[Message], replies: list[Message]) -> None:
+        by_node = {reply.metadata.src_node_id: reply for reply in replies}
+        for message in sent:
+            seen = with_content(message, RecordDict({k: r.copy() for k, r in message.content.items()}))
+            reply = by_node.get(message.metadata.dst_node_id)
+            attack.observe(seen, copy.copy(reply) if reply is not None else None)
+
+
+def _round_of(message: Message) -> int:
+    for record in message.content.config_records.values():
+        if "server-round" in record:
+            return int(record["server-round"])  # type: ignore[arg-type]
+    return 0
+
+
+def _updates(rows: list[tuple[int, int, Tensor, int]], reference: Tensor, layout: Layout) -> Updates:
+    d = len(reference)
+    matrix = torch.stack([row[2] for row in rows]) if rows else reference.new_zeros((0, d + layout.b))
+    extras = {"buffers": matrix[:, d:]} if layout.b else {}
+    counts = torch.tensor([float(row[3]) for row in rows], dtype=torch.float64)
+    return Updates(matrix[:, :d], counts, [row[0] for row in rows], reference, extras=extras, layout=layout)

@@ -1,0 +1,419 @@
+"""The Flower Strategy of fedsim: sampled cohorts, validated replies, defenses in a row, a server optimizer.
+
+``configure_train`` draws the cohort and addresses it, ``aggregate_train`` turns the valid replies into an
+:class:`~fedsim.updates.Updates` matrix, runs the defenses, steps the server's optimizer and lets each defense finish
+the model. It runs on any Flower grid, in ``fedsim.run`` as in Flower's own ``start``. Parts that need further
+exchanges get them around the training: through the grid that ``configure_train`` is handed.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.message_type import MessageType
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim import rng
+from fedsim.data.examples import Examples
+from fedsim.errors import FedsimError, UpdatesError
+from fedsim.flower import Directory, Flat, flatten, send
+from fedsim.updates import Aggregate, Layout, Updates
+from strategies.defense import TRAIN, Defense, Reply, Request, Round, overrides
+from strategies.pipeline import aggregate
+from strategies.validity import InvalidReply, check_reply
+
+log = logging.getLogger("fedsim")
+
+Force = Callable[[int, NDArray[np.int64]], tuple[NDArray[np.int64], list[tuple[int, int]]]]
+
+
+@dataclass
+class Outcome:
+    """What happened in a round, for its record.
+
+    Args:
+        round: the round.
+        cohort: partition ids that were asked, ascending.
+        forced: (attacker, client whose draw it took).
+        faults: (client, reason) of every reply that did not count; client -1 is the server itself.
+        updates: the valid rows, or None where there were none.
+        aggregate: what the defenses made of them.
+        acted: whether the defenses changed anything against the weighted mean.
+        train_loss: clients' mean training loss, weighted by examples; NaN where no one told.
+    """
+
+    round: int
+    cohort: list[int] = field(default_factory=list)
+    forced: list[tuple[int, int]] = field(default_factory=list)
+    faults: list[tuple[int, str]] = field(default_factory=list)
+    updates: Updates | None = None
+    aggregate: Aggregate | None = None
+    acted: bool = False
+    train_loss: float = math.nan
+    worst10: float = math.nan
+
+
+class DefendedStrategy(Strategy):
+    """Federated averaging behind a list of defenses.
+
+    Args:
+        defenses: in order, from the clients to the model.
+        optimizer: server optimizer part, ``step(parameters, update, state, round)``.
+        sampler: sampler part, ``sample(round, sizes, per_round, generator)``.
+        layout: parameters (d) and buffers (b) of the model.
+        sizes: (clients,) examples of each client.
+        per_round: clients asked in a round.
+        seed: the scenario's seed.
+        limit: largest magnitude of a number in a valid reply.
+        timeout: seconds to wait in exchanges that parts ask for.
+        scale: round → factor on the clients' learning rate.
+        force: (round, cohort in draw order) → cohort, [(attacker, replaced)]; the adversary's forced selection.
+        root: the server's own clean examples.
+        predict: (vector (d + b,), inputs) → logits.
+        evaluate_clients: fixed partition ids for per-client accuracy.
+        evaluate_every: rounds between such evaluations; 0: never.
+        last_round: the round in which they are evaluated in any case.
+        dtype: precision of what is exchanged.
+        device: where the server computes.
+    """
+
+    def __init__(
+        self,
+        defenses: Sequence[Defense],
+        optimizer: Any,
+        sampler: Any,
+        *,
+        layout: Layout,
+        sizes: NDArray[Any],
+        per_round: int,
+        seed: int = 0,
+        limit: float = 1e8,
+        timeout: float = 3600.0,
+        scale: Callable[[int], float] = lambda round: 1.0,
+        force: Force | None = None,
+        root: Examples | None = None,
+        predict: Callable[[Tensor, Tensor], Tensor] | None = None,
+        evaluate_clients: Sequence[int] = (),
+        evaluate_every: int = 0,
+        last_round: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.defenses = list(defenses)
+        self.optimizer = optimizer
+        self.sampler = sampler
+        self.layout = layout
+        self.sizes = sizes
+        self.per_round = per_round
+        self.seed = seed
+        self.limit = limit
+        self.timeout = timeout
+        self.scale = scale
+        self.force = force
+        self.root = root
+        self.predict = predict
+        self.evaluate_clients = list(evaluate_clients)
+        self.evaluate_every = evaluate_every
+        self.last_round = last_round
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.states: list[dict[str, Any]] = [{} for _ in self.defenses]
+        self.optimizer_state: dict[str, Any] = {}
+        self.outcome = Outcome(0)
+        self.directory: Directory | None = None
+        self._vector = torch.zeros(layout.d + layout.b, dtype=dtype)
+        self._contexts: list[Round] = []
+        self._talks: list[tuple[Generator[Request, Any, None], Round]] = []
+        self._grid: Grid | None = None
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Draw the cohort, let the parts talk first, and address the training message."""
+        self._connect(grid)
+        self._vector = flatten(arrays, self.layout, self.dtype).to(self.device)
+        generator = rng.stream(self.seed, "server.sample", round=server_round)
+        drawn = np.asarray(self.sampler.sample(server_round, self.sizes, self.per_round, generator), dtype=np.int64)
+        forced: list[tuple[int, int]] = []
+        if self.force is not None:
+            drawn, forced = self.force(server_round, drawn)
+        cohort = [int(client) for client in np.sort(drawn)]
+        self.outcome = Outcome(server_round, cohort, forced)
+        self._contexts = [self._context(i, server_round, len(cohort)) for i in range(len(self.defenses))]
+        self._talks = []
+        for part, ctx in zip(self.defenses, self._contexts, strict=True):
+            if overrides(part, "exchanges"):
+                talk = part.exchanges(ctx)
+                self._advance(talk, None, ctx, until_train=True)
+                self._talks.append((talk, ctx))
+        records = {key: record for ctx in self._contexts for key, record in ctx.records.items()}
+        return self._messages(MessageType.TRAIN, cohort, self._vector, records, server_round)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Validate, defend, step; the parameters stay as they are where no valid row came or no rule could work."""
+        outcome = self.outcome
+        updates = self._collect(replies)
+        outcome.updates = updates
+        vector = self._vector
+        if updates is not None:
+            try:
+                vector = self._step(updates, self._contexts)
+            except UpdatesError as error:
+                outcome.faults.append((-1, f"round skipped: {error}"))
+                outcome.aggregate = None
+        self._talks = []
+        self._contexts = []
+        self._vector = vector
+        metrics = {} if math.isnan(outcome.train_loss) else {"train-loss": outcome.train_loss}
+        return Flat(vector, self.layout), MetricRecord(metrics)  # type: ignore[arg-type]
+
+    def preview(self, updates: Updates, server_round: int) -> Tensor:
+        """(d,) parameters that these valid rows would lead to: the server run on copied state."""
+        kept = self.states, self.optimizer_state, self.outcome
+        self.states, self.optimizer_state = copy.deepcopy(self.states), copy.deepcopy(self.optimizer_state)
+        self.outcome = Outcome(server_round)
+        try:
+            contexts = [self._context(i, server_round, self.per_round) for i in range(len(self.defenses))]
+            return self._step(updates, contexts, talks=False)[: self.layout.d]
+        finally:
+            self.states, self.optimizer_state, self.outcome = kept
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask the fixed clients for their own accuracy, every ``evaluate_every`` rounds and in the last."""
+        due = self.evaluate_every and (server_round % self.evaluate_every == 0 or server_round == self.last_round)
+        if not due or not self.evaluate_clients:
+            return []
+        self._connect(grid)
+        vector = flatten(arrays, self.layout, self.dtype)
+        return self._messages(MessageType.EVALUATE, self.evaluate_clients, vector, {}, server_round)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Mean accuracy of the clients, and of the worst tenth of them (at least one)."""
+        accuracies = []
+        for reply in replies:
+            if reply.has_content() and "metrics" in reply.content.metric_records:
+                metrics = reply.content.metric_records["metrics"]
+                accuracy, count = metrics.get("accuracy"), metrics.get("num-examples", 0)
+                if isinstance(accuracy, (int, float)) and math.isfinite(accuracy) and isinstance(count, int) and count > 0:
+                    accuracies.append(float(accuracy))
+        if not accuracies:
+            return None
+        worst = sorted(accuracies)[: max(1, len(accuracies) // 10)]
+        self.outcome.worst10 = sum(worst) / len(worst)
+        return MetricRecord({"accuracy": sum(accuracies) / len(accuracies), "worst10": self.outcome.worst10})
+
+    def summary(self) -> None:
+        """Log what this strategy is made of."""
+        log.info("defenses: %s", ", ".join(getattr(part, "name", type(part).__name__) for part in self.defenses))
+        log.info("cohort: %d of %d clients", self.per_round, len(self.sizes))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Memory of the defenses and of the server optimizer (tensors, numbers, strings)."""
+        return {"defenses": self.states, "optimizer": self.optimizer_state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.states, self.optimizer_state = list(state["defenses"]), dict(state["optimizer"])
+
+    def _connect(self, grid: Grid) -> None:
+        if self._grid is not grid:
+            self._grid = grid
+            self.directory = Directory(grid, len(self.sizes))
+
+    def _context(self, position: int, server_round: int, num_clients: int) -> Round:
+        d = self.layout.d
+        part = self.defenses[position]
+        return Round(
+            round=server_round,
+            seed=self.seed,
+            part=f"{position}.{getattr(part, 'name', type(part).__name__)}",
+            layout=self.layout,
+            num_clients=num_clients,
+            root=self.root,
+            predict=self._predict if self.predict is not None else None,
+            buffers=self._vector[d:] if self.layout.b else None,
+            state=self.states[position],
+            parameters=self._vector[:d],
+        )
+
+    def _predict(self, parameters: Tensor, inputs: Tensor) -> Tensor:
+        assert self.predict is not None
+        vector = torch.cat([parameters, self._vector[self.layout.d :]]) if len(parameters) == self.layout.d else parameters
+        return self.predict(vector, inputs)
+
+    def _messages(
+        self, kind: str, cohort: Sequence[int], vector: Tensor, records: dict[str, Any], server_round: int
+    ) -> list[Message]:
+        assert self.directory is not None
+        arrays = Flat(vector, self.layout)
+        config = ConfigRecord({"server-round": server_round, "reply": "delta", "scale": float(self.scale(server_round))})
+        content = RecordDict({"arrays": arrays if self.directory.ours else arrays.plain(), "config": config, **records})
+        return [send(content, self.directory.node(client), kind, group=str(server_round)) for client in cohort]
+
+    def _advance(
+        self, talk: Generator[Request, Any, None], first: Any, ctx: Round, *, until_train: bool
+    ) -> None:
+        """Play a part's requests until it yields ``TRAIN`` (or, after the training, until it ends)."""
+        assert self._grid is not None and self.directory is not None
+        answer = first
+        while True:
+            try:
+                request = talk.send(answer)
+            except StopIteration:
+                if until_train:
+                    raise FedsimError(f"defense '{ctx.part}': its exchanges ended without yielding TRAIN") from None
+                return
+            if request is TRAIN:
+                if not until_train:
+                    raise FedsimError(f"defense '{ctx.part}': its exchanges yield TRAIN twice")
+                return
+            answer = self._play(request, ctx)
+
+    def _play(self, request: Request, ctx: Round) -> list[Reply]:
+        assert self._grid is not None and self.directory is not None
+        cohort = self.outcome.cohort if request.cohort is None else [int(client) for client in request.cohort]
+        vector = self._vector
+        if request.parameters is not None:
+            vector = torch.cat([request.parameters.to(self._vector), self._vector[self.layout.d :]])
+        messages = self._messages(request.handler, cohort, vector, dict(request.records), ctx.round)
+        answered: dict[int, Reply] = {}
+        for reply in self._grid.send_and_receive(messages=messages, timeout=self.timeout):
+            client = self._sender(reply)
+            if client not in cohort or client in answered:
+                continue
+            reason = reply.error.reason if reply.has_error() else _not_finite(reply.content)
+            if reason:
+                self.outcome.faults.append((client, f"{request.name}: {reason}"))
+            else:
+                answered[client] = Reply(client, reply.content)
+        said = {client for client, _ in self.outcome.faults}
+        for client in cohort:
+            if client not in answered and client not in said:
+                self.outcome.faults.append((client, f"{request.name}: no reply"))
+        return [answered[client] for client in sorted(answered)]
+
+    def _sender(self, reply: Message) -> int:
+        assert self.directory is not None
+        try:
+            return self.directory.partition(reply.metadata.src_node_id)
+        except KeyError:
+            return -1
+
+    def _collect(self, replies: Iterable[Message]) -> Updates | None:
+        """The valid rows in ascending partition id; everything else is named in the outcome's faults."""
+        outcome, size = self.outcome, self.layout.d + self.layout.b
+        asked = set(outcome.cohort)
+        rows: dict[int, tuple[Tensor, int]] = {}
+        refused: dict[int, str] = {}
+        losses: dict[int, tuple[float, int]] = {}
+        for reply in replies:
+            client = self._sender(reply)
+            if client not in asked:
+                outcome.faults.append((client, "a reply that no one asked for"))
+                continue
+            if client in rows or client in refused:
+                outcome.faults.append((client, "a second reply"))
+                continue
+            try:
+                vector, count, metrics = check_reply(reply, self.layout, "delta", self.limit, self.dtype)
+            except InvalidReply as error:
+                refused[client] = str(error)
+                continue
+            rows[client] = (vector, count)
+            loss = metrics.get("loss")
+            if isinstance(loss, (int, float)) and math.isfinite(loss) and count > 0:
+                losses[client] = (float(loss), count)
+        refused |= {client: "no reply" for client in asked - rows.keys() - refused.keys()}
+        outcome.faults += [(client, refused[client]) for client in sorted(refused)]
+        total = sum(count for _, count in losses.values())
+        if total:
+            outcome.train_loss = sum(losses[client][0] * losses[client][1] for client in sorted(losses)) / total
+        if not rows:
+            return None
+        clients = sorted(rows)
+        matrix = stack([rows[client][0] for client in clients], size).to(self.device)
+        extras = {"buffers": matrix[:, self.layout.d :]} if self.layout.b else {}
+        counts = torch.tensor([rows[client][1] for client in clients], dtype=torch.float64)
+        return Updates(
+            matrix[:, : self.layout.d], counts, clients, self._vector[: self.layout.d], extras=extras, layout=self.layout
+        )
+
+    def _step(self, updates: Updates, contexts: list[Round], talks: bool = True) -> Tensor:
+        """The new (d + b,) vector."""
+        d, outcome = self.layout.d, self.outcome
+        result = aggregate(self.defenses, updates, contexts)
+        outcome.acted = self._changed(updates, result)
+        for talk, ctx in self._talks if talks else ():
+            ctx.aggregate = result
+            self._advance(talk, updates, ctx, until_train=False)
+            outcome.acted |= ctx.aggregate is not result
+            result = ctx.aggregate
+        outcome.aggregate = result
+        parameters = self.optimizer.step(self._vector[:d], result.update, self.optimizer_state, outcome.round)
+        for part, ctx in zip(self.defenses, contexts, strict=True):
+            if overrides(part, "finish"):
+                finished = part.finish(parameters, ctx)
+                outcome.acted |= not torch.equal(finished, parameters)
+                parameters = finished
+        if not bool(torch.isfinite(parameters).all()):
+            raise UpdatesError("the aggregate is not finite")
+        buffers = self._vector[d:]
+        if result.buffers is not None and len(buffers):
+            buffers = buffers + result.buffers.to(buffers)
+        return torch.cat([parameters.to(self._vector), buffers]) if len(buffers) else parameters.to(self._vector)
+
+    def _changed(self, updates: Updates, result: Aggregate) -> bool:
+        if not any(overrides(part, stage) for part in self.defenses for stage in ("transform", "select", "combine")):
+            return False
+        total = updates.num_examples.sum()
+        if total > 0 and not torch.allclose(result.weights, updates.num_examples / total, atol=1e-12, rtol=1e-9):
+            return True
+        head = slice(0, min(4096, updates.d))
+        sample = Updates(updates.values[:, head], updates.num_examples, updates.client_ids, updates.reference[head])
+        if not torch.allclose(sample.mean(), result.update[head], rtol=1e-5, atol=1e-12):
+            return True
+        return not torch.allclose(updates.mean(), result.update, rtol=1e-5, atol=1e-12)
+
+
+def stack(rows: Sequence[Tensor], size: int) -> Tensor:
+    """The rows as one (n, size) matrix; rows that already lie one behind the other in memory are not copied."""
+    first = rows[0]
+    step = size * first.element_size()
+    in_place = all(
+        row.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and row.data_ptr() == first.data_ptr() + i * step
+        and row.is_contiguous()
+        for i, row in enumerate(rows)
+    )
+    if in_place:
+        return first.as_strided((len(rows), size), (size, 1))
+    return torch.stack(list(rows))
+
+
+def _not_finite(content: RecordDict) -> str:
+    """Why a reply's records cannot be used: the first number in them that is not finite; '' if all are."""
+    for key, arrays in content.array_records.items():
+        for name, array in arrays.items():
+            try:
+                values = array.numpy()
+            except Exception as error:
+                return f"record '{key}': array '{name}': {error}"
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                return f"record '{key}': array '{name}' is not finite"
+    for key, metrics in content.metric_records.items():
+        for name, value in metrics.items():
+            if not np.isfinite(np.asarray(value, dtype=np.float64)).all():
+                return f"record '{key}': metric '{name}' is not finite"
+    return ""
