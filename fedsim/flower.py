@@ -109,6 +109,13 @@ class Flat(ArrayRecord):
     def copy(self) -> Flat:
         return Flat(self.vector, self.layout)
 
+    def named(self) -> ArrayRecord:
+        """The named arrays in a record of their own, sharing memory: what a guest may take apart and send back."""
+        record = ArrayRecord()
+        for name, view in self.layout.views(self.vector).items():
+            record[name] = SharedArray(view)
+        return record
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (_flat_from_numpy, (self.vector.detach().cpu().numpy(), self.layout))
 
@@ -191,11 +198,33 @@ def error_reply(message: Message, reason: str, code: int = 0) -> Message:
 
 
 def guest_content(content: RecordDict) -> RecordDict:
-    """A copy of each record inside, since guests empty what they are given."""
-    return RecordDict({key: record.copy() for key, record in content.items()})
+    """A copy of each record inside, since guests empty, extend and send back what they are given."""
+    copied = RecordDict()
+    for key, record in content.items():
+        copied[key] = record.named() if isinstance(record, Flat) else _copy(record)
+    return copied
 
 
-def context(client: int, population: int, run_config: Mapping[str, Any] | None = None, state: RecordDict | None = None) -> Context:
+def owned_copy(state: RecordDict) -> RecordDict:
+    """A client's state with each record copied, so that what a failing client does to it can be dropped."""
+    copied = RecordDict()
+    for key, record in state.items():
+        copied[key] = _copy(record)
+    return copied
+
+
+def _copy(record: Any) -> Any:
+    copied = record.copy()
+    if not isinstance(record, ArrayRecord):
+        for name, value in record.items():
+            if isinstance(value, list):
+                copied[name] = list(value)
+    return copied
+
+
+def context(
+    client: int, population: int, run_config: Mapping[str, Any] | None = None, state: RecordDict | None = None
+) -> Context:
     """The Context of a node on our grids."""
     return Context(
         run_id=1,
@@ -252,7 +281,9 @@ class Directory:
                 self._partition[reply.metadata.src_node_id] = partition
         absent = [p for p in range(population) if p not in self._node]
         if absent:
-            raise FedsimError(f"nodes: no node holds partition {absent[0]} (and {len(absent) - 1} others) of {population}")
+            raise FedsimError(
+                f"nodes: no node holds partition {absent[0]} (and {len(absent) - 1} others) of {population}"
+            )
 
 
 Handler = Callable[[Message, Context], Message]
@@ -271,6 +302,7 @@ __all__ = [
     "error_reply",
     "flatten",
     "guest_content",
+    "owned_copy",
     "send",
     "set_identity",
     "with_content",

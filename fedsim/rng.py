@@ -8,6 +8,9 @@ stream. NumPy's ``SeedSequence`` hashes the key; its children are independent fo
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -53,3 +56,24 @@ def torch_stream(
     generator = torch.Generator(device=device)
     generator.manual_seed(integer(seed, purpose, round=round, client=client))
     return generator
+
+
+@contextmanager
+def global_states(seed: int, purpose: str, *, round: int = 0, client: int = -1) -> Iterator[None]:
+    """The global random states of Python, NumPy and torch are seeded by this key in the block, and restored after it.
+
+    For others' code only, which draws from them; one thread at a time.
+    """
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    number = integer(seed, purpose, round=round, client=client)
+    random.seed(number)
+    np.random.seed(number % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(number)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
