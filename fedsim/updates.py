@@ -7,8 +7,7 @@ in blocks of columns that are added in a fixed order, so that their bits do not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -16,14 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedsim import runtime
+from fedsim.blocks import exact, map_blocks, squared_distances, sum_blocks
 from fedsim.errors import UpdatesError
 
 if TYPE_CHECKING:
     from typing import Any
-
-BLOCK = 1 << 15
-"""Columns of one block: a float64 copy of 100 rows of it stays in the processor's cache hierarchy."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +81,6 @@ class Layout:
             for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
                 if name in views:
                     tensor.copy_(views[name])
-
-
-def map_blocks(function: Callable[[slice], Tensor], d: int, block: int = BLOCK) -> list[Tensor]:
-    """``function`` of every block of columns, in order; one thread a block, as many blocks at a time as there are cores."""
-    pieces = [slice(start, min(start + block, d)) for start in range(0, d, block)]
-    if len(pieces) <= 1 or runtime.cores() == 1:
-        with runtime.one_thread():
-            return [function(piece) for piece in pieces]
-    with ThreadPoolExecutor(runtime.cores(), initializer=runtime.worker_thread) as pool:
-        return list(pool.map(function, pieces))
-
-
-def sum_blocks(function: Callable[[slice], Tensor], d: int, block: int = BLOCK) -> Tensor | None:
-    """The blocks' results added in order; None for d = 0."""
-    total: Tensor | None = None
-    for piece in map_blocks(function, d, block):
-        total = piece if total is None else total + piece
-    return total
 
 
 @dataclass(eq=False)
@@ -194,12 +172,11 @@ class Updates:
         """(n, n) float64 inner products of the rows."""
 
         def block(columns: slice) -> Tensor:
-            piece = self.values[:, columns].double()
+            piece = exact(self.values[:, columns])
             return piece @ piece.T
 
-        total = sum_blocks(block, self.d)
-        n = len(self)
-        return torch.zeros(n, n, dtype=torch.float64) if total is None else total.cpu()
+        total = sum_blocks(block, self.d, parallel=self.values.device.type == "cpu")
+        return torch.zeros(len(self), len(self), dtype=torch.float64) if total is None else total.cpu()
 
     @cached_property
     def norms(self) -> Tensor:
@@ -209,40 +186,31 @@ class Updates:
     def squared_distances(self) -> Tensor:
         """(n, n) float64 squared Euclidean distances between rows; exact zeros on the diagonal.
 
-        From the Gram matrix; pairs whose distance is under 1e-6 of their norms are computed from differences.
+        From the Gram matrix; where that cancels, from differences (see :func:`fedsim.blocks.squared_distances`).
         """
         return self._squared_distances
 
     @cached_property
     def _squared_distances(self) -> Tensor:
-        squares = self.gram.diagonal()
-        pairs = squares[:, None] + squares[None, :]
-        distances = (pairs - 2 * self.gram).clamp(min=0)
-        distances.fill_diagonal_(0)
-        close = (distances < 1e-6 * pairs).triu(1).nonzero().tolist()
-        for i, j in close:
-            exact = self._difference_square(i, j)
-            distances[i, j] = distances[j, i] = exact
-        return distances
+        def rows(index: Tensor, columns: slice) -> Tensor:
+            return exact(self.values[index.to(self.values.device), columns])
 
-    def _difference_square(self, i: int, j: int) -> float:
-        def block(columns: slice) -> Tensor:
-            return (self.values[i, columns].double() - self.values[j, columns].double()).square().sum()
-
-        total = sum_blocks(block, self.d)
-        return 0.0 if total is None else float(total)
+        return squared_distances(self.gram, rows, self.d, parallel=self.values.device.type == "cpu")
 
     def weighted_sum(self, weights: Tensor, values: Tensor | None = None) -> Tensor:
-        """Σ weights_i · row_i as (d,), accumulated in float64, in the rows' precision."""
+        """Σ weights_i · row_i as (d,), summed in float64, in the rows' precision; rows of weight 0 are not read."""
         rows = self.values if values is None else values
-        w = weights.to(dtype=torch.float64, device=rows.device)
+        used = weights.nonzero().flatten()
+        index = None if len(used) == len(rows) else used.to(rows.device)
+        w = exact(weights[used].to(rows.device))
         result = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
 
         def block(columns: slice) -> Tensor:
-            result[columns] = (w @ rows[:, columns].double()).to(rows.dtype)
+            piece = rows[:, columns] if index is None else rows[index, columns]
+            result[columns] = (w @ exact(piece)).to(dtype=rows.dtype, device=rows.device)
             return result
 
-        map_blocks(block, rows.shape[1])
+        map_blocks(block, rows.shape[1], parallel=rows.device.type == "cpu")
         return result
 
     def mean(self) -> Tensor:
@@ -280,6 +248,20 @@ class Selection:
         return cls(mask, scores)
 
 
+def lowest(scores: Tensor, keep: int, updates: Updates) -> Tensor:
+    """Positions of the ``keep`` rows with the lowest scores, lowest first.
+
+    Scores that agree in ten digits are a tie, which the smaller partition id wins, not the order of the rows.
+    """
+    rounded = [float(f"{score:.9e}") for score in scores.tolist()]
+    ranks = [
+        (math.inf if math.isnan(score) else score, client)
+        for score, client in zip(rounded, updates.client_ids, strict=True)
+    ]
+    order = sorted(range(len(ranks)), key=ranks.__getitem__)
+    return torch.tensor(order[:keep], dtype=torch.long)
+
+
 @dataclass(eq=False)
 class Aggregate:
     """The outcome of a round's defenses.
@@ -301,4 +283,4 @@ def share(amount: float | int, n: int) -> int:
     """How many of n a share (float in [0, 1]: ⌊amount·n + 1e-9⌋) or a count (int) means."""
     if isinstance(amount, bool) or not isinstance(amount, float):
         return int(amount)
-    return int(math.floor(amount * n + 1e-9))
+    return math.floor(amount * n + 1e-9)

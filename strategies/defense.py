@@ -112,6 +112,12 @@ class Defense:
     coordinatewise: ClassVar[bool] = False
     """True if ``combine`` treats every coordinate alike and alone, so that buffers go through it as well."""
 
+    translation_equivariant: ClassVar[bool] = False
+    """True if the same vector added to every update is added to the aggregate; the conformance suite tests it."""
+
+    scale_equivariant: ClassVar[bool] = False
+    """True if updates times a positive number give the aggregate times it; the conformance suite tests it."""
+
     def check(self, scenario: Scenario) -> Iterable[Fault]:
         """What about this defense does not fit the scenario (keys relative to the defense)."""
         return ()
