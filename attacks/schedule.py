@@ -7,13 +7,18 @@ The schedules of Bagdasaryan et al. 2020 (single shot, repeated), Wang et al. 20
 
 from __future__ import annotations
 
-from dataclasses import field
+from collections.abc import Iterable
+from dataclasses import field, fields, is_dataclass
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from fedsim.errors import Fault
 from fedsim.registry import register
+
+if TYPE_CHECKING:
+    from fedsim.scenario import Scenario
 
 schedule = partial(register, "schedule")
 
@@ -26,6 +31,13 @@ class Schedule:
     def active(self, round: int, rounds: int) -> bool:
         """Whether the adversary attacks in this round, 1 … rounds."""
         raise NotImplementedError
+
+    def check(self, scenario: Scenario) -> Iterable[Fault]:
+        """A fault where no round of the scenario is an attack round although the adversary holds clients."""
+        rounds = scenario.rounds
+        if scenario.attackers and not any(self.active(round, rounds) for round in range(1, rounds + 1)):
+            given = {each.name: getattr(self, each.name) for each in fields(self)} if is_dataclass(self) else str(self)
+            yield Fault("", given, f"a schedule with an attack in rounds 1 to {rounds}", ("rounds",))
 
 
 @schedule("every_round")
