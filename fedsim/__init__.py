@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from fedsim import analysis, bench, data, errors, grids, losses, models, optim, report, rng, testing
     from fedsim.registry import make, names
     from fedsim.scenario import Scenario
-    from fedsim.simulation import Result, run
+    from fedsim.launch import run
+    from fedsim.simulation import Result
     from fedsim.updates import Aggregate, Selection, Updates
 
 _HOME = {
@@ -33,7 +34,7 @@ _HOME = {
     "Updates": "fedsim.updates",
     "make": "fedsim.registry",
     "names": "fedsim.registry",
-    "run": "fedsim.simulation",
+    "run": "fedsim.launch",
 }
 _ROOMS = ("analysis", "bench", "data", "errors", "grids", "losses", "models", "optim", "report", "rng", "testing")
 

@@ -111,6 +111,9 @@ class Defense:
 
     coordinatewise: ClassVar[bool] = False
     """True if ``combine`` treats every coordinate alike and alone, so that buffers go through it as well."""
+    handlers: ClassVar[Mapping[str, str]] = {}
+    """Handlers that this part wants on the clients: message type, e.g. ``query.statistics`` → name of its method
+    ``(node, content: RecordDict) -> RecordDict``; they answer the requests of ``exchanges``."""
 
     translation_equivariant: ClassVar[bool] = False
     """True if the same vector added to every update is added to the aggregate; the conformance suite tests it."""

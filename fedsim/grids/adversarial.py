@@ -32,7 +32,6 @@ class AdversarialGrid(Grid):
         population: clients in the federation.
         server_lr: the server optimizer's learning rate.
         preview: (valid rows, round) → parameters (d,), a pure run of the server; None where it is not to be known.
-        limit: rows beyond it are broken and hidden from the adversary's statistics.
         dtype: precision of what is exchanged.
     """
 
@@ -63,6 +62,13 @@ class AdversarialGrid(Grid):
         self._crafts = any(overrides(attack, "craft") or overrides(attack, "claimed_examples") for attack in adversary.attacks)
         self._claims = adversary.claim is not None
         self._observers = [attack for attack in adversary.attacks if overrides(attack, "observe")]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Memory of the attacks, and the parameters of the round before."""
+        return {"attacks": self.state, "previous": self._previous}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state, self._previous = state["attacks"], state["previous"]
 
     def set_run(self, run: Any) -> None:
         self.inner.set_run(run)

@@ -1,0 +1,294 @@
+"""Builds what a scenario names: data and who holds it, the model, the clients, the adversary, the server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+from torch import Tensor
+
+import fedsim
+from attacks.adversary import Adversary
+from attacks.attack import Attack, overrides
+from fedsim import flower, registry, rng, runtime
+from fedsim.client.app import FederatedClient
+from fedsim.client.workload import Workload
+from fedsim.data.examples import Dataset, Examples, Shares
+from fedsim.grids.adversarial import AdversarialGrid
+from fedsim.measures import Evaluator
+from fedsim.models.build import build_model
+from fedsim.scenario import Part, Scenario
+from fedsim.updates import Layout
+from strategies.strategy import DefendedStrategy
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+"""What is exchanged in a run of each precision."""
+
+
+def make(kind: str, part: Part) -> Any:
+    """The part that a scenario names."""
+    return registry.make(kind, part.name, **part.options)
+
+
+@dataclass
+class Federation:
+    """All parts of a run, built once a process.
+
+    Args:
+        scenario: what it was built from.
+        dataset: without the server's root data.
+        shares: who holds which training examples.
+        root: the server's own clean examples, or None.
+        layout: the model's parameters and buffers.
+        initial: (d + b,) vector before the first round.
+        attacks: in order.
+        adversary: who attacks when.
+        app: the ClientApp.
+    """
+
+    scenario: Scenario
+    dataset: Dataset
+    shares: Shares
+    root: Examples | None
+    layout: Layout
+    initial: Tensor
+    module: torch.nn.Module
+    attacks: list[Attack]
+    adversary: Adversary
+    app: FederatedClient
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.scenario.engine.precision]
+
+    def engine(self) -> Grid:
+        """The grid that the scenario names, with the clients on it."""
+        table = self.scenario.engine
+        part = registry.make("engine", table.name, **table.options)
+        return part.grid(self.app, num_clients=self.scenario.data.clients)  # type: ignore[no-any-return]
+
+    def evaluator(self) -> Evaluator:
+        workers = self.scenario.engine.options.get("workers") or runtime.cores()
+        return Evaluator(
+            self._fresh_module(),
+            self.layout,
+            self.scenario.evaluate.batch_size,
+            min(int(workers), runtime.cores()),
+            runtime.prepare_device(self.scenario.engine.device),
+            self.dtype,
+        )
+
+    def strategy(self, evaluator: Evaluator) -> Strategy:
+        """The server: our strategy with the scenario's defenses, or a stock Flower strategy."""
+        scenario = self.scenario
+        defenses = [make("defense", part) for part in scenario.server.defenses]
+        schedule = make("lr_schedule", scenario.client.lr_schedule)
+        if scenario.guest:
+            defenses[0].connect(
+                layout=self.layout,
+                seed=scenario.seed,
+                population=scenario.data.clients,
+                per_round=scenario.cohort,
+                limit=scenario.server.limit,
+                dtype=self.dtype,
+            )
+            return defenses[0]  # type: ignore[no-any-return]
+        fixed: list[int] = []
+        if scenario.evaluate.clients:
+            generator = rng.stream(scenario.seed, "evaluate.clients")
+            count = min(scenario.evaluate.clients, scenario.data.clients)
+            fixed = sorted(int(c) for c in generator.choice(scenario.data.clients, count, replace=False))
+        return DefendedStrategy(
+            defenses,
+            make("server_optimizer", scenario.server.optimizer),
+            make("sampler", scenario.server.sampler),
+            layout=self.layout,
+            sizes=self.shares.sizes,
+            per_round=scenario.cohort,
+            seed=scenario.seed,
+            limit=scenario.server.limit,
+            timeout=scenario.server.timeout,
+            scale=lambda round: float(schedule.factor(round, scenario.rounds)),
+            force=self.adversary.force if scenario.adversary.selection == "forced" and scenario.attackers else None,
+            root=self.root,
+            predict=evaluator.logits,
+            evaluate_clients=fixed,
+            evaluate_every=scenario.evaluate.every if fixed else 0,
+            last_round=scenario.rounds,
+            dtype=self.dtype,
+            device=runtime.prepare_device(scenario.engine.device),
+        )
+
+    def adversarial(self, grid: Grid, strategy: Strategy) -> AdversarialGrid:
+        """The grid with the adversary's nodes on it."""
+        preview = strategy.preview if isinstance(strategy, DefendedStrategy) else None
+        return AdversarialGrid(
+            grid,
+            self.adversary,
+            self.layout,
+            self.scenario.data.clients,
+            server_lr=float(self.scenario.server.optimizer.options.get("lr", 1.0)),
+            preview=preview if self.scenario.adversary.knows_defense else None,
+            dtype=self.dtype,
+        )
+
+    def triggered(self) -> Examples | None:
+        """The eligible test examples as the first attack with a trigger shows them."""
+        for attack in self.attacks:
+            if overrides(attack, "triggered"):
+                found = attack.triggered(self.dataset.test)
+                if found is not None:
+                    return found
+        return None
+
+    def _fresh_module(self) -> torch.nn.Module:
+        import copy
+
+        return copy.deepcopy(self.module)
+
+
+def build(scenario: Scenario) -> Federation:
+    """Read the data, divide it, build the model, the attacks and the clients.
+
+    Raises:
+        DataMissing: the data set is not on this machine.
+        FedsimError: a part cannot be built.
+    """
+    runtime.prepare_device(scenario.engine.device)
+    flower.set_identity()
+    dataset, root = _with_root(make("dataset", scenario.data.dataset).load(), scenario)
+    partition = make("partition", scenario.data.partition)
+    shares = partition.assign(dataset, scenario.data.clients, scenario.seed)
+    part = Part(name=scenario.model.name, options=scenario.model.options)
+    module = build_model(part, dataset.info, scenario.seed, scenario.engine.precision, init=scenario.model.init)
+    layout = Layout.of(module)
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    attacks = [make("attack", each) for each in scenario.adversary.attacks]
+    for attack in attacks:
+        attack.prepare(dataset.train, dataset.test, num_classes=dataset.info.num_classes, seed=scenario.seed)
+    table = scenario.adversary
+    adversary = Adversary(
+        attacks=attacks,
+        population=scenario.data.clients,
+        count=scenario.attackers,
+        selection=table.selection,
+        forced=table.forced,
+        schedule=make("schedule", table.schedule),
+        knowledge=table.knowledge,
+        knows_defense=table.knows_defense,
+        claim=table.claim,
+        seed=scenario.seed,
+        rounds=scenario.rounds,
+    )
+    client = scenario.client
+    workload = Workload(
+        train=dataset.train,
+        shares=shares,
+        model=_Template(module),
+        layout=layout,
+        num_classes=dataset.info.num_classes,
+        optimizer=make("optimizer", client.optimizer),
+        seed=scenario.seed,
+        batch_size=client.batch_size,
+        epochs=client.epochs if client.steps is None else None,
+        steps=client.steps,
+        proximal=client.proximal,
+        clip_norm=client.clip_norm,
+        augmentations=[make("augmentation", each) for each in client.augmentation],
+        holdout=scenario.data.holdout,
+        dropout=client.dropout,
+        straggler=client.straggler,
+        view=getattr(partition, "view", None),
+        precision=scenario.engine.precision,
+        device=scenario.engine.device,
+        path=scenario.engine.path,
+    )
+    if client.epochs is None and client.steps is None:
+        workload.epochs = 1
+    app = FederatedClient(workload, attacks, handlers(scenario))
+    initial = layout.flatten(named, DTYPES[scenario.engine.precision])
+    return Federation(scenario, dataset, shares, root, layout, initial, module, attacks, adversary, app)
+
+
+def handlers(scenario: Scenario) -> dict[str, Any]:
+    """The handlers that the scenario's defenses want on the clients: message type → callable(node, content)."""
+    if scenario.guest:
+        return {}
+    found: dict[str, Any] = {}
+    for part in scenario.server.defenses:
+        built = make("defense", part)
+        found |= {kind: getattr(built, method) for kind, method in built.handlers.items()}
+    return found
+
+
+@dataclass
+class _Template:
+    """Makes modules: a deep copy of one, so that workers build nothing anew."""
+
+    module: torch.nn.Module
+
+    def __call__(self) -> torch.nn.Module:
+        import copy
+
+        return copy.deepcopy(self.module)
+
+
+def _with_root(dataset: Dataset, scenario: Scenario) -> tuple[Dataset, Examples | None]:
+    if not scenario.data.root:
+        return dataset, None
+    n = len(dataset.train)
+    chosen = rng.stream(scenario.seed, "server.root").choice(n, min(scenario.data.root, n), replace=False)
+    rest = np.setdiff1d(np.arange(n), chosen)
+    columns = {name: values[rest] for name, values in dataset.columns.items()}
+    return replace(dataset, train=dataset.train.take(rest), columns=columns), dataset.train.take(np.sort(chosen))
+
+
+def key(scenario: Scenario, fingerprint: str) -> dict[str, Any]:
+    """What a run is keyed by: ``key`` and the parts that it is the hash of.
+
+    The resolved scenario without title and engine (but with precision, device and path), every file, plug-in and
+    data set that it names, and fedsim's version.
+    """
+    table = scenario.table()
+    table.pop("title", None)
+    engine = table.pop("engine")
+    table["engine"] = {name: engine[name] for name in ("precision", "device", "path")}
+    parts = {
+        "scenario": table,
+        "files": {name: _sha256(path) for name, path in sorted(set(_files(table)))},
+        "data": fingerprint,
+        "fedsim": fedsim.__version__,
+    }
+    return {"key": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(), **parts}
+
+
+def _files(value: Any) -> Iterator[tuple[str, Path]]:
+    if isinstance(value, Mapping):
+        for each in value.values():
+            yield from _files(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _files(each)
+    elif isinstance(value, str):
+        plugin = registry.plugin_file(value)
+        path = plugin if plugin is not None else Path(value)
+        if ("/" in value or "." in value) and path.is_file():
+            yield value, path
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def named_arrays(vector: Tensor, layout: Layout) -> dict[str, NDArray[Any]]:
+    """The (d + b,) vector as named arrays."""
+    return {name: view.detach().cpu().numpy() for name, view in layout.views(vector).items()}

@@ -1,0 +1,405 @@
+"""A run: the round loop, and what it leaves behind.
+
+A round is: configure → train (the adversary in between) → aggregate → evaluate → record.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedsim import runtime
+from fedsim.errors import Fault, ResumeError, ScenarioError
+from fedsim.federation import Federation, build, key, named_arrays
+from fedsim.flower import Flat, flatten
+from fedsim.grids.adversarial import AdversarialGrid
+from fedsim.measures import Evaluator, round_line
+from fedsim.record import Recorder, write_bytes, write_json
+from fedsim.scenario import Scenario
+from strategies.defense import overrides
+from strategies.strategy import DefendedStrategy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Progress = Callable[[dict[str, Any]], None]
+
+SAMPLES = 8
+"""Triggered images that a run keeps for its report."""
+
+
+@dataclass
+class Result:
+    """What a run found.
+
+    Args:
+        scenario: the resolved scenario.
+        lines: one dict a round (round 0 is the initial model).
+        client_lines: one dict a client and round.
+        parameters: the final model, name → tensor.
+        digest: sha256 of the final model and of the rounds without timings; equal for equal runs.
+        notes: what a reader must know, e.g. that a defense never changed an aggregate.
+        finished: False where the run was interrupted.
+        folder: the run's folder, or None.
+        key: the run's key.
+    """
+
+    scenario: Scenario
+    lines: list[dict[str, Any]]
+    client_lines: list[dict[str, Any]]
+    parameters: dict[str, torch.Tensor]
+    digest: str
+    notes: list[str] = field(default_factory=list)
+    finished: bool = True
+    folder: Path | None = None
+    key: str = ""
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """A frame with one row a round."""
+        import pandas as pd
+
+        return pd.DataFrame(self.lines)
+
+    @property
+    def clients(self) -> pd.DataFrame:
+        """A frame with one row a client and round; scores in columns ``score.NAME``."""
+        import pandas as pd
+
+        flat = [
+            {k: v for k, v in line.items() if k != "scores"} | {f"score.{k}": v for k, v in line["scores"].items()}
+            for line in self.client_lines
+        ]
+        return pd.DataFrame(flat)
+
+    def __repr__(self) -> str:
+        last = self.lines[-1] if self.lines else {}
+        shown = [f"{name}={last[name]:.3f}" for name in ("accuracy", "asr") if last.get(name) is not None]
+        return f"Result(rounds={last.get('round', 0)}, {', '.join(shown)}, digest={self.digest[:12]}…)"
+
+
+def simulate(
+    scenario: Scenario,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    grid: Grid | None = None,
+) -> Result:
+    """Run a scenario.
+
+    Args:
+        scenario: what to run.
+        out: the run's folder; None keeps everything in memory.
+        resume: continue the run in ``out``, if there is one; a finished one is returned as it is.
+        progress: called with each round's line.
+        grid: a Flower grid whose nodes are there already; None makes the one that the scenario names.
+
+    Raises:
+        ScenarioError: the scenario is a matrix.
+        ResumeError: ``out`` holds another run, or one that is not to be continued.
+        DataMissing: the data set is not on this machine.
+        RecordError: the folder cannot be written.
+    """
+    if scenario.matrix:
+        raise ScenarioError([Fault("matrix", list(scenario.matrix), "none in a single run; `fedsim bench FILE` runs a matrix")])
+    folder = None if out is None else Path(out)
+    if folder is not None and not resume:
+        _refuse_occupied(folder)
+    federation = build(scenario)
+    keys = key(scenario, federation.dataset.fingerprint)
+    evaluator = federation.evaluator()
+    strategy = federation.strategy(evaluator)
+    inner = federation.engine() if grid is None else grid
+    try:
+        run = _Run(federation, strategy, federation.adversarial(inner, strategy), inner, evaluator, keys, folder, progress)
+        run.open(resume)
+        run.play()
+        return run.result()
+    finally:
+        evaluator.close()
+        close = getattr(inner, "close", None)
+        if grid is None and close is not None:
+            close()
+
+
+class _Run:
+    def __init__(
+        self,
+        federation: Federation,
+        strategy: Strategy,
+        grid: AdversarialGrid,
+        inner: Grid,
+        evaluator: Evaluator,
+        keys: dict[str, Any],
+        folder: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        self.federation, self.scenario = federation, federation.scenario
+        self.strategy, self.grid, self.inner, self.evaluator = strategy, grid, inner, evaluator
+        self.keys, self.folder, self.progress = keys, folder, progress
+        self.arrays: ArrayRecord = Flat(federation.initial, federation.layout)
+        self.triggered = federation.triggered()
+        self.next_round = 0
+        self.finished = False
+        self.selects = isinstance(strategy, DefendedStrategy) and any(
+            overrides(part, "select") for part in strategy.defenses
+        )
+        self.recorder = Recorder(None)
+
+    def open(self, resume: bool) -> None:
+        """Start the folder, or pick up the run in it."""
+        if resume and self.folder is not None and (self.folder / "state.json").exists():
+            check_continues(self.folder, self.keys, self.scenario)
+            self.recorder, done, model, state = Recorder.resume(self.folder)
+            layout = self.federation.layout
+            vector = layout.flatten({k: torch.from_numpy(np.array(v)) for k, v in model.items()}, self.federation.dtype)
+            self.arrays = Flat(vector, layout)
+            self.strategy.load_state_dict(state["strategy"])  # type: ignore[attr-defined]
+            self.grid.load_state_dict(state["adversary"])
+            if state["clients"]:
+                self.inner.client_state.update(state["clients"])  # type: ignore[attr-defined]
+            self.next_round = done + 1
+        else:
+            self.recorder = Recorder.start(self.folder)
+        if self.folder is not None:
+            described = {**self.keys, "title": self.scenario.title, "runtime": runtime.describe(), "engine": self.scenario.table()["engine"]}
+            write_json(self.folder / "run.json", described)
+            write_bytes(self.folder / "scenario.toml", self.scenario.toml().encode())
+            self._describe_data()
+
+    def play(self) -> None:
+        """The rounds that are left."""
+        with _interruptible() as interrupted:
+            if self.next_round == 0:
+                self._measure_start()
+                self.next_round = 1
+            while self.next_round <= self.scenario.rounds and not interrupted.is_set():
+                self._round(self.next_round)
+                self.next_round += 1
+        self.finished = self.next_round > self.scenario.rounds
+
+    def _round(self, server_round: int) -> None:
+        strategy, grid, timeout = self.strategy, self.grid, self.scenario.server.timeout
+        began = time.perf_counter()
+        messages = strategy.configure_train(server_round, self.arrays, ConfigRecord(), grid)
+        replies = grid.send_and_receive(messages=messages, timeout=timeout)
+        trained = time.perf_counter()
+        arrays, _ = strategy.aggregate_train(server_round, replies)
+        self.arrays = self.arrays if arrays is None else arrays
+        aggregated = time.perf_counter()
+        measured = self._evaluate(server_round)
+        evaluated = time.perf_counter()
+        outcome = strategy.outcome  # type: ignore[attr-defined]
+        line, clients = round_line(outcome, grid.attacking, self.selects)
+        line |= measured
+        line["attack_acted"] = grid.acted
+        line["seconds"] = {"train": trained - began, "aggregate": aggregated - trained, "evaluate": evaluated - aggregated}
+        self._record(line, clients)
+        line["seconds"]["record"] = time.perf_counter() - evaluated
+        if self.progress is not None:
+            self.progress(line)
+
+    def _evaluate(self, server_round: int) -> dict[str, Any]:
+        due = server_round % self.scenario.evaluate.every == 0 or server_round == self.scenario.rounds
+        if not due:
+            return dict.fromkeys(("accuracy", "loss", "asr", "asr_low", "asr_high", "asr_eligible"))
+        strategy, grid = self.strategy, self.grid
+        messages = list(strategy.configure_evaluate(server_round, self.arrays, ConfigRecord(), grid))
+        if messages:
+            strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages=messages, timeout=self.scenario.server.timeout))
+        return self.evaluator.measure(self._vector(), self.federation.dataset.test, self.triggered)
+
+    def _measure_start(self) -> None:
+        from strategies.strategy import Outcome
+
+        line, _ = round_line(Outcome(0), [], self.selects)
+        line |= self.evaluator.measure(self._vector(), self.federation.dataset.test, self.triggered)
+        line |= {"attack_acted": False, "seconds": {}}
+        self._record(line, [])
+        if self.progress is not None:
+            self.progress(line)
+
+    def _vector(self) -> torch.Tensor:
+        return flatten(self.arrays, self.federation.layout, self.federation.dtype)
+
+    def _record(self, line: dict[str, Any], clients: list[dict[str, Any]]) -> None:
+        states = getattr(self.inner, "client_state", {})
+        state = {
+            "strategy": self.strategy.state_dict(),  # type: ignore[attr-defined]
+            "adversary": self.grid.state_dict(),
+            "clients": {client: content for client, content in sorted(states.items()) if len(content)},
+        }
+        self.recorder.write(line, clients, named_arrays(self._vector(), self.federation.layout), state)
+
+    def result(self) -> Result:
+        """What the run found so far, its summary written."""
+        model = named_arrays(self._vector(), self.federation.layout)
+        digest = self.recorder.digest(model)
+        notes = remarks(self.recorder.rounds, self.scenario)
+        notes += [str(incident) for incident in getattr(self.inner, "incidents", [])]
+        if self.folder is not None:
+            summary = _summary(self.folder)
+            summary |= {"key": self.keys["key"], "digest": digest, "rounds": self.next_round - 1}
+            summary |= {"finished": self.finished, "notes": notes}
+            write_json(self.folder / "summary.json", summary)
+        parameters = {name: torch.from_numpy(array.copy()) for name, array in model.items()}
+        return Result(
+            self.scenario,
+            self.recorder.rounds,
+            self.recorder.clients,
+            parameters,
+            digest,
+            notes,
+            self.finished,
+            self.folder,
+            self.keys["key"],
+        )
+
+    def _describe_data(self) -> None:
+        from fedsim.data.describe import partition_table
+
+        assert self.folder is not None
+        dataset, shares = self.federation.dataset, self.federation.shares
+        if dataset.info.num_classes:
+            shown = list(range(min(200, len(shares))))
+            counts = partition_table(dataset, shares, shown)
+            described = {"labels": list(range(dataset.info.num_classes)), "clients": shown, "counts": counts.tolist()}
+            write_json(self.folder / "partition.json", described)
+        if self.triggered is not None and self.triggered.inputs.ndim == 4 and len(self.triggered):
+            import io
+
+            target = int(self.triggered.targets[0])
+            eligible = dataset.test.take((dataset.test.targets != target).nonzero().flatten())
+            paired = len(eligible) == len(self.triggered)
+            content = io.BytesIO()
+            np.savez(
+                content,
+                clean=(eligible.inputs if paired else self.triggered.inputs)[:SAMPLES].cpu().numpy(),
+                triggered=self.triggered.inputs[:SAMPLES].cpu().numpy(),
+                labels=(eligible.targets if paired else self.triggered.targets)[:SAMPLES].cpu().numpy(),
+                target=np.array(target),
+            )
+            write_bytes(self.folder / "samples.npz", content.getvalue())
+
+
+def check_continues(folder: Path, keys: dict[str, Any], scenario: Scenario) -> None:
+    """Whether the run in a folder may be continued by this scenario.
+
+    Another engine or title is no change; more rounds are none where no part depends on how many there are.
+
+    Raises:
+        ResumeError: naming the keys that differ.
+    """
+    before = json.loads((folder / "run.json").read_text())
+    if before["key"] == keys["key"]:
+        return
+    old, new = dict(_leaves(before["scenario"])), dict(_leaves(keys["scenario"]))
+    differ = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    if "rounds" in differ and new["rounds"] > old["rounds"]:
+        bound = _parts_bound_to_rounds(scenario)
+        if not bound:
+            differ.remove("rounds")
+        else:
+            raise ResumeError(f"{folder}: rounds: given {new['rounds']}; accepted: {old['rounds']}, since {bound} depends on it")
+    shown = [f"{name}: given {new.get(name)!r}; accepted: {old.get(name)!r}, as the run there was started" for name in differ]
+    for name in sorted(before["files"].keys() | keys["files"].keys()):
+        if before["files"].get(name) != keys["files"].get(name) and not differ:
+            shown.append(f"{name}: the file has changed since the run was started")
+    if before["data"] != keys["data"] and not differ:
+        shown.append("data.dataset: its examples are others than when the run was started")
+    if before["fedsim"] != keys["fedsim"]:
+        shown.append(f"fedsim: given {keys['fedsim']}; accepted: {before['fedsim']}, which started the run")
+    if shown:
+        raise ResumeError("\n".join(f"{folder}: {line}" for line in shown))
+
+
+def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
+    """What a reader of the run must know and would not see."""
+    played = [line for line in lines if line["round"] > 0]
+    notes = []
+    defended = [part.name for part in scenario.server.defenses if part.name != "fedavg"]
+    if played and defended and not scenario.guest and not any(line["defense_acted"] for line in played):
+        notes.append(f"The defense ({', '.join(defended)}) never changed an aggregate: the result is that of plain averaging.")
+    attacked = any(line["malicious"] for line in played)
+    if played and scenario.attackers and not attacked:
+        notes.append("No malicious client was ever in a cohort while the adversary was active: this run shows no attack.")
+    elif attacked and not any(line["attack_acted"] for line in played):
+        notes.append("The attack never changed what a malicious client sent: this run shows no attack.")
+    skipped = [line["round"] for line in played if any(fault["client"] == -1 for fault in line["faults"])]
+    if skipped:
+        notes.append(f"{len(skipped)} rounds changed nothing, since no rule could work on their replies: {_few(skipped)}.")
+    return notes
+
+
+def _few(rounds: list[int]) -> str:
+    return ", ".join(map(str, rounds[:10])) + (", …" if len(rounds) > 10 else "")
+
+
+def _parts_bound_to_rounds(scenario: Scenario) -> str:
+    from fedsim import registry
+
+    parts = {
+        "client.lr_schedule": ("lr_schedule", scenario.client.lr_schedule),
+        "adversary.schedule": ("schedule", scenario.adversary.schedule),
+        **{f"server.defenses[{i}]": ("defense", part) for i, part in enumerate(scenario.server.defenses)},
+        **{f"adversary.attacks[{i}]": ("attack", part) for i, part in enumerate(scenario.adversary.attacks)},
+    }
+    for where, (kind, part) in parts.items():
+        if getattr(registry.get(kind, part.name), "depends_on_rounds", False):
+            return f"{where} = '{part.name}'"
+    return ""
+
+
+def _leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(table, dict):
+        for name, value in table.items():
+            yield from _leaves(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, table
+
+
+def _refuse_occupied(folder: Path) -> None:
+    if (folder / "state.json").exists():
+        raise ResumeError(f"{folder}: holds a run already; --resume continues it, another --out leaves it alone")
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {"floor": None}
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that the round is finished and recorded; a second one ends at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+__all__ = ["Result", "check_continues", "remarks", "simulate"]
