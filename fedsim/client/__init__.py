@@ -1,0 +1,1 @@
+"""What a node does: local training of many clients at once, evaluation, and Flower's handlers."""

@@ -1,0 +1,261 @@
+"""The node as a Flower ClientApp, with a batched interface beside Flower's: many messages, many replies.
+
+Flower's handler is :meth:`FederatedClient.many` of one message, so that Flower's own engines run the same code.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from attacks.attack import Attack, Compromised, overrides
+from fedsim import rng, runtime
+from fedsim.client import reference
+from fedsim.client.evaluation import measure
+from fedsim.client.hooks import LOCAL, Hooks
+from fedsim.client.job import Job, make_job
+from fedsim.client.node import Node
+from fedsim.client.workload import Workload
+from fedsim.flower import Flat, error_reply, flatten
+
+log = logging.getLogger("fedsim")
+
+NodeHandler = Callable[[Node, RecordDict], RecordDict]
+_CHUNK = 32
+_CHUNK_BYTES = 256 * 2**20
+
+
+@dataclass
+class Order:
+    """A train message, read."""
+
+    position: int
+    client: int
+    round: int
+    scale: float
+    proximal: float
+    compromised: Compromised | None
+    vector: Tensor
+
+
+class FederatedClient(ClientApp):
+    """All nodes of a federation.
+
+    Args:
+        workload: what they train.
+        attacks: what those do that the adversary marks.
+        handlers: parts' own exchanges, ``train.NAME`` or ``query.NAME`` → ``(node, content) -> content``.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        attacks: Sequence[Attack] = (),
+        handlers: Mapping[str, NodeHandler] | None = None,
+    ) -> None:
+        super().__init__()
+        self.workload, self.attacks = workload, tuple(attacks)
+        self.handlers: dict[str, NodeHandler] = {"query.partition": _partition, **(handlers or {})}
+        self.hooks = Hooks(self.attacks)
+        self.separate = any(overrides(each, hook) for each in self.attacks for hook in LOCAL)
+        self._threads = threading.local()
+        self.train()(self._alone)
+        self.evaluate()(self._alone)
+        for name in self.handlers:
+            category, _, action = name.partition(".")
+            {"train": self.train, "query": self.query, "evaluate": self.evaluate}[category](action)(self._alone)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (FederatedClient, (self.workload, self.attacks, self.handlers))
+
+    def _alone(self, message: Message, context: Context) -> Message:
+        return self.many([message], [context])[0]
+
+    def plan(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[list[int]]:
+        """Positions of the messages that make a chunk each, longest work first; never depends on workers."""
+        clients = [_client(context) for context in contexts]
+        steps = [self.workload.steps_of(int(self.workload.shares.sizes[client])) for client in clients]
+        groups: dict[tuple[str, bool], list[int]] = {}
+        for position in sorted(range(len(messages)), key=lambda i: (-steps[i], clients[i])):
+            message = messages[position]
+            marked = self.separate and message.has_content() and "adversary" in message.content
+            groups.setdefault((message.metadata.message_type, marked), []).append(position)
+        chunks = []
+        for (kind, _), positions in groups.items():
+            count = self._chunks(len(positions), kind)
+            chunks += [positions[start::count] for start in range(count)]
+        return chunks
+
+    def _chunks(self, n: int, kind: str) -> int:
+        return n
+
+    def many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """A reply for each message, an Error reply where its client failed."""
+        runtime.worker_thread()
+        replies: dict[int, Message] = {}
+        orders: list[Order] = []
+        received: dict[int, Tensor] = {}
+        for position, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+            try:
+                if message.metadata.message_type in ("train", "train.default"):
+                    order = self._order(position, message, context, received)
+                    if self._drops_out(order):
+                        replies[position] = error_reply(message, "dropped out")
+                    else:
+                        orders.append(order)
+                else:
+                    replies[position] = self._answer(message, context, received)
+            except Exception as error:
+                replies[position] = error_reply(message, _reason(error))
+        for group in _alike(orders):
+            for order, outcome in zip(group, self._train(group), strict=True):
+                message = messages[order.position]
+                if isinstance(outcome, Exception):
+                    replies[order.position] = error_reply(message, _reason(outcome))
+                else:
+                    replies[order.position] = self._reply(message, order, *outcome)
+        return [replies[position] for position in range(len(messages))]
+
+    def _order(self, position: int, message: Message, context: Context, received: dict[int, Tensor]) -> Order:
+        content, client = message.content, _client(context)
+        config = content.config_records.get("config") or ConfigRecord()
+        round = int(cast(int, config.get("server-round", 0)))
+        return Order(
+            position,
+            client,
+            round,
+            float(cast(float, config.get("scale", 1.0))),
+            float(cast(float, config.get("proximal-mu", self.workload.proximal))),
+            self._compromised(content, client, round),
+            self._vector(content, received),
+        )
+
+    def _compromised(self, content: RecordDict, client: int, round: int) -> Compromised | None:
+        mark = content.config_records.get("adversary")
+        if mark is None:
+            return None
+        rank, attackers = int(cast(int, mark["rank"])), int(cast(int, mark["attackers"]))
+        return Compromised(client, rank, attackers, round, self.workload.seed, self.workload.num_classes)
+
+    def _vector(self, content: RecordDict, received: dict[int, Tensor]) -> Tensor:
+        """The parameters in a message; one that several messages share is read once."""
+        record = _arrays(content)
+        if record is None:
+            raise ValueError("the message carries no arrays")
+        key = id(record.vector) if isinstance(record, Flat) else id(record)
+        if key not in received:
+            vector = flatten(record, self.workload.layout, self.workload.dtype)
+            received[key] = vector.to(self.workload.device)
+        return received[key]
+
+    def _drops_out(self, order: Order) -> bool:
+        if not self.workload.dropout:
+            return False
+        stream = rng.stream(self.workload.seed, "client.dropout", round=order.round, client=order.client)
+        return bool(stream.random() < self.workload.dropout)
+
+    def _train(self, orders: list[Order]) -> list[tuple[Tensor, float, int] | Exception]:
+        """(delta, loss, examples) of each client, or why it failed."""
+        outcomes: list[tuple[Tensor, float, int] | Exception] = []
+        for order in orders:
+            try:
+                outcomes.append(self._train_one(order, self._job(order)))
+            except Exception as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _job(self, order: Order) -> Job:
+        return make_job(self.workload, order.client, order.round, order.compromised, self.attacks)
+
+    def _train_one(self, order: Order, job: Job) -> tuple[Tensor, float, int]:
+        if not job.steps:
+            return torch.zeros_like(order.vector), 0.0, 0
+        delta, loss = reference.train(self.replica, job, order.vector, self.hooks, order.scale, order.proximal)
+        return delta, loss, job.num_examples
+
+    @property
+    def replica(self) -> reference.Replica:
+        """This thread's own module."""
+        if not hasattr(self._threads, "replica"):
+            self._threads.replica = reference.Replica(self.workload)
+        return cast(reference.Replica, self._threads.replica)
+
+    def _reply(self, message: Message, order: Order, delta: Tensor, loss: float, examples: int) -> Message:
+        config = message.content.config_records.get("config") or ConfigRecord()
+        vector = delta if config.get("reply") == "delta" else order.vector + delta
+        content = RecordDict(
+            {
+                "arrays": Flat(vector, self.workload.layout),
+                "metrics": MetricRecord({"num-examples": examples, "loss": loss}),
+            }
+        )
+        return Message(_for(message, content), reply_to=message)
+
+    def _answer(self, message: Message, context: Context, received: dict[int, Tensor]) -> Message:
+        content, client = message.content, _client(context)
+        config = content.config_records.get("config") or ConfigRecord()
+        round = int(cast(int, config.get("server-round", 0)))
+        vector = self._vector(content, received) if _arrays(content) is not None else None
+        node = Node(self, client, round, vector, context.state, self._compromised(content, client, round))
+        kind = message.metadata.message_type
+        if kind in ("evaluate", "evaluate.default"):
+            answer = RecordDict({"metrics": measure(node)})
+        elif kind in self.handlers:
+            answer = self.handlers[kind](node, content)
+        else:
+            raise ValueError(f"no handler '{kind}'; handlers: train, evaluate, {', '.join(self.handlers)}")
+        return Message(_for(message, answer), reply_to=message)
+
+
+def _partition(node: Node, content: RecordDict) -> RecordDict:
+    return RecordDict({"partition": MetricRecord({"partition-id": node.client})})
+
+
+def _client(context: Context) -> int:
+    return int(cast(int, context.node_config["partition-id"]))
+
+
+def _arrays(content: RecordDict) -> ArrayRecord | None:
+    records = content.array_records
+    return records["arrays"] if "arrays" in records else next(iter(records.values()), None)
+
+
+def _for(message: Message, content: RecordDict) -> RecordDict:
+    """The content as the sender reads it: vectors stay vectors only among fedsim's own engines."""
+    asked = _arrays(message.content)
+    if asked is None or isinstance(asked, Flat):
+        return content
+    for key, record in list(content.items()):
+        if isinstance(record, Flat):
+            content[key] = record.plain()
+    return content
+
+
+def _alike(orders: list[Order]) -> list[list[Order]]:
+    """Orders that can be trained together: the same round, schedule and parameters, all honest or all malicious."""
+    groups: list[list[Order]] = []
+    for order in orders:
+        for group in groups:
+            first = group[0]
+            same = (order.round, order.scale, order.proximal, order.compromised is None) == (
+                first.round, first.scale, first.proximal, first.compromised is None,
+            )  # fmt: skip
+            if same and (order.vector is first.vector or torch.equal(order.vector, first.vector)):
+                group.append(order)
+                break
+        else:
+            groups.append([order])
+    return groups
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

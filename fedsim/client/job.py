@@ -1,0 +1,106 @@
+"""What one client has to do in one round: which examples it visits, in which order, in which batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attacks.attack import Attack, Compromised
+from fedsim import rng
+from fedsim.client.workload import Workload
+from fedsim.data.examples import Examples
+
+
+@dataclass
+class Job:
+    """A client's training in a round.
+
+    Args:
+        client: partition id.
+        round: the round, from 1.
+        num_examples: examples that it trains on.
+        source: where its batches are taken from.
+        order: positions in ``source`` of all examples that it visits, step after step.
+        sizes: examples in each step.
+        compromised: who it is to the adversary, None if it is honest.
+        augmenter: the generator of its augmentations.
+    """
+
+    client: int
+    round: int
+    num_examples: int
+    source: Examples
+    order: NDArray[np.int64]
+    sizes: list[int]
+    compromised: Compromised | None
+    augmenter: np.random.Generator | None
+
+    @property
+    def steps(self) -> int:
+        return len(self.sizes)
+
+
+def local_examples(
+    workload: Workload, client: int, compromised: Compromised | None, attacks: Sequence[Attack]
+) -> tuple[Examples, NDArray[np.int64]]:
+    """Where a client's examples lie, and at which positions: its view of them, poisoned if it is malicious."""
+    rows = workload.rows(client)
+    if workload.view is None and compromised is None:
+        return workload.examples, rows
+    examples = workload.examples.take(rows)
+    if workload.view is not None:
+        examples = workload.view(examples, client, workload.seed)
+    if compromised is not None:
+        for each in attacks:
+            examples = each.poison(examples, compromised)
+    return examples, np.arange(len(examples), dtype=np.int64)
+
+
+def make_job(
+    workload: Workload, client: int, round: int, compromised: Compromised | None, attacks: Sequence[Attack]
+) -> Job:
+    """The seeded work of a client: a new permutation each epoch, the short last batch kept."""
+    source, rows = local_examples(workload, client, compromised, attacks)
+    n = len(rows)
+    steps = workload.steps_of(n)
+    if workload.straggler and steps:
+        stream = rng.stream(workload.seed, "client.straggler", round=round, client=client)
+        straggles, done = stream.random(2)
+        if straggles < workload.straggler:
+            steps = max(1, int(done * steps))
+    order, sizes = schedule(
+        n, steps, workload.batch_size, rng.stream(workload.seed, "client.shuffle", round=round, client=client)
+    )
+    augmenter = (
+        rng.stream(workload.seed, "client.augment", round=round, client=client) if workload.augmentations else None
+    )
+    return Job(client, round, n, source, rows[order], sizes, compromised, augmenter)
+
+
+def schedule(n: int, steps: int, batch: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], list[int]]:
+    """Positions of the examples in the order of their visit, and the size of each of the steps."""
+    if not n or not steps:
+        return np.zeros(0, dtype=np.int64), []
+    epoch = [min(batch, n - start) for start in range(0, n, batch)]
+    epochs = -(-steps // len(epoch))
+    sizes = (epoch * epochs)[:steps]
+    order = (
+        generator.permutation(n) if epochs == 1 else np.concatenate([generator.permutation(n) for _ in range(epochs)])
+    )
+    return order[: sum(sizes)], sizes
+
+
+def augment(workload: Workload, inputs: Tensor, job: Job) -> Tensor:
+    """One batch of a client as its augmentations leave it."""
+    for each in workload.augmentations:
+        inputs = each.apply(inputs, job.augmenter)
+    return inputs
+
+
+def as_index(order: NDArray[np.int64], device: str) -> Tensor:
+    return torch.from_numpy(order).to(device)

@@ -1,0 +1,79 @@
+"""One client as the handlers of parts see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from torch import Tensor, nn
+
+from attacks.attack import Compromised
+from fedsim import rng
+from fedsim.client.job import local_examples
+from fedsim.data.examples import Examples
+
+if TYPE_CHECKING:
+    from fedsim.client.app import FederatedClient
+    from fedsim.client.workload import Workload
+
+BLOCK = 256
+"""Examples in one forward pass."""
+
+
+@dataclass
+class Node:
+    """A client in one exchange.
+
+    Args:
+        app: the federation's ClientApp.
+        client: partition id.
+        round: the round, 0 if the message names none.
+        parameters: (d + b,) received vector, read-only; None if the message carries none.
+        state: kept over rounds; what is put here is there in the next exchange.
+        compromised: who it is to the adversary, None if it is honest.
+    """
+
+    app: FederatedClient = field(repr=False)
+    client: int
+    round: int
+    parameters: Tensor | None
+    state: RecordDict
+    compromised: Compromised | None = None
+
+    @property
+    def workload(self) -> Workload:
+        return self.app.workload
+
+    def examples(self) -> Examples:
+        """A copy of what the client trains on: its view, poisoned if it is malicious."""
+        source, rows = local_examples(self.workload, self.client, self.compromised, self.app.attacks)
+        taken = source.take(rows)
+        return Examples(self.workload.inputs(taken.inputs), self.workload.targets(taken.targets))
+
+    def held_out(self) -> Examples:
+        """What the client evaluates on: its held-out share, or all it has without one."""
+        taken = self.workload.examples.take(self.workload.held_out(self.client))
+        if self.workload.view is not None:
+            taken = self.workload.view(taken, self.client, self.workload.seed)
+        return Examples(self.workload.inputs(taken.inputs), self.workload.targets(taken.targets))
+
+    @property
+    def module(self) -> nn.Module:
+        """This thread's module with the received parameters in it; valid until the handler returns."""
+        if self.parameters is None:
+            raise ValueError("the message carries no arrays")
+        return self.app.replica.load(self.parameters)
+
+    def stream(self, purpose: str) -> np.random.Generator:
+        """Random numbers of this client and round for one purpose."""
+        return rng.stream(self.workload.seed, purpose, round=self.round, client=self.client)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Outputs of the received model in evaluation mode."""
+        module, replica = self.module.eval(), self.app.replica
+        with torch.no_grad(), replica.autocast():
+            blocks = [module(replica.batch(inputs[i : i + BLOCK])) for i in range(0, max(len(inputs), 1), BLOCK)]
+        return torch.cat(blocks)

@@ -1,0 +1,35 @@
+"""Elementwise optimizers by name."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from fedsim import registry
+from fedsim.optim.elementwise import REFUSED, Elementwise
+
+
+def test_every_optimizer_of_torch_is_a_part_or_refused():
+    torch_names = {
+        name.lower()
+        for name, thing in vars(torch.optim).items()
+        if inspect.isclass(thing) and issubclass(thing, torch.optim.Optimizer) and thing is not torch.optim.Optimizer
+    }
+    parts = {name for name in registry.names("optimizer") if issubclass(registry.get("optimizer", name), Elementwise)}
+    assert torch_names == parts | set(REFUSED)
+
+
+@pytest.mark.parametrize("name", registry.names("optimizer"))
+def test_the_schedule_scales_the_learning_rate(name):
+    part = registry.make("optimizer", name)
+    built = part.build([torch.zeros(3, requires_grad=True)], 0.25)
+    assert built.param_groups[0]["lr"] == pytest.approx(part.lr * 0.25)
+
+
+def test_plain_sgd_says_its_rate():
+    assert registry.make("optimizer", "sgd", lr=0.5).plain_rate(0.5) == 0.25
+    for options in ({"momentum": 0.9}, {"weight_decay": 0.1}, {"momentum": 0.9, "nesterov": True}):
+        assert registry.make("optimizer", "sgd", **options).plain_rate() is None
+    assert registry.make("optimizer", "adam").plain_rate() is None
