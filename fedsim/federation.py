@@ -18,7 +18,6 @@ from torch import Tensor
 
 import fedsim
 from attacks.adversary import Adversary
-from attacks.attack import Attack, overrides
 from fedsim import flower, registry, rng, runtime
 from fedsim.client.app import FederatedClient
 from fedsim.client.workload import Workload
@@ -50,7 +49,6 @@ class Federation:
         root: the server's own clean examples, or None.
         layout: the model's parameters and buffers.
         initial: (d + b,) vector before the first round.
-        attacks: in order.
         adversary: who attacks when.
         app: the ClientApp.
     """
@@ -62,7 +60,6 @@ class Federation:
     layout: Layout
     initial: Tensor
     module: torch.nn.Module
-    attacks: list[Attack]
     adversary: Adversary
     app: FederatedClient
 
@@ -142,13 +139,8 @@ class Federation:
         )
 
     def triggered(self) -> Examples | None:
-        """The eligible test examples as the first attack with a trigger shows them."""
-        for attack in self.attacks:
-            if overrides(attack, "triggered"):
-                found = attack.triggered(self.dataset.test)
-                if found is not None:
-                    return found
-        return None
+        """The eligible test examples as the attack shows them; None if no attack has a trigger."""
+        return self.adversary.triggered(self.dataset.test)
 
     def _fresh_module(self) -> torch.nn.Module:
         import copy
@@ -172,23 +164,8 @@ def build(scenario: Scenario) -> Federation:
     module = build_model(part, dataset.info, scenario.seed, scenario.engine.precision, init=scenario.model.init)
     layout = Layout.of(module)
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    attacks = [make("attack", each) for each in scenario.adversary.attacks]
-    for attack in attacks:
-        attack.prepare(dataset.train, dataset.test, num_classes=dataset.info.num_classes, seed=scenario.seed)
-    table = scenario.adversary
-    adversary = Adversary(
-        attacks=attacks,
-        population=scenario.data.clients,
-        count=scenario.attackers,
-        selection=table.selection,
-        forced=table.forced,
-        schedule=make("schedule", table.schedule),
-        knowledge=table.knowledge,
-        knows_defense=table.knows_defense,
-        claim=table.claim,
-        seed=scenario.seed,
-        rounds=scenario.rounds,
-    )
+    adversary = Adversary.of(scenario)
+    adversary.prepare(dataset.train, dataset.test, num_classes=dataset.info.num_classes)
     client = scenario.client
     workload = Workload(
         train=dataset.train,
@@ -214,9 +191,9 @@ def build(scenario: Scenario) -> Federation:
     )
     if client.epochs is None and client.steps is None:
         workload.epochs = 1
-    app = FederatedClient(workload, attacks, handlers(scenario))
+    app = FederatedClient(workload, adversary.attacks, handlers(scenario))
     initial = layout.flatten(named, DTYPES[scenario.engine.precision])
-    return Federation(scenario, dataset, shares, root, layout, initial, module, attacks, adversary, app)
+    return Federation(scenario, dataset, shares, root, layout, initial, module, adversary, app)
 
 
 def handlers(scenario: Scenario) -> dict[str, Any]:

@@ -158,6 +158,7 @@ class _Run:
             overrides(part, "select") for part in strategy.defenses
         )
         self.recorder = Recorder(None)
+        self._recording = 0.0
 
     def open(self, resume: bool) -> None:
         """Start the folder, or pick up the run in it."""
@@ -206,9 +207,14 @@ class _Run:
         line, clients = round_line(outcome, grid.attacking, self.selects)
         line |= measured
         line["attack_acted"] = grid.acted
-        line["seconds"] = {"train": trained - began, "aggregate": aggregated - trained, "evaluate": evaluated - aggregated}
+        line["seconds"] = {
+            "train": trained - began,
+            "aggregate": aggregated - trained,
+            "evaluate": evaluated - aggregated,
+            "record": self._recording,
+        }
         self._record(line, clients)
-        line["seconds"]["record"] = time.perf_counter() - evaluated
+        self._recording = time.perf_counter() - evaluated
         if self.progress is not None:
             self.progress(line)
 

@@ -163,8 +163,8 @@ class AdversarialGrid(Grid):
         if not own:
             return replies
         before = _updates(own, reference[:d], self.layout)
-        honest = _updates(sorted(rows[False], key=lambda row: row[0]), reference[:d], self.layout) if omniscient else None
-        after, claimed = self.adversary.craft(
+        honest = _updates(sorted(rows[False], key=lambda row: row[0]), reference[:d], self.layout)
+        after = self.adversary.craft(
             before,
             honest,
             round=server_round,
@@ -174,6 +174,7 @@ class AdversarialGrid(Grid):
             server=self._server(before, honest, server_round),
             state=self.state,
         )
+        claimed = self.adversary.claimed(before, honest, round=server_round, num_clients=len(sent))
         self.acted |= not torch.equal(after, before.values) or not torch.equal(claimed, before.num_examples)
         for i, (_, position, vector, count) in enumerate(own):
             row = torch.cat([after[i].to(vector), vector[d:]])
@@ -192,8 +193,8 @@ class AdversarialGrid(Grid):
             content[name] = MetricRecord({**dict(reply.content[name]), "num-examples": claimed})  # type: ignore[dict-item]
         return with_content(reply, content)
 
-    def _server(self, own: Updates, honest: Updates | None, server_round: int) -> Callable[[Tensor], Tensor] | None:
-        if self.preview is None or honest is None or not self.adversary.knows_defense:
+    def _server(self, own: Updates, honest: Updates, server_round: int) -> Callable[[Tensor], Tensor] | None:
+        if self.preview is None or not self.adversary.knows_defense:
             return None
         preview, everyone = self.preview, [*own.client_ids, *honest.client_ids]
         order = sorted(range(len(everyone)), key=everyone.__getitem__)
