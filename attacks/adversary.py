@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from fedsim.scenario import Scenario
 
+_Shared = tuple[int, int, float, Tensor | None, Callable[[Tensor], Tensor] | None]
+"""Round, clients asked, server learning rate, parameters of the round before, the server."""
+
 
 class Adversary:
     """Who attacks, when, with what knowledge, and how.
@@ -163,7 +166,7 @@ class Adversary:
     def craft(
         self,
         rows: Updates,
-        honest: Updates,
+        honest: Updates | None,
         *,
         round: int,
         num_clients: int,
@@ -171,12 +174,12 @@ class Adversary:
         previous_reference: Tensor | None = None,
         server: Callable[[Tensor], Tensor] | None = None,
         state: dict[str, Any] | None = None,
-    ) -> Tensor:
-        """The rows that the malicious clients send.
+    ) -> tuple[Tensor, Tensor]:
+        """The rows that the malicious clients send, and the example counts that they claim.
 
         Args:
             rows: the f malicious rows as trained, steps, with true example counts.
-            honest: the rows of the others.
+            honest: the rows of the others; None or not, only an omniscient adversary is shown them.
             round: from 1.
             num_clients: K, clients asked in this round.
             server_lr: learning rate of the server's optimizer.
@@ -185,27 +188,26 @@ class Adversary:
             state: memory of all attacks over rounds, changed in place.
 
         Returns:
-            (f, d), in the order of ``rows``; ``rows`` is not changed.
+            (f, d) and (f,) float64, in the order of ``rows``, which is not changed.
         """
         memory: dict[str, Any] = {} if state is None else state
         current = rows.values
         if len(rows) == 0:
-            return current
+            return current, rows.num_examples
         shared = (round, num_clients, server_lr, previous_reference, server)
-        claimed = rows.replace(num_examples=self.claimed(rows, honest, round=round, num_clients=num_clients))
+        claimed = rows.replace(num_examples=self._claimed(rows, honest, shared))
         for position, part in enumerate(self.attacks):
             if not overrides(part, "craft"):
                 continue
             name = f"{position}.{getattr(part, 'name', type(part).__name__)}"
             pieces = []
             for index, own in self._views(len(rows), memory.setdefault(name, {}), rows.client_ids):
-                ctx = self._craft(claimed.rows(index), honest, len(rows), own, *shared)
+                ctx = self._craft(claimed.rows(index), honest, len(rows), own, shared)
                 pieces.append(_same_shape(part.craft(current[index], ctx), current[index], name))
             current = torch.cat(pieces)
-        return current
+        return current, claimed.num_examples
 
-    def claimed(self, rows: Updates, honest: Updates, *, round: int, num_clients: int) -> Tensor:
-        """(f,) float64 example counts that the malicious clients claim."""
+    def _claimed(self, rows: Updates, honest: Updates | None, shared: _Shared) -> Tensor:
         counts = rows.num_examples
         if self.claim is not None:
             counts = torch.full_like(counts, float(self.claim))
@@ -214,7 +216,7 @@ class Adversary:
                 continue
             pieces = []
             for index, own in self._views(len(rows), {}, rows.client_ids):
-                ctx = self._craft(rows.rows(index), honest, len(rows), own, round, num_clients, 1.0, None, None)
+                ctx = self._craft(rows.rows(index), honest, len(rows), own, shared)
                 pieces.append(part.claimed_examples(counts[index], ctx))
             counts = torch.cat(pieces).to(torch.float64)
         return counts
@@ -241,16 +243,13 @@ class Adversary:
     def _craft(
         self,
         rows: Updates,
-        honest: Updates,
+        honest: Updates | None,
         malicious: int,
         state: dict[str, Any],
-        round: int,
-        num_clients: int,
-        server_lr: float,
-        previous_reference: Tensor | None,
-        server: Callable[[Tensor], Tensor] | None,
+        shared: _Shared,
     ) -> Craft:
-        omniscient = self.knowledge == "omniscient"
+        round, num_clients, server_lr, previous_reference, server = shared
+        seen = honest if self.knowledge == "omniscient" else None
         return Craft(
             rows=rows.values,
             reference=rows.reference,
@@ -262,11 +261,11 @@ class Adversary:
             server_lr=server_lr,
             round=round,
             seed=self.seed,
-            honest_rows=honest.values if omniscient else None,
-            honest_examples=honest.num_examples if omniscient else None,
+            honest_rows=None if seen is None else seen.values,
+            honest_examples=None if seen is None else seen.num_examples,
             previous_reference=previous_reference,
             state=state,
-            server=server if omniscient and self.knows_defense else None,
+            server=server if seen is not None and self.knows_defense else None,
         )
 
 

@@ -183,6 +183,8 @@ class Attack:
     knowledge: ClassVar[str] = "own"
     knows_defense: ClassVar[bool] = False
     untargeted: ClassVar[bool] = True
+    finite: ClassVar[bool] = True
+    """Whether finite rows stay finite."""
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:
         """What about this attack does not fit the scenario (keys relative to the attack)."""
@@ -221,9 +223,10 @@ class Attack:
         """See a message that passed (and its reply); must not change it."""
 
 
-def overrides(part: Attack, hook: str) -> bool:
+def overrides(part: Attack | type[Attack], hook: str) -> bool:
     """Whether this attack defines the hook itself."""
-    return getattr(type(part), hook) is not getattr(Attack, hook)
+    owner = part if isinstance(part, type) else type(part)
+    return getattr(owner, hook, None) is not getattr(Attack, hook)
 
 
 __all__ = ["Attack", "Compromised", "Craft", "Examples", "LocalStep", "Updates", "attack", "overrides"]

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
 
 from attacks.attack import Attack, Compromised, attack
-from attacks.poisoning import choose, eligible, target_faults
-from attacks.trigger import Corner, Position, Trigger, input_shape, make_trigger
+from attacks.poisoning import attacked, poisoned, target_faults, trigger_faults
+from attacks.trigger import Corner, Position, Trigger, make_trigger
 from fedsim.data.examples import Examples
-from fedsim.errors import Fault, ScenarioError
+from fedsim.errors import Fault
 
 if TYPE_CHECKING:
     from fedsim.scenario import Scenario
@@ -57,30 +56,11 @@ class BadNets(Attack):
         return make_trigger({"name": "patch", **patch})
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:
-        yield from target_faults(scenario, self.target)
-        prefix = "" if self.trigger is None else "trigger."
-        try:
-            pattern = self.pattern()
-        except ScenarioError as error:
-            yield from (Fault(f"{prefix}{fault.key}", fault.given, fault.accepted) for fault in error.faults)
-            return
-        shape = input_shape(scenario)
-        if shape is not None:
-            yield from (Fault(f"{prefix}{fault.key}", fault.given, fault.accepted) for fault in pattern.check(shape))
+        yield from target_faults(scenario, "badnets", self.target)
+        yield from trigger_faults(scenario, self.pattern, "" if self.trigger is None else "trigger")
 
     def poison(self, examples: Examples, node: Compromised) -> Examples:
-        chosen = choose(examples, self.target, self.ratio, node.stream("poison"))
-        if len(chosen) == 0:
-            return examples
-        inputs, targets = examples.inputs.clone(), examples.targets.clone()
-        inputs[chosen] = self.stamped(inputs[chosen], node)
-        targets[chosen] = self.target
-        return Examples(inputs, targets)
-
-    def stamped(self, inputs: torch.Tensor, node: Compromised) -> torch.Tensor:
-        """What this client's poisoned images look like."""
-        return self.pattern().stamp(inputs)
+        return poisoned(examples, self.target, self.ratio, node.stream("poison"), self.pattern().stamp)
 
     def triggered(self, test: Examples) -> Examples:
-        others = test.take(eligible(test, self.target))
-        return Examples(self.pattern().stamp(others.inputs), torch.full_like(others.targets, self.target))
+        return attacked(test, self.target, self.pattern().stamp)

@@ -34,6 +34,8 @@ class ModelReplacement(Attack):
         participation: whether a row's part in the mean is counted in ``clients`` or in ``examples`` (omniscient only).
     """
 
+    untargeted = False
+
     scale: Annotated[float, Field(gt=0)] | None = None
     participation: Literal["clients", "examples"] = "clients"
 

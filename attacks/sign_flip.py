@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attacks.attack import Attack, Craft, attack
 from attacks.knowledge import needs_omniscience
+from attacks.moments import mean, repeated
 from fedsim.errors import Fault
 
 if TYPE_CHECKING:
@@ -45,4 +46,4 @@ class SignFlip(Attack):
         honest = ctx.honest()
         if len(honest) == 0:
             return ctx.skip(rows)
-        return (-self.scale * honest.double().mean(0)).to(rows.dtype).expand_as(rows).clone()
+        return repeated(-self.scale * mean(honest), rows)

@@ -132,6 +132,32 @@ class Pixels(Trigger):
         return "positions"
 
 
+@trigger("bars")
+class Bars(Trigger):
+    """Four bars of one pixel's height, in two rows and two columns: DBA's trigger, a bar for each of four attackers.
+
+    Args:
+        length: pixels of a bar (the paper's size; 4 on MNIST).
+        gap: pixels between bars, to the right and downwards (2 on MNIST).
+        position: [row, column] of the first pixel.
+        value: what the pixels are set to, one number or one a channel.
+    """
+
+    length: Annotated[int, Field(ge=1)] = 3
+    gap: Annotated[int, Field(ge=0)] = 1
+    position: Position = field(default_factory=lambda: [0, 0])
+    value: float | list[float] = 1.0
+
+    def pixels(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        top, left = self.position
+        return [
+            (top + down * (1 + self.gap), left + right * (self.length + self.gap) + column)
+            for down in range(2)
+            for right in range(2)
+            for column in range(self.length)
+        ]
+
+
 def make_trigger(given: str | dict[str, Any]) -> Trigger:
     """The trigger behind a name or a table with ``name`` and options.
 
@@ -151,9 +177,3 @@ def data_info(scenario: Scenario) -> DataInfo | None:
     except FedsimError:
         return None
     return info
-
-
-def input_shape(scenario: Scenario) -> tuple[int, ...] | None:
-    """Shape of one input of the scenario's data set; None where it is not known before reading."""
-    info = data_info(scenario)
-    return None if info is None else tuple(info.shape)

@@ -1,0 +1,76 @@
+"""Mimic: all attackers copy one honest client, so that its data weighs more than it should.
+
+The copied row lies farthest along z, argmax_i |⟨z, Δ_i − μ⟩| over the honest rows with mean μ; z is the direction of
+their largest variance. It starts as the first principal direction of the first attack round; in each further one of
+``warmup`` rounds, the t-th, it turns by a step of Oja's rule to the direction of (t − 1)·z + g/‖g‖ with
+g = Σ_i ⟨z, Δ_i − μ⟩ (Δ_i − μ), and then it stays.
+
+The paper fixes the client, which is in every round; here the copied client is chosen anew among those that answered.
+
+Karimireddy, He and Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022,
+arXiv:2006.09365, section 4.2 and appendix B.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from attacks import moments
+from attacks.attack import Attack, Craft, attack
+from fedsim.blocks import exact
+
+
+@attack("mimic")
+class Mimic(Attack):
+    """A copy of the honest update that differs most from the others.
+
+    Args:
+        warmup: attack rounds in which the direction is learnt.
+    """
+
+    knowledge = "omniscient"
+
+    warmup: Annotated[int, Field(ge=1)] = 10
+
+    def craft(self, rows: Tensor, ctx: Craft) -> Tensor:
+        honest = ctx.honest()
+        if len(honest) == 0:
+            return ctx.skip(rows)
+        mean = moments.mean(honest)
+        seen = int(ctx.state.get("rounds", 0))
+        direction = ctx.state.get("direction")
+        if direction is None:
+            direction = _principal(honest, mean)
+        elif seen < self.warmup:
+            step = _along(honest, mean, direction)
+            turned = torch.zeros_like(direction)
+            for weight, row in zip(step, honest, strict=True):
+                turned += weight * (exact(row) - mean)
+            direction = _unit(seen * direction + _unit(turned))
+        ctx.state["direction"], ctx.state["rounds"] = direction, seen + 1
+        return moments.repeated(honest[int(_along(honest, mean, direction).abs().argmax())], rows)
+
+
+def _along(rows: Tensor, mean: Tensor, direction: Tensor) -> Tensor:
+    """(n,) ⟨z, Δ_i − μ⟩."""
+    return torch.stack([(exact(row) - mean) @ direction for row in rows])
+
+
+def _principal(rows: Tensor, mean: Tensor) -> Tensor:
+    """(d,) first principal direction of the rows, from their (n, n) Gram matrix."""
+    centred = [exact(row) - mean for row in rows]
+    gram = torch.stack([torch.stack([a @ b for b in centred]) for a in centred]).cpu()
+    weights = torch.linalg.eigh(gram).eigenvectors[:, -1].to(mean.device)
+    direction = torch.zeros_like(mean)
+    for weight, row in zip(weights, centred, strict=True):
+        direction += weight * row
+    return _unit(direction)
+
+
+def _unit(vector: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(vector)
+    return vector / norm if float(norm) > 0 else vector

@@ -1,0 +1,53 @@
+"""Min-max: as far as a row may go without being the farthest from the others.
+
+Every malicious client sends μ + γ·p, with the largest γ ≥ 0 for which
+
+    max_i ‖μ + γ·p − Δ_i‖ ≤ max_{i,j} ‖Δ_i − Δ_j‖
+
+over the updates Δ_i that the adversary knows (those of its own clients as they trained, of all clients if
+omniscient), μ their mean, and p = −μ/‖μ‖ (``unit``), −σ (``std``, ddof 1) or −sign(μ) (``sign``). γ is found by
+bisection. Under two known updates the rows stay as they are, and the round is counted as skipped.
+
+Shejwalkar and Houmansadr, "Manipulating the Byzantine: Optimizing Model Poisoning Attacks and Defenses for Federated
+Learning", NDSS 2021, section IV-C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from attacks.attack import Attack, Craft, attack
+from attacks.deviation import Direction, Spread, largest_gamma
+from attacks.knowledge import needs_two_rows
+from fedsim.errors import Fault
+
+if TYPE_CHECKING:
+    from fedsim.scenario import Scenario
+
+
+@attack("min_max")
+class MinMax(Attack):
+    """The largest deviation whose maximal distance stays within that of the known updates.
+
+    Args:
+        direction: p, ``unit``, ``std`` or ``sign``.
+    """
+
+    knowledge = "colluding"
+
+    direction: Direction = "std"
+
+    def check(self, scenario: Scenario) -> Iterable[Fault]:
+        yield from needs_two_rows(scenario, "min_max")
+
+    def craft(self, rows: Tensor, ctx: Craft) -> Tensor:
+        seen = ctx.seen()
+        if len(seen) < 2:
+            return ctx.skip(rows)
+        spread = Spread.of(seen, self.direction)
+        bound = float(spread.squared_distances.max())
+        gamma = largest_gamma(lambda g: float(spread.squared_from(g).max()), bound)
+        return spread.crafted(gamma, rows)
