@@ -76,6 +76,19 @@ def exact(block: Tensor) -> Tensor:
     return (block.cpu() if block.device.type == "mps" else block).double()
 
 
+def gram(rows: Tensor, center: Tensor | None = None) -> Tensor:
+    """(n, n) float64 inner products of the rows of (n, d), taken off ``center`` (d,) where one is given."""
+
+    def block(columns: slice) -> Tensor:
+        piece = exact(rows[:, columns])
+        if center is not None:
+            piece = piece - exact(center[columns])
+        return piece @ piece.T
+
+    total = sum_blocks(block, rows.shape[1], parallel=rows.device.type == "cpu")
+    return torch.zeros(len(rows), len(rows), dtype=torch.float64) if total is None else total.cpu()
+
+
 CANCELLED = 1e-6
 """A squared distance below this share of the squares that it is the difference of is computed from differences."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedsim.blocks import exact, map_blocks, squared_distances, sum_blocks
+from fedsim.blocks import exact, gram, map_blocks, squared_distances
 from fedsim.errors import UpdatesError
 
 if TYPE_CHECKING:
@@ -170,13 +170,7 @@ class Updates:
     @cached_property
     def gram(self) -> Tensor:
         """(n, n) float64 inner products of the rows."""
-
-        def block(columns: slice) -> Tensor:
-            piece = exact(self.values[:, columns])
-            return piece @ piece.T
-
-        total = sum_blocks(block, self.d, parallel=self.values.device.type == "cpu")
-        return torch.zeros(len(self), len(self), dtype=torch.float64) if total is None else total.cpu()
+        return gram(self.values)
 
     @cached_property
     def norms(self) -> Tensor:
@@ -197,21 +191,40 @@ class Updates:
 
         return squared_distances(self.gram, rows, self.d, parallel=self.values.device.type == "cpu")
 
-    def weighted_sum(self, weights: Tensor, values: Tensor | None = None) -> Tensor:
-        """Σ weights_i · row_i as (d,), summed in float64, in the rows' precision; rows of weight 0 are not read."""
+    def weighted_sum(self, weights: Tensor, values: Tensor | None = None, *, out: torch.dtype | None = None) -> Tensor:
+        """Σ weights_i · row_i as (d,), summed in float64; rows of weight 0 are not read.
+
+        Args:
+            weights: (n,).
+            values: (n, …) other rows of the same clients, the updates if absent.
+            out: precision of the result, the rows' if absent.
+        """
         rows = self.values if values is None else values
         used = weights.nonzero().flatten()
         index = None if len(used) == len(rows) else used.to(rows.device)
         w = exact(weights[used].to(rows.device))
-        result = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
+        result = torch.empty(rows.shape[1], dtype=out or rows.dtype, device=rows.device)
 
         def block(columns: slice) -> Tensor:
             piece = rows[:, columns] if index is None else rows[index, columns]
-            result[columns] = (w @ exact(piece)).to(dtype=rows.dtype, device=rows.device)
+            result[columns] = (w @ exact(piece)).to(dtype=result.dtype, device=rows.device)
             return result
 
         map_blocks(block, rows.shape[1], parallel=rows.device.type == "cpu")
         return result
+
+    def mix(self, matrix: Tensor) -> Updates:
+        """Rows Σ_j matrix_ij · row_j, and their buffers alike; ``mixing`` says whom each consists of.
+
+        Args:
+            matrix: (n, n), each row sums to 1.
+        """
+        matrix = matrix.double()
+        mixing = torch.eye(len(self), dtype=torch.float64) if self.mixing is None else self.mixing
+        extras = dict(self.extras)
+        if "buffers" in extras:
+            extras["buffers"] = _mixed(matrix, extras["buffers"])
+        return self.replace(values=_mixed(matrix, self.values), extras=extras, mixing=matrix @ mixing)
 
     def mean(self) -> Tensor:
         """(d,) mean of the rows weighted by ``num_examples``; zeros if no row carries weight."""
@@ -248,18 +261,32 @@ class Selection:
         return cls(mask, scores)
 
 
-def lowest(scores: Tensor, keep: int, updates: Updates) -> Tensor:
-    """Positions of the ``keep`` rows with the lowest scores, lowest first.
+def ranked(scores: Tensor, updates: Updates) -> Tensor:
+    """Positions of the rows by ascending score, along the last axis of (…, n) scores; NaN comes last.
 
     Scores that agree in ten digits are a tie, which the smaller partition id wins, not the order of the rows.
     """
-    rounded = [float(f"{score:.9e}") for score in scores.tolist()]
-    ranks = [
-        (math.inf if math.isnan(score) else score, client)
-        for score, client in zip(rounded, updates.client_ids, strict=True)
-    ]
-    order = sorted(range(len(ranks)), key=ranks.__getitem__)
-    return torch.tensor(order[:keep], dtype=torch.long)
+    by_id = torch.tensor(sorted(range(len(updates)), key=updates.client_ids.__getitem__), dtype=torch.long)
+    mantissa, exponent = torch.frexp(scores.double().nan_to_num(nan=math.inf, posinf=math.inf)[..., by_id])
+    rounded = torch.ldexp((mantissa * 2**34).round() / 2**34, exponent)
+    return by_id[rounded.sort(dim=-1, stable=True).indices]
+
+
+def lowest(scores: Tensor, keep: int, updates: Updates) -> Tensor:
+    """Positions of the ``keep`` rows with the lowest scores, lowest first; ties as in :func:`ranked`."""
+    return ranked(scores, updates)[:keep]
+
+
+def _mixed(matrix: Tensor, rows: Tensor) -> Tensor:
+    result = torch.empty_like(rows)
+    weights = exact(matrix.to(rows.device))
+
+    def block(columns: slice) -> Tensor:
+        result[:, columns] = (weights @ exact(rows[:, columns])).to(dtype=rows.dtype, device=rows.device)
+        return result
+
+    map_blocks(block, rows.shape[1], parallel=rows.device.type == "cpu")
+    return result
 
 
 @dataclass(eq=False)

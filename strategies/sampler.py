@@ -7,18 +7,25 @@ poisson    every client by itself with probability ``rate``; the cohort's size i
 fixed      the same clients in every round
 =========  ========================================================================================
 
-Ids come back in the order in which they were drawn.
+Ids come back in the order in which they were drawn. Efraimidis & Spirakis, "Weighted random sampling with a
+reservoir", Information Processing Letters 2006 (by_size).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from fedsim.errors import Fault
 from fedsim.registry import register
+
+if TYPE_CHECKING:
+    from fedsim.scenario import Scenario
 
 sampler = partial(register, "sampler")
 
@@ -32,6 +39,68 @@ class Uniform:
     ) -> NDArray[np.int64]:
         """Partition ids in the order in which they were drawn."""
         return distinct(len(sizes), min(per_round, len(sizes)), generator)
+
+
+@sampler("by_size")
+class BySize:
+    """Clients drawn one after the other, each time with probability proportional to the example count.
+
+    Clients without examples are never drawn.
+    """
+
+    def sample(
+        self, round: int, sizes: NDArray[Any], per_round: int, generator: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Partition ids in the order in which they were drawn.
+
+        The order of exponential times with rates ``sizes`` has the law of these draws (Efraimidis & Spirakis 2006).
+        """
+        holders = np.flatnonzero(sizes)
+        times = generator.standard_exponential(len(holders)) / sizes[holders]
+        count = min(per_round, len(holders))
+        first = np.argpartition(times, count - 1)[:count] if count else np.zeros(0, dtype=np.int64)
+        return holders[first[np.argsort(times[first], kind="stable")]].astype(np.int64)
+
+
+@sampler("poisson")
+class Poisson:
+    """Every client takes part by itself with the same probability, so that the cohort's size varies.
+
+    Args:
+        rate: probability of a client to take part in a round; ``per_round`` plays no role.
+    """
+
+    rate: Annotated[float, Field(gt=0, le=1)]
+
+    def sample(
+        self, round: int, sizes: NDArray[Any], per_round: int, generator: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Partition ids in random order; there may be none."""
+        return distinct(len(sizes), int(generator.binomial(len(sizes), self.rate)), generator)
+
+
+@sampler("fixed")
+class Fixed:
+    """The same clients in every round.
+
+    Args:
+        clients: partition ids, all different.
+    """
+
+    clients: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+    def check(self, scenario: Scenario) -> Iterable[Fault]:
+        population = scenario.data.clients
+        if max(self.clients) >= population:
+            yield Fault("clients", max(self.clients), f"partition ids 0 to {population - 1}", ("data.clients",))
+        if len(set(self.clients)) < len(self.clients):
+            yield Fault("clients", self.clients, "every partition id once")
+
+    def sample(
+        self, round: int, sizes: NDArray[Any], per_round: int, generator: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """The partition ids as given."""
+        return np.array(self.clients, dtype=np.int64)
 
 
 def distinct(population: int, count: int, generator: np.random.Generator) -> NDArray[np.int64]:

@@ -1,16 +1,16 @@
 """Server optimizers: what the server does with the aggregated update Δ, which stands in for a negative gradient.
 
-========  ==================================================================================
-sgd       m = β m + Δ;  x = x + η m                                  (η = 1, β = 0: x + Δ, FedAvg)
-adagrad   v = v + Δ²;   m = β₁ m + (1 − β₁) Δ;  x = x + η m / (√v + τ)
-adam      v = β₂ v + (1 − β₂) Δ²;               m, x as above
-yogi      v = v − (1 − β₂) Δ² sign(v − Δ²);     m, x as above
-========  ==================================================================================
+========  ==============================================================================
+sgd       m = β m + Δ;  x = x + η m                              (η = 1, β = 0: FedAvg)
+adagrad   v = v + Δ²;                          m = β₁ m + (1 − β₁) Δ;  x = x + η m / (√v + τ)
+adam      v = β₂ v + (1 − β₂) Δ²;              m and x as above
+yogi      v = v − (1 − β₂) Δ² sign(v − Δ²);    m and x as above
+========  ==============================================================================
 
-As in the paper there is no bias correction unless asked for, v starts at ``initial`` (τ² unless given), and adagrad
-has β₁ = 0 by default. The state is float64, whatever the parameters are.
+As in the paper, without bias correction, from m = 0 and v = τ². The state is float64, whatever the parameters are.
 
-Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295.
+Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295; sgd with momentum is FedAvgM,
+Hsu, Qi & Brown 2019, arXiv 1909.06335.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ server_optimizer = partial(register, "server_optimizer")
 
 Rate = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Floor = Annotated[float, Field(gt=0)]
 
 
 @server_optimizer("sgd")
@@ -47,12 +48,88 @@ class SGD:
         """(d,) parameters after the round."""
         if self.momentum == 0.0:
             return parameters + self.lr * update if self.lr != 1.0 else parameters + update
-        velocity = _float64(state, "velocity", update, 0.0)
-        velocity = state["velocity"] = velocity * self.momentum + exact(update)
+        velocity = state["velocity"] = _kept(state, "velocity", update, 0.0) * self.momentum + exact(update)
         return _moved(parameters, velocity * self.lr)
 
 
-def _float64(state: dict[str, Any], name: str, like: Tensor, start: float) -> Tensor:
+class _Adaptive:
+    """m and v in ``state``; what differs is how v moves."""
+
+    lr: float
+    beta_1: float
+    tau: float
+
+    def step(self, parameters: Tensor, update: Tensor, state: dict[str, Any], round: int) -> Tensor:
+        """(d,) parameters after the round."""
+        delta = exact(update)
+        m = _kept(state, "m", delta, 0.0) * self.beta_1 + (1 - self.beta_1) * delta
+        v = self.second_moment(_kept(state, "v", delta, self.tau**2), delta.square())
+        state["m"], state["v"] = m, v
+        return _moved(parameters, self.lr * m / (v.sqrt() + self.tau))
+
+    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@server_optimizer("adagrad")
+class Adagrad(_Adaptive):
+    """FedAdagrad: steps shrink with the sum of squared updates.
+
+    Args:
+        lr: η, the server's learning rate.
+        beta_1: decay of the mean m of updates; 0 as in the paper takes the update itself.
+        tau: τ, degree of adaptivity: the floor of the divisor.
+    """
+
+    lr: Rate = 0.1
+    beta_1: Decay = 0.0
+    tau: Floor = 1e-3
+
+    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
+        return v + square
+
+
+@server_optimizer("adam")
+class Adam(_Adaptive):
+    """FedAdam: the mean of the updates over the root of the mean of their squares.
+
+    Args:
+        lr: η, the server's learning rate.
+        beta_1: β₁, decay of the mean m of updates.
+        beta_2: β₂, decay of the mean v of their squares.
+        tau: τ, degree of adaptivity: the floor of the divisor.
+    """
+
+    lr: Rate = 0.1
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.99
+    tau: Floor = 1e-3
+
+    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
+        return self.beta_2 * v + (1 - self.beta_2) * square
+
+
+@server_optimizer("yogi")
+class Yogi(_Adaptive):
+    """FedYogi: as adam, with a second moment that moves by the size of the square, not of the difference.
+
+    Args:
+        lr: η, the server's learning rate.
+        beta_1: β₁, decay of the mean m of updates.
+        beta_2: β₂, 1 − β₂ is the step of the second moment v.
+        tau: τ, degree of adaptivity: the floor of the divisor.
+    """
+
+    lr: Rate = 0.1
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.99
+    tau: Floor = 1e-3
+
+    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
+        return v - (1 - self.beta_2) * square * torch.sign(v - square)
+
+
+def _kept(state: dict[str, Any], name: str, like: Tensor, start: float) -> Tensor:
     if name in state:
         kept: Tensor = state[name]
         return kept
