@@ -154,8 +154,9 @@ def check_options(kind: str, name: str, given: Mapping[str, Any], key: str = "")
     try:
         part = get(kind, name)
     except FedsimError as error:
-        text = str(error)
-        return dict(given), [Fault(f"{prefix}name", name, text)]
+        known_names = names(kind)
+        accepted = str(error) if ":" in name else f"one of: {', '.join(known_names)}{nearest(name, known_names)}"
+        return dict(given), [Fault(f"{prefix}name", name, accepted)]
     known = {option.name: option for option in options(part)}
     faults = [
         Fault(f"{prefix}{unknown}", given[unknown], f"no such option{nearest(unknown, known)}; options: {', '.join(known) or 'none'}")

@@ -8,13 +8,14 @@ once and reports each as one line.
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from fedsim import registry
 from fedsim.errors import Fault, FedsimError, ScenarioError, nearest
@@ -165,12 +166,18 @@ class Evaluate(_Section):
     """Test examples in one forward pass."""
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("cpu, cuda, cuda:N or mps")
+    return name
+
+
 class Engine(_PartSection):
     """Where the nodes run: ``name`` and the engine's options. Changes no result, but for precision, device and path."""
 
     name: str = "local"
     """``local`` (threads) or ``ray`` (a Ray cluster)."""
-    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] = "cpu"
+    device: Annotated[str, AfterValidator(_device)] = "cpu"
     """cpu, cuda, cuda:N or mps."""
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """Precision of local training; bfloat16 runs exchange float32."""
@@ -435,6 +442,8 @@ def _structure(raw: dict[str, Any]) -> list[Fault]:
         location = [piece for piece in problem["loc"] if not str(piece).startswith(("constrained", "function-"))]
         key = _key(location)
         if problem["type"] == "extra_forbidden":
+            if any(other["type"] == "missing" and other["loc"][:-1] == problem["loc"][:-1] for other in problems):
+                continue
             known = _fields_at(location[:-1])
             faults[key] = Fault(key, problem["input"], f"no such key{nearest(location[-1], known)}; keys here: {', '.join(known)}")
             continue
@@ -517,7 +526,8 @@ def _semantics(clean: dict[str, Any], faulty: set[str]) -> Iterator[Fault]:
             continue
         check = getattr(built, "check", None)
         for fault in check(scenario) if check is not None else ():
-            yield Fault(f"{key}.{fault.key}" if fault.key else key, fault.given, fault.accepted, fault.involves)
+            where = fault.key[1:] if fault.key.startswith("/") else f"{key}.{fault.key}" if fault.key else key
+            yield Fault(where, fault.given, fault.accepted, fault.involves)
 
 
 def _core_checks(scenario: Scenario) -> Iterator[Fault]:
