@@ -187,6 +187,13 @@ def with_id(message: Message) -> Message:
     return message
 
 
+def addressed(message: Message, group: str) -> Message:
+    """The message with a group id (the round), unless it has one."""
+    if not message.metadata.group_id:
+        message.metadata.__dict__["_group_id"] = group
+    return message
+
+
 def with_content(message: Message, content: RecordDict) -> Message:
     """The same message (same metadata) with another content."""
     return Message(metadata=message.metadata, content=content)  # type: ignore[call-overload, no-any-return]
@@ -268,7 +275,8 @@ class Directory:
             nodes = list(grid.get_node_ids())
         if len(nodes) < population:
             raise FedsimError(
-                f"nodes: given {len(nodes)} connected nodes; accepted: {population} (data.clients), each with its own partition-id"
+                f"nodes: given {len(nodes)} connected nodes; accepted: {population} (data.clients), "
+                "each with its own partition-id"
             )
         question = RecordDict({"config": ConfigRecord({"ask": "partition"})})
         replies = grid.send_and_receive(
@@ -297,6 +305,7 @@ __all__ = [
     "Messages",
     "Sequence",
     "SharedArray",
+    "addressed",
     "as_tensor",
     "context",
     "error_reply",
