@@ -90,11 +90,11 @@ class Federation:
         defenses = [make("defense", part) for part in scenario.server.defenses]
         schedule = make("lr_schedule", scenario.client.lr_schedule)
         if scenario.guest:
-            defenses[0].connect(
-                layout=self.layout,
-                seed=scenario.seed,
-                population=scenario.data.clients,
+            defenses[0].set_up(
+                self.layout,
+                num_clients=scenario.data.clients,
                 per_round=scenario.cohort,
+                seed=scenario.seed,
                 limit=scenario.server.limit,
                 dtype=self.dtype,
             )
@@ -160,8 +160,7 @@ def build(scenario: Scenario) -> Federation:
     dataset, root = _with_root(make("dataset", scenario.data.dataset).load(), scenario)
     partition = make("partition", scenario.data.partition)
     shares = partition.assign(dataset, scenario.data.clients, scenario.seed)
-    part = Part(name=scenario.model.name, options=scenario.model.options)
-    module = build_model(part, dataset.info, scenario.seed, scenario.engine.precision, init=scenario.model.init)
+    module = build_model(scenario.model, dataset.info, scenario.seed, scenario.engine.precision)
     layout = Layout.of(module)
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     adversary = Adversary.of(scenario)

@@ -530,6 +530,13 @@ def _semantics(clean: dict[str, Any], faulty: set[str]) -> Iterator[Fault]:
             yield Fault(where, fault.given, fault.accepted, fault.involves)
 
 
+def _below(part: str, key: str) -> str:
+    """A part's fault key, relative to the part, or from the root with a slash before it."""
+    if key.startswith("/"):
+        return key[1:]
+    return f"{part}.{key}" if key else part
+
+
 def _core_checks(scenario: Scenario) -> Iterator[Fault]:
     clients, client, adversary, server = scenario.data.clients, scenario.client, scenario.adversary, scenario.server
     if scenario.cohort > clients:

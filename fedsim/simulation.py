@@ -22,6 +22,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedsim import runtime
+from fedsim.data.describe import labels_of, partition_table
+from fedsim.data.examples import Shares
 from fedsim.errors import Fault, ResumeError, ScenarioError
 from fedsim.federation import Federation, build, key, named_arrays
 from fedsim.flower import Flat, flatten
@@ -29,8 +31,9 @@ from fedsim.grids.adversarial import AdversarialGrid
 from fedsim.measures import Evaluator, round_line
 from fedsim.record import Recorder, write_bytes, write_json
 from fedsim.scenario import Scenario
+from fedsim.updates import Aggregate
 from strategies.defense import overrides
-from strategies.strategy import DefendedStrategy
+from strategies.strategy import DefendedStrategy, Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +42,8 @@ Progress = Callable[[dict[str, Any]], None]
 
 SAMPLES = 8
 """Triggered images that a run keeps for its report."""
+SHOWN = 200
+"""Clients whose part of the data the report shows."""
 
 
 @dataclass
@@ -203,7 +208,7 @@ class _Run:
         aggregated = time.perf_counter()
         measured = self._evaluate(server_round)
         evaluated = time.perf_counter()
-        outcome = strategy.outcome  # type: ignore[attr-defined]
+        outcome = strategy.outcome if isinstance(strategy, DefendedStrategy) else _guest_outcome(strategy, server_round)
         line, clients = round_line(outcome, grid.attacking, self.selects)
         line |= measured
         line["attack_acted"] = grid.acted
@@ -229,8 +234,6 @@ class _Run:
         return self.evaluator.measure(self._vector(), self.federation.dataset.test, self.triggered)
 
     def _measure_start(self) -> None:
-        from strategies.strategy import Outcome
-
         line, _ = round_line(Outcome(0), [], self.selects)
         line |= self.evaluator.measure(self._vector(), self.federation.dataset.test, self.triggered)
         line |= {"attack_acted": False, "seconds": {}}
@@ -275,15 +278,12 @@ class _Run:
         )
 
     def _describe_data(self) -> None:
-        from fedsim.data.describe import partition_table
-
         assert self.folder is not None
         dataset, shares = self.federation.dataset, self.federation.shares
-        if dataset.info.num_classes:
-            shown = list(range(min(200, len(shares))))
-            counts = partition_table(dataset, shares, shown)
-            described = {"labels": list(range(dataset.info.num_classes)), "clients": shown, "counts": counts.tolist()}
-            write_json(self.folder / "partition.json", described)
+        shown = min(SHOWN, len(shares))
+        some = Shares(shares.indices[: shares.offsets[shown]], shares.offsets[: shown + 1])
+        described = {"labels": labels_of(dataset), "clients": list(range(shown))}
+        write_json(self.folder / "partition.json", described | {"counts": partition_table(dataset, some).tolist()})
         if self.triggered is not None and self.triggered.inputs.ndim == 4 and len(self.triggered):
             import io
 
@@ -299,6 +299,19 @@ class _Run:
                 target=np.array(target),
             )
             write_bytes(self.folder / "samples.npz", content.getvalue())
+
+
+def _guest_outcome(strategy: Any, server_round: int) -> Outcome:
+    """What a stock Flower strategy did, its weights unknown."""
+    faults = sorted(strategy.faults.items())
+    outcome = Outcome(server_round, list(strategy.cohort), [], faults, strategy.updates, acted=strategy.failure is None)
+    if strategy.failure is not None:
+        outcome.faults.append((-1, f"round skipped: {strategy.failure}"))
+    elif strategy.updates is not None:
+        updates = strategy.updates
+        unknown = torch.full((len(updates),), torch.nan, dtype=torch.float64)
+        outcome.aggregate = Aggregate(torch.zeros_like(updates.reference), unknown)
+    return outcome
 
 
 def check_continues(folder: Path, keys: dict[str, Any], scenario: Scenario) -> None:

@@ -164,7 +164,7 @@ class AdversarialGrid(Grid):
             return replies
         before = _updates(own, reference[:d], self.layout)
         honest = _updates(sorted(rows[False], key=lambda row: row[0]), reference[:d], self.layout)
-        after = self.adversary.craft(
+        after, claimed = self.adversary.craft(
             before,
             honest,
             round=server_round,
@@ -174,7 +174,6 @@ class AdversarialGrid(Grid):
             server=self._server(before, honest, server_round),
             state=self.state,
         )
-        claimed = self.adversary.claimed(before, honest, round=server_round, num_clients=len(sent))
         self.acted |= not torch.equal(after, before.values) or not torch.equal(claimed, before.num_examples)
         for i, (_, position, vector, count) in enumerate(own):
             row = torch.cat([after[i].to(vector), vector[d:]])
