@@ -1,0 +1,349 @@
+"""What every attack keeps to, whatever it does: the checks that fedsim runs on its own attacks, for those of others.
+
+Each check takes a function that builds the attack, and raises AssertionError with one line that says what is wrong::
+
+    from fedsim.testing import attacks
+
+    def test_my_attack():
+        attacks.conform(lambda: MyAttack(scale=2.0))
+
+The checks play an adversary that holds three of eleven clients, on a toy federation of sixty parameters and on
+images of 16 × 16 pixels.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.adversary import Adversary
+from attacks.attack import KNOWLEDGE, Attack, Compromised, Craft, LocalStep, overrides
+from fedsim.data.examples import Examples
+from fedsim.errors import KnowledgeError
+from fedsim.updates import Updates
+
+Make = Callable[[], Attack]
+
+CLASSES = 10
+CLIENTS = [2, 5, 11]
+OTHERS = [0, 1, 3, 7, 8, 12, 13, 19]
+DIMENSION = 60
+
+
+def conform(make: Make) -> None:
+    """Run all checks.
+
+    Raises:
+        AssertionError: what the attack does not keep to.
+    """
+    for check in CHECKS:
+        check(make)
+
+
+def keeps_shape(make: Make) -> None:
+    """``craft`` gives a row for each malicious client, also for one alone, in the rows' precision."""
+    for dtype in (torch.float32, torch.float64):
+        for clients in (CLIENTS, CLIENTS[:1]):
+            rows, honest = federation(dtype=dtype, clients=clients)
+            crafted = play(make(), rows, honest)
+            assert crafted.shape == rows.values.shape, (
+                f"craft gave {tuple(crafted.shape)} for {tuple(rows.values.shape)}"
+            )
+            assert crafted.dtype == dtype, f"craft gave {crafted.dtype} for {dtype}"
+
+
+def leaves_input(make: Make) -> None:
+    """No hook changes what it was given, but ``after_step`` its parameters."""
+    attack = prepared(make)
+    rows, honest = federation()
+    before = rows.values.clone(), honest.values.clone(), rows.reference.clone()
+    attack.craft(rows.values, context(rows, honest))
+    assert torch.equal(rows.values, before[0]), "craft changed the malicious rows in place"
+    assert torch.equal(honest.values, before[1]), "craft changed the honest rows in place"
+    assert torch.equal(rows.reference, before[2]), "craft changed the reference in place"
+    train, test = images()
+    attack.poison(train, node())
+    attack.triggered(test)
+    for given, kept, hook in ((train, images()[0], "poison"), (test, images()[1], "triggered")):
+        same = torch.equal(given.inputs, kept.inputs) and torch.equal(given.targets, kept.targets)
+        assert same, f"{hook} changed its examples in place"
+
+
+def repeats(make: Make) -> None:
+    """The same seed gives the same bits, over rounds, also after a journey to another process."""
+    first, second = prepared(make), pickle.loads(pickle.dumps(prepared(make)))
+    states: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for round in (1, 2, 3):
+        rows, honest = federation(seed=round)
+        one = play(first, rows, honest, round=round, state=states[0])
+        two = play(second, rows, honest, round=round, state=states[1])
+        assert same_bits(one, two), f"craft gave other bits for the same seed in round {round}"
+    train, test = images()
+    here, there = first.poison(train, node()), second.poison(train, node())
+    assert torch.equal(here.inputs, there.inputs), "poison gave other inputs for the same seed"
+    assert torch.equal(here.targets, there.targets), "poison gave other targets for the same seed"
+    seen, again = first.triggered(test), second.triggered(test)
+    assert (seen is None) == (again is None), "triggered gave examples only once"
+    if seen is not None and again is not None:
+        assert torch.equal(seen.inputs, again.inputs), "triggered gave other inputs for the same seed"
+
+
+def permutes(make: Make) -> None:
+    """Rows that change places, with their clients, change places in the result: no client is special."""
+    rows, honest = federation()
+    order, others = torch.tensor([2, 0, 1]), torch.tensor([4, 2, 7, 0, 1, 6, 3, 5])
+    plain = make().craft(rows.values, context(rows, honest))
+    moved_rows, moved_honest = rows.rows(order), honest.rows(others)
+    moved = make().craft(moved_rows.values, context(moved_rows, moved_honest))
+    close = torch.allclose(moved, plain[order], rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert close, "craft depends on the order of the clients"
+
+
+def stays_finite(make: Make) -> None:
+    """Finite rows stay finite, also equal and zero ones, unless the attack's ``finite`` says otherwise."""
+    for scale in (1.0, 0.0):
+        rows, honest = federation(scale=scale)
+        crafted = play(make(), rows, honest)
+        if make().finite:
+            assert bool(crafted.isfinite().all()), f"craft gave numbers that are not finite from rows of size {scale}"
+        else:
+            assert not bool(crafted.isfinite().all()), "craft gave finite rows, but the attack says finite = False"
+
+
+def leaves_global_randomness(make: Make) -> None:
+    """No hook draws from, or seeds, a generator that others use."""
+    before = global_states()
+    attack = prepared(make)
+    train, test = images()
+    attack.poison(train, node())
+    attack.triggered(test)
+    rows, honest = federation()
+    play(attack, rows, honest)
+    if overrides(attack, "after_step"):
+        attack.after_step(torch.ones(2, DIMENSION), local_step(2))
+    after = global_states()
+    assert torch.equal(before[0], after[0]), "a hook used torch's global generator"
+    assert before[1] == after[1], "a hook used NumPy's global generator"
+    assert before[2] == after[2], "a hook used Python's global generator"
+
+
+def keeps_to_its_knowledge(make: Make) -> None:
+    """With the knowledge that the class declares it works, and what that knowledge hides moves nothing."""
+    attack = make()
+    rows, honest = federation()
+    hidden = context(rows, honest, knowledge="colluding", knows_defense=False)
+    try:
+        attack.craft(rows.values, hidden)
+        reached = False
+    except KnowledgeError:
+        reached = True
+    needs = attack.knowledge == "omniscient" or attack.knows_defense
+    assert not reached or needs, f"craft reached for hidden rows; the class says knowledge = '{attack.knowledge}'"
+    if attack.knowledge == "omniscient" and overrides(attack, "craft"):
+        assert reached, "craft needs no honest rows; the class says knowledge = 'omniscient'"
+    for level in KNOWLEDGE[KNOWLEDGE.index(attack.knowledge) : 2]:
+        _, changed = federation(seed=99)
+        one = play(make(), rows, honest, knowledge=level, knows_defense=False)
+        two = play(make(), rows, changed, knowledge=level, knows_defense=False)
+        assert same_bits(one, two), f"honest rows changed the result under knowledge = '{level}'"
+    if attack.knowledge == "own":
+        joined = play(make(), rows, honest, knowledge="own", knows_defense=False)
+        last = rows.replace(values=torch.cat([rows.values[:1], rows.values[1:] * 3]))
+        alone = play(make(), last, honest, knowledge="own", knows_defense=False)
+        assert same_bits(joined[:1], alone[:1]), "another attacker's row changed the result under knowledge = 'own'"
+
+
+def poisons_validly(make: Make) -> None:
+    """``poison`` gives examples of the same shapes, finite, with labels of the task; an empty client stays valid."""
+    attack = prepared(make)
+    train, _ = images()
+    for examples in (train, train.take(torch.arange(1)), train.take(torch.arange(0))):
+        found = attack.poison(examples, node())
+        assert len(found.inputs) == len(found.targets), "poison gave other numbers of inputs and targets"
+        assert found.inputs.shape[1:] == examples.inputs.shape[1:], "poison gave inputs of another shape"
+        assert found.inputs.dtype == examples.inputs.dtype, "poison gave inputs of another precision"
+        assert found.targets.dtype == examples.targets.dtype, "poison gave targets of another type"
+        assert bool(found.inputs.isfinite().all()), "poison gave inputs that are not finite"
+        valid = bool(((found.targets >= 0) & (found.targets < CLASSES)).all())
+        assert valid, "poison gave labels that are no class of the task"
+
+
+def excludes_the_target(make: Make) -> None:
+    """``triggered`` leaves out images whose label is the target already, and those that were trained on."""
+    attack = prepared(make)
+    train, test = images()
+    found = attack.triggered(test)
+    if found is None or len(found) == 0:
+        return
+    target = found.targets[0]
+    only = attack.triggered(test.take((test.targets == target).nonzero().flatten()))
+    assert only is not None, "triggered gave examples for one test set and None for another"
+    own_images = len(only) == len(found) and torch.equal(only.inputs, found.inputs)
+    assert len(only) == 0 or own_images, "triggered holds images whose true label is the target already"
+    if own_images:
+        trained = {row.numpy().tobytes() for row in attack.poison(train, node()).inputs}
+        overlap = sum(row.numpy().tobytes() in trained for row in found.inputs)
+        assert overlap == 0, f"triggered holds {overlap} images that were trained on"
+
+
+def steps_row_by_row(make: Make) -> None:
+    """``after_step`` treats each client alone: chunks of clients change nothing."""
+    attack = prepared(make)
+    parameters = torch.randn(4, DIMENSION, generator=torch.Generator().manual_seed(3)) * 3
+    together = parameters.clone()
+    attack.after_step(together, local_step(4))
+    alone = parameters.clone()
+    for i in range(4):
+        attack.after_step(alone[i : i + 1], local_step(4, only=i))
+    assert torch.equal(together, alone), "after_step gives other bits for clients in one chunk than for each alone"
+    assert bool(together.isfinite().all()), "after_step gave numbers that are not finite"
+
+
+def remembers_plainly(make: Make) -> None:
+    """The attack's memory holds what a checkpoint can: tensors, numbers, strings, and tables and lists of them."""
+    rows, honest = federation()
+    state: dict[str, Any] = {}
+    for round in (1, 2):
+        play(make(), rows, honest, round=round, state=state)
+    for path, value in leaves(state):
+        assert isinstance(value, (Tensor, bool, int, float, str, type(None))), (
+            f"state{path} holds a {type(value).__name__}"
+        )
+
+
+CHECKS: tuple[Callable[[Make], None], ...] = (
+    keeps_shape,
+    leaves_input,
+    repeats,
+    permutes,
+    stays_finite,
+    leaves_global_randomness,
+    keeps_to_its_knowledge,
+    poisons_validly,
+    excludes_the_target,
+    steps_row_by_row,
+    remembers_plainly,
+)
+
+
+def federation(
+    *, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32, clients: list[int] | None = None
+) -> tuple[Updates, Updates]:
+    """Malicious rows and honest rows of a toy round."""
+    held = CLIENTS if clients is None else clients
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(DIMENSION, generator=generator)
+    values = scale * (common + 0.3 * torch.randn(len(held) + len(OTHERS), DIMENSION, generator=generator))
+    reference = torch.randn(DIMENSION, generator=generator).to(dtype)
+    counts = torch.arange(10, 10 + len(values))
+    values = values.to(dtype)
+    return (
+        Updates(values[: len(held)], counts[: len(held)], list(held), reference),
+        Updates(values[len(held) :], counts[len(held) :], list(OTHERS), reference),
+    )
+
+
+def play(
+    attack: Attack,
+    rows: Updates,
+    honest: Updates,
+    *,
+    round: int = 1,
+    knowledge: str = "omniscient",
+    knows_defense: bool = True,
+    state: dict[str, Any] | None = None,
+) -> Tensor:
+    """The rows that an adversary with this attack alone sends."""
+    adversary = Adversary([attack], 20, count=3, knowledge=knowledge, knows_defense=knows_defense, rounds=3)
+    crafted, _ = adversary.craft(
+        rows,
+        honest,
+        round=round,
+        num_clients=len(rows) + len(honest),
+        previous_reference=rows.reference * 0.5 if round > 1 else None,
+        server=mean_server(rows, honest) if knows_defense else None,
+        state=state,
+    )
+    return crafted
+
+
+def context(rows: Updates, honest: Updates, *, knowledge: str = "omniscient", knows_defense: bool = True) -> Craft:
+    """What the adversary sees in a toy round."""
+    omniscient = knowledge == "omniscient"
+    return Craft(
+        rows=rows.values,
+        reference=rows.reference,
+        clients=rows.client_ids,
+        num_clients=len(rows) + len(honest),
+        num_malicious=len(rows),
+        num_examples=rows.num_examples,
+        knowledge=knowledge,
+        server_lr=1.0,
+        round=1,
+        seed=0,
+        honest_rows=honest.values if omniscient else None,
+        honest_examples=honest.num_examples if omniscient else None,
+        server=mean_server(rows, honest) if omniscient and knows_defense else None,
+    )
+
+
+def mean_server(rows: Updates, honest: Updates) -> Callable[[Tensor], Tensor]:
+    """A server that averages all rows."""
+    return lambda sent: rows.reference + torch.cat([sent, honest.values]).mean(0)
+
+
+def images() -> tuple[Examples, Examples]:
+    """Training and test images (1, 16, 16) of ten classes."""
+    generator = torch.Generator().manual_seed(7)
+    found = []
+    for n in (600, 300):
+        targets = torch.arange(n) % CLASSES
+        inputs = torch.rand(n, 1, 16, 16, generator=generator) * 0.5 + targets[:, None, None, None] / 20
+        found.append(Examples(inputs, targets))
+    return found[0], found[1]
+
+
+def prepared(make: Make) -> Attack:
+    """The attack after ``prepare`` on the toy images."""
+    attack = make()
+    train, test = images()
+    attack.prepare(train, test, num_classes=CLASSES, seed=0)
+    return attack
+
+
+def node(rank: int = 0) -> Compromised:
+    """A malicious client."""
+    return Compromised(client=CLIENTS[rank], rank=rank, attackers=3, round=1, seed=0, num_classes=CLASSES)
+
+
+def local_step(k: int, only: int | None = None) -> LocalStep:
+    """Step 5 of k clients, every second of which is done; or of one of them."""
+    chosen = range(k) if only is None else [only]
+    last = torch.tensor([i % 2 == 0 for i in chosen])
+    nodes = tuple(Compromised(i, i, k, 1, 0, CLASSES) for i in chosen)
+    return LocalStep(torch.zeros(DIMENSION), 5, last, nodes)
+
+
+def global_states() -> tuple[Tensor, str, tuple[Any, ...]]:
+    """The generators of torch, NumPy (its legacy one) and Python that everyone shares."""
+    return torch.get_rng_state(), repr(np.random.get_state(legacy=False)), random.getstate()  # noqa: NPY002
+
+
+def same_bits(one: Tensor, two: Tensor) -> bool:
+    """Equal bit for bit, NaN equal to itself."""
+    return torch.equal(one.nan_to_num(nan=12345.0), two.nan_to_num(nan=12345.0))
+
+
+def leaves(state: Any, path: str = "") -> list[tuple[str, Any]]:
+    """(path, value) of everything in nested tables and lists."""
+    if isinstance(state, dict):
+        return [leaf for key, value in state.items() for leaf in leaves(value, f"{path}[{key!r}]")]
+    if isinstance(state, (list, tuple)):
+        return [leaf for i, value in enumerate(state) for leaf in leaves(value, f"{path}[{i}]")]
+    return [(path, state)]
