@@ -19,18 +19,23 @@ from torch import Tensor
 from attacks.attack import Attack, Compromised, overrides
 from fedsim import rng, runtime
 from fedsim.client import reference
+from fedsim.client.chunk import Chunk, Engine, rank
 from fedsim.client.evaluation import measure
 from fedsim.client.hooks import LOCAL, Hooks
 from fedsim.client.job import Job, make_job
 from fedsim.client.node import Node
+from fedsim.client.paths import choose
 from fedsim.client.workload import Workload
+from fedsim.errors import FedsimError
 from fedsim.flower import Flat, error_reply, flatten
 
 log = logging.getLogger("fedsim")
 
 NodeHandler = Callable[[Node, RecordDict], RecordDict]
-_CHUNK = 32
-_CHUNK_BYTES = 256 * 2**20
+TRAIN = ("train", "train.default")
+CHUNK = 32
+CHUNK_BYTES = 256 * 2**20
+Outcome = tuple[Tensor, float, int]
 
 
 @dataclass
@@ -66,6 +71,7 @@ class FederatedClient(ClientApp):
         self.handlers: dict[str, NodeHandler] = {"query.partition": _partition, **(handlers or {})}
         self.hooks = Hooks(self.attacks)
         self.separate = any(overrides(each, hook) for each in self.attacks for hook in LOCAL)
+        self.path = choose(workload)
         self._threads = threading.local()
         self.train()(self._alone)
         self.evaluate()(self._alone)
@@ -95,7 +101,13 @@ class FederatedClient(ClientApp):
         return chunks
 
     def _chunks(self, n: int, kind: str) -> int:
-        return n
+        """How many chunks n clients make: two for every 32 where they train together, bounded in bytes."""
+        if kind not in TRAIN:
+            return min(n, 2 * -(-n // CHUNK))
+        if self.path.engine is None:
+            return n
+        largest = max(1, CHUNK_BYTES // max(1, self.workload.layout.d * self.workload.dtype.itemsize))
+        return min(n, max(2 * -(-n // CHUNK), -(-n // largest)))
 
     def many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """A reply for each message, an Error reply where its client failed."""
@@ -105,7 +117,7 @@ class FederatedClient(ClientApp):
         received: dict[int, Tensor] = {}
         for position, (message, context) in enumerate(zip(messages, contexts, strict=True)):
             try:
-                if message.metadata.message_type in ("train", "train.default"):
+                if message.metadata.message_type in TRAIN:
                     order = self._order(position, message, context, received)
                     if self._drops_out(order):
                         replies[position] = error_reply(message, "dropped out")
@@ -162,24 +174,68 @@ class FederatedClient(ClientApp):
         stream = rng.stream(self.workload.seed, "client.dropout", round=order.round, client=order.client)
         return bool(stream.random() < self.workload.dropout)
 
-    def _train(self, orders: list[Order]) -> list[tuple[Tensor, float, int] | Exception]:
-        """(delta, loss, examples) of each client, or why it failed."""
-        outcomes: list[tuple[Tensor, float, int] | Exception] = []
+    def _train(self, orders: list[Order]) -> list[Outcome | Exception]:
+        """(delta, loss, examples) of each client, or why it failed; a chunk that fails is tried client by client."""
+        outcomes: dict[int, Outcome | Exception] = {}
+        work: list[tuple[Order, Job]] = []
         for order in orders:
             try:
-                outcomes.append(self._train_one(order, self._job(order)))
+                job = make_job(self.workload, order.client, order.round, order.compromised, self.attacks)
             except Exception as error:
-                outcomes.append(error)
-        return outcomes
+                outcomes[order.position] = error
+                continue
+            if job.steps:
+                work.append((order, job))
+            else:
+                outcomes[order.position] = (torch.zeros_like(order.vector), 0.0, 0)
+        if self.path.engine is None:
+            outcomes.update((order.position, self._loop(order, job)) for order, job in work)
+        elif work:
+            outcomes.update(self._together(work))
+        return [outcomes[order.position] for order in orders]
 
-    def _job(self, order: Order) -> Job:
-        return make_job(self.workload, order.client, order.round, order.compromised, self.attacks)
+    def _together(self, work: list[tuple[Order, Job]]) -> dict[int, Outcome | Exception]:
+        work = sorted(work, key=lambda each: rank(each[1]))
+        first = work[0][0]
+        try:
+            chunk = Chunk(
+                self.engine,
+                self.workload,
+                [job for _, job in work],
+                first.vector,
+                self.hooks,
+                first.scale,
+                first.proximal,
+            )
+            rows, losses = chunk.train()
+        except Exception as error:
+            if len(work) == 1:
+                return {first.position: error}
+            log.warning("a chunk of %d clients failed (%s); trying them one by one", len(work), _reason(error))
+            alone: dict[int, Outcome | Exception] = {}
+            for order, _ in work:
+                alone.update(zip([order.position], self._train([order]), strict=True))
+            return alone
+        return {
+            order.position: (row, loss, job.num_examples)
+            for (order, job), row, loss in zip(work, rows.unbind(), losses, strict=True)
+        }
 
-    def _train_one(self, order: Order, job: Job) -> tuple[Tensor, float, int]:
-        if not job.steps:
-            return torch.zeros_like(order.vector), 0.0, 0
-        delta, loss = reference.train(self.replica, job, order.vector, self.hooks, order.scale, order.proximal)
+    def _loop(self, order: Order, job: Job) -> Outcome | Exception:
+        try:
+            delta, loss = reference.train(self.replica, job, order.vector, self.hooks, order.scale, order.proximal)
+        except Exception as error:
+            return error
         return delta, loss, job.num_examples
+
+    @property
+    def engine(self) -> Engine:
+        """This thread's own engine of the stacked or the vmap path."""
+        if not hasattr(self._threads, "engine"):
+            if self.path.engine is None:
+                raise FedsimError("the reference path trains without an engine")
+            self._threads.engine = self.path.engine()
+        return cast(Engine, self._threads.engine)
 
     @property
     def replica(self) -> reference.Replica:

@@ -1,0 +1,66 @@
+"""What every optimizer part must do: row independence on (k, d), repeatability, the same on all paths.
+
+from fedsim.testing.optimizers import check_optimizer
+check_optimizer(MyOptimizer(lr=0.1))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.client.app import FederatedClient
+from fedsim.testing.federation import deltas, initial, workload
+
+
+def steps(part: Any, start: Tensor, gradients: Tensor, scale: float = 1.0) -> Tensor:
+    """``start`` after one step for each of the gradients (steps, *start.shape)."""
+    parameter = nn.Parameter(start.clone())
+    optimizer = part.build([parameter], scale)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+def check_rows_are_independent(part: Any) -> None:
+    """A row of a (k, d) tensor moves as it would alone, bit for bit, whatever the other rows hold."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 13, generator=generator)
+    gradients = torch.randn(7, 5, 13, generator=generator)
+    together = steps(part, start, gradients)
+    for row in range(5):
+        alone = steps(part, start[row : row + 1], gradients[:, row : row + 1])
+        assert torch.equal(together[row : row + 1], alone), f"row {row} of a (k, d) tensor depends on the others"
+        as_vector = steps(part, start[row], gradients[:, row])
+        assert torch.equal(together[row], as_vector), f"row {row} of a (k, d) tensor moves otherwise than a vector"
+
+
+def check_repeats(part: Any) -> None:
+    """Two optimizers of one part, given the same gradients, make the same steps; and steps are made at all."""
+    generator = torch.Generator().manual_seed(1)
+    start, gradients = torch.randn(11, generator=generator), torch.randn(5, 11, generator=generator)
+    first = steps(part, start, gradients)
+    assert torch.equal(first, steps(part, start, gradients)), "the same gradients gave other steps"
+    assert torch.isfinite(first).all(), "a step is not finite"
+    assert not torch.equal(first, start), "no step was made"
+
+
+def check_paths_agree(part: Any) -> None:
+    """Clients of unequal size train to the same deltas on the stacked, the vmap and the reference path (float64)."""
+    results = []
+    for path in ("reference", "stacked", "vmap"):
+        load = workload((10, 7, 3, 12, 5), optimizer=part, path=path, precision="float64")
+        results.append(deltas(FederatedClient(load), initial(load), range(5)))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-7, atol=1e-9)
+
+
+def check_optimizer(part: Any) -> None:
+    """All of the above; an optimizer that is not ``row_wise`` must repeat, and nothing else."""
+    check_repeats(part)
+    if part.row_wise:
+        check_rows_are_independent(part)
+        check_paths_agree(part)
