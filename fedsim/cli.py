@@ -7,23 +7,19 @@ only if all went well: 1 for what went wrong on the way, 2 for a bad scenario or
 from __future__ import annotations
 
 import shlex
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import click
 import typer
 from typer.core import TyperGroup
 
+from fedsim import terminal
 from fedsim.errors import FedsimError, ScenarioError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from fedsim.bench.runner import Cell
     from fedsim.scenario import Scenario
 
 FAILED, BAD_SCENARIO, INTERRUPTED = 1, 2, 130
@@ -103,35 +99,29 @@ def run(
 ) -> None:
     """Run one scenario and write its folder and report."""
     scenario = _load(file, sets, seed)
-    from fedsim import simulation
+    from fedsim.launch import run as launch
 
     folder = out or _folder(file, resume)
-    finished = 0
+    again = ["fedsim", "run", file, *_as_options(sets), *([] if seed is None else ["--seed", str(seed)])]
+    again += [*(["--floor"] if floor else []), "--out", str(folder), "--resume"]
     try:
-        with _stop_after_round() as stop, _progress(scenario.rounds, quiet) as show:
-
-            def progress(record: Mapping[str, Any]) -> None:
-                nonlocal finished
-                finished = int(record["round"])
-                show(record)
-                if finished < scenario.rounds:
-                    stop()
-
-            result = simulation.run(scenario, out=folder, resume=resume, progress=progress, floor=floor)
+        with terminal.progress(quiet) as bar:
+            result = launch(
+                scenario, out=folder, resume=resume, progress=lambda line: bar.show(line, scenario.rounds), floor=floor
+            )
     except KeyboardInterrupt:
-        again = ["fedsim", "run", file, *(part for text in sets or () for part in ("--set", text))]
-        again += [] if seed is None else ["--seed", str(seed)]
-        again += [*(["--floor"] if floor else []), "--out", str(folder), "--resume"]
-        typer.echo(f"stopped after round {finished} of {scenario.rounds}; go on with: {shlex.join(again)}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    from fedsim.report import console, page
-
-    report_file = page.write([folder])
+        _interrupted("stopped at once", again)
+    if not result.finished:
+        _interrupted(f"stopped after round {result.lines[-1]['round']} of {scenario.rounds}", again)
     if quiet:
         return
-    _print(console.last_round_table(result))
+    from fedsim.report import console
+
+    terminal.show(console.last_round_table(result.lines, result.client_lines, result.scenario))
+    for note in result.notes:
+        typer.echo(f"note    {note}")
     typer.echo(f"digest  {result.digest}")
-    typer.echo(f"report  {report_file}")
+    typer.echo(f"report  {folder / 'report.html'}")
 
 
 @app.command()
@@ -148,33 +138,49 @@ def bench(
     from fedsim.bench import runner
 
     folder = out or Path("runs") / Path(file).stem
+    again = ["fedsim", "bench", file, *_as_options(sets), "--out", str(folder)]
+
+    def named(cell: Cell) -> str:
+        return f"[{cell.number}/{cell.total}] {terminal.short(cell.values)}"
+
     try:
-        with _stop_after_round() as stop:
+        with terminal.progress(quiet) as bar:
 
-            def progress(record: Mapping[str, Any]) -> None:
-                if not quiet and "cell" in record:
-                    typer.echo(str(record["cell"]), err=True)
-                stop()
+            def progress(cell: Cell, line: dict[str, Any] | None) -> None:
+                if line is not None:
+                    bar.show(line, cell.scenario.rounds)
+                elif cell.state == "running":
+                    bar.start(named(cell))
+                else:
+                    bar.say(f"{named(cell)}: {cell.state} {cell.error}".rstrip())
 
-            rows = runner.run_matrix(file, folder, list(sets or ()), progress)
+            cells = runner.run_matrix(file, folder, list(sets or ()), progress)
     except KeyboardInterrupt:
-        again = ["fedsim", "bench", file, *(part for text in sets or () for part in ("--set", text))]
-        typer.echo(f"stopped; go on with: {shlex.join([*again, '--out', str(folder)])}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        _interrupted("stopped at once", again)
     if not quiet:
-        _print(_rows_table(rows))
+        terminal.show(terminal.cells_table(cells))
         typer.echo(f"cells   {folder}")
+    if any(cell.state == "interrupted" for cell in cells):
+        _interrupted("stopped after a round", again)
+    failed = [cell for cell in cells if cell.state == "failed"]
+    for cell in failed:
+        typer.echo(f"fedsim: cell {cell.number} ({terminal.short(cell.values)}): {cell.error}", err=True)
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders of runs.")],
-    out: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page that compares several; by default compare.html.")] = None,
 ) -> None:
-    """Write the report of a run, or one page that compares several."""
-    from fedsim.report import page
+    """Write a run's report, or a page that compares several."""
+    from fedsim.report import compare_report, write_report
 
-    typer.echo(page.write(folders, out))
+    if len(folders) == 1 and out is None:
+        typer.echo(write_report(folders[0]))
+    else:
+        typer.echo(compare_report(folders, out or Path("compare.html")))
 
 
 @app.command("list")
@@ -187,17 +193,19 @@ def list_parts(
 
     if kind is None:
         counts = [(each, str(len(registry.names(each)))) for each in registry.HOMES]
-        _print(_columns([row for row in counts if row[1] != "0"], ("kind", "parts")))
+        terminal.show(terminal.columns([row for row in counts if row[1] != "0"], ("kind", "parts")))
     elif kind == "scenario":
         _list_scenarios(name)
     elif name is None:
-        _print(_columns([(each, registry.summary(part)) for each, part in registry.iterate(kind)], (kind, "")))
+        terminal.show(
+            terminal.columns([(each, registry.summary(part)) for each, part in registry.iterate(kind)], (kind, ""))
+        )
     else:
         part = registry.get(kind, name)
         typer.echo(f"{kind} {name}: {registry.summary(part)}")
         options = [(o.name, o.shown_type, o.shown_default, o.meaning) for o in registry.options(part)]
         if options:
-            _print(_columns(options, ("option", "type", "default", "meaning")))
+            terminal.show(terminal.columns(options, ("option", "type", "default", "meaning")))
         else:
             typer.echo("It has no options.")
         if registry.source(part):
@@ -217,34 +225,38 @@ def schema() -> None:
 @app.command()
 def data(file: File, sets: Sets = None) -> None:
     """Draw a scenario's partition: examples per client and label."""
-    import numpy as np
-
-    from fedsim import registry
-
     scenario = _load(file, sets, None)
-    dataset = registry.make("dataset", scenario.data.dataset.name, **scenario.data.dataset.options).load()
-    partition = registry.make("partition", scenario.data.partition.name, **scenario.data.partition.options)
-    shares = partition.assign(dataset, scenario.data.clients, scenario.seed)
-    sizes = np.diff(shares.offsets)
+    from fedsim.data.describe import labels_of, partition_table
+    from fedsim.data.examples import Shares
+    from fedsim.federation import build
+
+    federation = build(scenario)
+    dataset, shares = federation.dataset, federation.shares
+    sizes = sorted(int(size) for size in shares.sizes)
     typer.echo(
-        f"{scenario.data.dataset.name}: {dataset.info.train} training, {dataset.info.test} test examples; "
-        f"{len(sizes)} clients hold {sizes.min()} to {sizes.max()} of them, median {int(np.median(sizes))}"
+        f"{scenario.data.dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test examples; "
+        f"{len(sizes)} clients hold {sizes[0]} to {sizes[-1]} of them, median {sizes[len(sizes) // 2]}"
     )
-    classes = dataset.info.num_classes
-    if classes:
-        labels = dataset.train.targets.numpy()
-        counts = np.stack(
-            [np.bincount(labels[shares.of(i)], minlength=classes) for i in range(min(len(sizes), SHOWN_CLIENTS))]
-        )
-        _print(_partition_table(counts))
-    if len(sizes) > SHOWN_CLIENTS:
-        typer.echo(f"… and {len(sizes) - SHOWN_CLIENTS} clients more")
+    shown = min(len(sizes), SHOWN_CLIENTS)
+    some = Shares(shares.indices[: shares.offsets[shown]], shares.offsets[: shown + 1])
+    terminal.show(terminal.partition_table(partition_table(dataset, some).tolist(), labels_of(dataset)))
+    if len(sizes) > shown:
+        typer.echo(f"… and {len(sizes) - shown} clients more")
 
 
 def _load(file: str, sets: Sequence[str] | None, seed: int | None) -> Scenario:
     from fedsim.scenario import Scenario
 
-    return Scenario.load(file, None if seed is None else {"seed": seed}, list(sets or ()))
+    return Scenario.load(file, None, [*(sets or ()), *([] if seed is None else [f"seed={seed}"])])
+
+
+def _as_options(sets: Sequence[str] | None) -> list[str]:
+    return [part for text in sets or () for part in ("--set", text)]
+
+
+def _interrupted(what: str, again: Sequence[str]) -> NoReturn:
+    typer.echo(f"{what}; go on with: {shlex.join(again)}", err=True)
+    raise typer.Exit(INTERRUPTED)
 
 
 def _folder(file: str, resume: bool) -> Path:
@@ -254,57 +266,6 @@ def _folder(file: str, resume: bool) -> Path:
     while free.exists():
         taken, free, number = free, base.with_name(f"{base.name}-{number}"), number + 1
     return taken if resume else free
-
-
-@contextmanager
-def _stop_after_round() -> Iterator[Callable[[], None]]:
-    """The first Ctrl-C waits for the end of the round, where the yielded function raises; the second does not wait."""
-    asked = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        typer.echo("\nstopping after this round; Ctrl-C again stops at once", err=True)
-
-    def stop() -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _progress(rounds: int, quiet: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    if quiet:
-        yield lambda record: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("round"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=rounds)
-
-        def show(record: Mapping[str, Any]) -> None:
-            measured = (("accuracy", "accuracy"), ("ASR", "asr"))
-            said = "  ".join(f"{word} {record[key]:.3f}" for word, key in measured if record.get(key) is not None)
-            bar.update(task, completed=int(record["round"]), description=said or None)
-
-        yield show
 
 
 def _list_scenarios(name: str | None) -> None:
@@ -317,57 +278,10 @@ def _list_scenarios(name: str | None) -> None:
         titles = [
             (each, str(tomllib.loads(path.read_text("utf-8")).get("title", ""))) for each, path in shipped.items()
         ]
-        _print(_columns(titles, ("scenario", "")))
+        terminal.show(terminal.columns(titles, ("scenario", "")))
     elif name in shipped:
         typer.echo(shipped[name].read_text("utf-8").rstrip())
     else:
         from fedsim.errors import nearest
 
         raise FedsimError(f"unknown scenario '{name}'{nearest(name, shipped)}; known: {', '.join(shipped)}")
-
-
-def _print(content: object) -> None:
-    from rich.console import Console
-
-    Console().print(content)
-
-
-def _columns(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for position, head in enumerate(heads):
-        table.add_column(head, overflow="fold", no_wrap=position == 0)
-    for row in rows:
-        table.add_row(*(_plain(cell) for cell in row))
-    return table
-
-
-def _plain(text: str) -> Any:
-    """Text as it stands: brackets in types and defaults are no markup."""
-    from rich.text import Text
-
-    return Text(text)
-
-
-def _rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    heads = list(dict.fromkeys(key for row in rows for key in row))
-    return _columns([tuple(_shown(row.get(head)) for head in heads) for row in rows], tuple(heads))
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _partition_table(counts: Any) -> Table:
-    """A row a client: its examples, and a shade a label by the label's share of them."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("client", "examples", *(str(label) for label in range(counts.shape[1]))):
-        table.add_column(head, justify="right")
-    for client, row in enumerate(counts):
-        table.add_row(str(client), str(row.sum()), *(str(n) if n else "·" for n in row))
-    return table

@@ -1,0 +1,140 @@
+"""What the command line shows: progress, tables. rich is imported at the first use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
+    from fedsim.bench.runner import Cell
+
+
+class Bar:
+    """A progress bar of rounds with what the last evaluated one measured; silent without a display."""
+
+    def __init__(self, display: Progress | None) -> None:
+        self.display = display
+        self.task: TaskID | None = None
+        self.said = ""
+
+    def start(self, title: str) -> None:
+        """A new run begins."""
+        if self.display is not None:
+            if self.task is not None:
+                self.display.remove_task(self.task)
+            self.said = ""
+            self.task = self.display.add_task("", total=None, title=title, measured="")
+
+    def show(self, line: Mapping[str, Any], rounds: int) -> None:
+        """A round has ended."""
+        if self.display is None:
+            return
+        if self.task is None:
+            self.start("round")
+        assert self.task is not None
+        measured = [(word, line.get(key)) for word, key in (("accuracy", "accuracy"), ("ASR", "asr"))]
+        self.said = "  ".join(f"{word} {value:.3f}" for word, value in measured if value is not None) or self.said
+        self.display.update(self.task, completed=int(line["round"]), total=rounds, measured=self.said)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self.display is not None:
+            self.display.console.print(text, markup=False, highlight=False)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Bar]:
+    """A bar on standard error, so that standard output holds results alone."""
+    if quiet:
+        yield Bar(None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.fields[title]}", markup=False),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[measured]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as display:
+        yield Bar(display)
+
+
+def show(content: object) -> None:
+    """Print a table on standard output."""
+    from rich.console import Console
+
+    Console().print(content)
+
+
+def columns(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> Table:
+    """Rows under heads, each cell as it stands: brackets in types and defaults are no markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, head in enumerate(heads):
+        table.add_column(head, overflow="fold", no_wrap=position == 0)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def cells_table(cells: Sequence[Cell]) -> Table:
+    """A row a cell: its values, its accuracy and ASR (means of its last rounds), what passed of the attackers."""
+    keys = list(dict.fromkeys(key for cell in cells for key in cell.values))
+    rows = []
+    for cell in cells:
+        row = cell.row
+        seen, kept = row.get("attacker_rows", 0), row.get("attacker_rows_kept", 0)
+        numbers = [row.get(name) for name in ("accuracy", "asr", "floor")]
+        passed = f"{kept} of {seen}" if seen else "–"
+        rest = [row.get(name) for name in ("chance", "malicious_weight")]
+        rows.append(
+            (
+                *(_value(cell.values.get(key)) for key in keys),
+                cell.state,
+                *map(_shown, numbers),
+                passed,
+                *map(_shown, rest),
+            )
+        )
+    return columns(
+        rows, (*keys, "state", "accuracy", "ASR", "its floor", "attackers kept", "by chance", "their weight")
+    )
+
+
+def short(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]} {_value(value)}" for key, value in values.items()) or "the only cell"
+
+
+def _value(value: Any) -> str:
+    """A value of a matrix in short: parts by their names."""
+    if isinstance(value, Mapping):
+        options = ", ".join(f"{key} {_value(each)}" for key, each in value.items() if key != "name")
+        return f"{value['name']} ({options})" if "name" in value and options else str(value.get("name", options))
+    if isinstance(value, list):
+        return " + ".join(map(_value, value))
+    return str(value)
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def partition_table(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Table:
+    """A row a client: its examples in all and of each label."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("client", "examples", *labels):
+        table.add_column(head, justify="right")
+    for client, row in enumerate(counts):
+        table.add_row(str(client), str(sum(row)), *(str(count) if count else "·" for count in row))
+    return table
