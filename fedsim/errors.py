@@ -16,7 +16,8 @@ class Fault:
     """One thing that is wrong with a scenario, as one line.
 
     Args:
-        key: dotted key, e.g. ``server.defenses[0].malicious``.
+        key: dotted key, e.g. ``server.defenses[0].malicious``; a part's ``check`` gives it relative to the part, or from
+            the scenario's root with a slash before it, ``/data.clients``.
         given: what stands there.
         accepted: what may stand there.
         involves: other keys that this fault was concluded from (it is dropped where one of them is itself at fault).

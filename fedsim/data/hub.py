@@ -7,6 +7,7 @@ Lhoest et al., "Datasets: a community library for natural language processing", 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,13 +77,16 @@ class Hub:
         x, y = zip(*(_arrays(split, inputs, label) for split in splits), strict=True)
         columns = {n: np.asarray(train[n]) for n in train.column_names if n not in (label, *inputs, *images)}
         columns = {n: values for n, values in columns.items() if values.ndim == 1}
+        classes = getattr(train.features[label], "num_classes", None)
         if len(splits) == 2:
-            return dataset_of(x[0], y[0], x[1], y[1], columns=columns, where=self.path)
+            return dataset_of(x[0], y[0], x[1], y[1], columns=columns, num_classes=classes, where=self.path)
         order = rng.stream(0, "data.hub.split").permutation(len(y[0]))
         test, rest = np.split(order, [int(self.test_share * len(order) + 1e-9)])
         test, rest = np.sort(test), np.sort(rest)
         held = {n: values[rest] for n, values in columns.items()}
-        return dataset_of(x[0][rest], y[0][rest], x[0][test], y[0][test], columns=held, where=self.path)
+        return dataset_of(
+            x[0][rest], y[0][rest], x[0][test], y[0][test], columns=held, num_classes=classes, where=self.path
+        )
 
     def _splits(self) -> list[Any]:
         from flwr_datasets import FederatedDataset
@@ -147,7 +151,9 @@ def _reachable(path: str) -> Iterator[None]:
             offline = True
     hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except FedsimError:
         raise
     except Exception as error:

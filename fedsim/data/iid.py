@@ -46,9 +46,7 @@ class Iid(Partition):
     def faults(self, info: DataInfo, clients: int) -> Iterable[Fault]:
         yield from super().faults(info, clients)
         if self.examples is not None and info.train and self.examples > info.train:
-            yield Fault(
-                "data.partition.examples", self.examples, f"up to {info.train}, the training examples there are"
-            )
+            yield Fault("examples", self.examples, f"up to {info.train}, the training examples there are")
 
     def assign(self, dataset: Dataset, clients: int, seed: int) -> Shares:
         self.refuse(dataset, clients)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,9 @@ class Partition:
     by_label = False
     """Whether the partition goes by class labels, so that a regression cannot be divided by it."""
 
+    images = False
+    """Whether the partition is made for images only."""
+
     def assign(self, dataset: Dataset, clients: int, seed: int) -> Shares:
         """Who holds which of the training examples."""
         raise NotImplementedError
@@ -38,22 +42,23 @@ class Partition:
 
     def check(self, scenario: Any) -> Iterable[Fault]:
         """What about this partition does not fit the scenario."""
-        info = _info(scenario)
-        if info is None:
-            return
-        yield from self.faults(info, scenario.data.clients)
+        info = known_info(scenario)
+        if info is not None:
+            train = max(info.train - getattr(scenario.data, "root", 0), 0)
+            yield from self.faults(replace(info, train=train), scenario.data.clients)
 
     def faults(self, info: DataInfo, clients: int) -> Iterable[Fault]:
-        """What does not fit a data set of this shape and size and this many clients."""
-        least = self.least()
-        if info.train and not self.shares_examples and clients * max(least, 1) > info.train:
-            limit = info.train // max(least, 1)
+        """What does not fit a data set of this shape and size (``train`` = 0: unknown) and this many clients."""
+        least = max(self.least(), 1)
+        if info.train and not self.shares_examples and clients * least > info.train:
             each = f" with {least} examples each at the least" if least > 1 else ""
-            yield Fault("data.clients", clients, f"up to {limit}{each}: there are {info.train} training examples")
+            accepted = f"up to {info.train // least}{each}: there are {info.train} training examples"
+            yield Fault("/data.clients", clients, accepted, ("data.dataset", "data.partition"))
         if self.by_label and info.num_classes == 0:
-            yield Fault(
-                "data.partition", getattr(self, "name", "partition"), "a data set with classes: this one has none"
-            )
+            yield Fault("name", getattr(self, "name", ""), "a data set with classes to go with it", ("data.dataset",))
+        if self.images and len(info.shape) != 3:
+            accepted = f"images (C, H, W) to go with it; inputs are {info.shape}"
+            yield Fault("name", getattr(self, "name", ""), accepted, ("data.dataset",))
 
     def refuse(self, dataset: Dataset, clients: int) -> None:
         """Raise the faults that :meth:`check` could not find before the data set was read.
@@ -61,9 +66,15 @@ class Partition:
         Raises:
             ScenarioError: there are some.
         """
-        faults = list(self.faults(dataset.info, clients))
+        info = replace(dataset.info, train=len(dataset.train))
+        faults = [replace(fault, key=rooted(fault.key)) for fault in self.faults(info, clients)]
         if faults:
             raise ScenarioError(faults)
+
+
+def rooted(key: str) -> str:
+    """A key of a partition's ``check`` as seen from the scenario's root."""
+    return key[1:] if key.startswith("/") else f"data.partition.{key}".rstrip(".")
 
 
 def by_owner(owner: NDArray[Any], clients: int) -> Shares:
@@ -85,7 +96,7 @@ def even_sizes(examples: int, clients: int) -> NDArray[Any]:
     return examples // clients + (np.arange(clients) < examples % clients).astype(np.int64)
 
 
-def _info(scenario: Any) -> DataInfo | None:
+def known_info(scenario: Any) -> DataInfo | None:
     """What is known of the scenario's data set; None also where its own options are at fault (they are told elsewhere)."""
     spec = scenario.data.dataset
     try:

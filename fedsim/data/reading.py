@@ -78,6 +78,9 @@ def dataset_of(
     for part, x, y in (("training", x_train, y_train), ("test", x_test, y_test)):
         if len(x) != len(y) or y.ndim != 1:
             raise FedsimError(f"{where}: {part} inputs {x.shape} and targets {y.shape}; accepted: (n, …) and (n,)")
+        for array in (x, y):
+            if array.dtype.kind not in "iubf":
+                raise FedsimError(f"{where}: {part} values of type {array.dtype}; accepted: numbers")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise FedsimError(f"{where}: one training input is {x_train.shape[1:]}, one test input {x_test.shape[1:]}")
     classes = 0
@@ -86,8 +89,10 @@ def dataset_of(
         if any(int(y.min()) < 0 for y in both):
             raise FedsimError(f"{where}: labels start at {min(int(y.min()) for y in both)}; accepted: 0 and up")
         classes = max([num_classes or 0, *(int(y.max()) + 1 for y in both)])
-    train = Examples(_inputs(x_train), _targets(y_train))
-    test = Examples(_inputs(x_test), _targets(y_test))
+    x_train, x_test = _with_channel(x_train), _with_channel(x_test)
+    y_train, y_test = _plain_targets(y_train), _plain_targets(y_test)
+    train = Examples(_inputs(x_train), _tensor(y_train, y_train.dtype.type))
+    test = Examples(_inputs(x_test), _tensor(y_test, y_test.dtype.type))
     info = DataInfo(tuple(train.inputs.shape[1:]), classes, len(train), len(test))
     return Dataset(train, test, info, dict(columns or {}), fingerprint(x_train, y_train, x_test, y_test))
 
@@ -101,15 +106,17 @@ def fingerprint(*arrays: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
+def _with_channel(array: NDArray[Any]) -> NDArray[Any]:
+    return array[:, None] if array.ndim == 3 else array
+
+
+def _plain_targets(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(np.int64 if array.dtype.kind in "iub" else np.float32)
+
+
 def _inputs(array: NDArray[Any]) -> Tensor:
-    if array.ndim == 3:
-        array = array[:, None]
     tensor = _tensor(array, np.float32)
     return tensor.div_(255) if array.dtype == np.uint8 else tensor
-
-
-def _targets(array: NDArray[Any]) -> Tensor:
-    return _tensor(array, np.int64 if array.dtype.kind in "iub" else np.float32)
 
 
 def _tensor(array: NDArray[Any], dtype: type) -> Tensor:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim import registry
-from fedsim.data.examples import DataInfo, Dataset, Examples
-from fedsim.errors import ScenarioError
+from fedsim.data.describe import labels_of, partition_table
+from fedsim.data.examples import DataInfo, Dataset, Examples, Shares
+from fedsim.data.index_file import write
+from fedsim.errors import FedsimError, ScenarioError
 
 
 def dataset(labels: np.ndarray, classes: int) -> Dataset:
@@ -29,20 +35,33 @@ def balanced(n: int, classes: int = 10) -> Dataset:
     classes=st.integers(1, 12),
     alpha=st.sampled_from([1e-4, 0.01, 0.5, 100.0]),
     seed=st.integers(0, 5),
-    name=st.sampled_from(["iid", "dirichlet"]),
+    name=st.sampled_from(["iid", "dirichlet", "shards", "quantity"]),
 )
 def test_every_example_goes_to_exactly_one_client(sizes, classes, alpha, seed, name):
     examples, clients = sizes
     labels = np.random.default_rng(seed).integers(0, classes, examples)
-    options = {"alpha": alpha} if name == "dirichlet" else {}
-    shares = registry.make("partition", name, **options).assign(dataset(labels, classes), clients, seed)
+    options = {"dirichlet": {"alpha": alpha}, "quantity": {"law": "dirichlet", "alpha": alpha}, "shards": {"shards": 1}}
+    part = registry.make("partition", name, **options.get(name, {}))
+    shares = part.assign(dataset(labels, classes), clients, seed)
     assert len(shares) == clients
     assert sorted(shares.indices.tolist()) == list(range(examples))
     assert shares.sizes.sum() == examples
     assert shares.sizes.min() >= 1
 
 
-@pytest.mark.parametrize(("name", "options"), [("iid", {}), ("iid", {"examples": 7}), ("dirichlet", {"alpha": 0.3})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("iid", {}),
+        ("iid", {"examples": 7}),
+        ("dirichlet", {"alpha": 0.3}),
+        ("shards", {}),
+        ("quantity", {}),
+        ("quantity", {"law": "dirichlet"}),
+        ("flwr:DirichletPartitioner", {"alpha": 0.5}),
+        ("flwr:IidPartitioner", {}),
+    ],
+)
 def test_the_seed_decides(name, options):
     part = registry.make("partition", name, **options)
     first, again, other = (part.assign(balanced(500), 12, seed) for seed in (3, 3, 4))
@@ -109,9 +128,7 @@ def test_a_client_s_draw_does_not_depend_on_how_many_others_there_are():
     np.testing.assert_array_equal(few.indices, many.indices[: len(few.indices)])
 
 
-def test_a_million_clients_cost_their_index_array(monkeypatch):
-    import tracemalloc
-
+def test_a_million_clients_cost_their_index_array():
     tracemalloc.start()
     shares = registry.make("partition", "iid", examples=16).assign(balanced(60_000), 1_000_000, 0)
     _, peak = tracemalloc.get_traced_memory()
@@ -133,3 +150,217 @@ def test_more_clients_than_examples_is_one_line(name):
 def test_more_clients_than_examples_is_fine_where_they_share():
     shares = registry.make("partition", "iid", examples=3).assign(balanced(20), 21, 0)
     assert len(shares) == 21
+
+
+def test_shards_give_each_client_few_labels():
+    data = balanced(1000)
+    shares = registry.make("partition", "shards", shards=2).assign(data, 50, 0)
+    assert set(shares.sizes.tolist()) == {20}
+    assert ((label_shares(data, shares) > 0).sum(axis=1) <= 2).all()
+
+
+def test_quantity_follows_the_power_law():
+    shares = registry.make("partition", "quantity", exponent=1.0, min_examples=0).assign(balanced(100_000), 4, 0)
+    harmonic = 1 + 1 / 2 + 1 / 3 + 1 / 4
+    expected = [100_000 / harmonic / rank for rank in (4, 3, 2, 1)]
+    np.testing.assert_allclose(np.sort(shares.sizes), expected, atol=1)
+
+
+def test_quantity_without_exponent_is_even():
+    shares = registry.make("partition", "quantity", exponent=0.0).assign(balanced(100), 4, 0)
+    assert shares.sizes.tolist() == [25] * 4
+
+
+def with_column(values: list[int]) -> Dataset:
+    data = balanced(len(values))
+    return Dataset(data.train, data.test, data.info, {"writer": np.array(values)})
+
+
+def test_natural_gives_each_value_one_client():
+    shares = registry.make("partition", "natural", column="writer").assign(with_column([7, 7, 3, 5, 3, 7]), 3, 0)
+    assert [sorted(mine.tolist()) for mine in shares] == [[2, 4], [3], [0, 1, 5]]
+
+
+def test_natural_never_splits_a_value():
+    values = np.random.default_rng(0).integers(0, 30, 400)
+    shares = registry.make("partition", "natural", column="writer").assign(with_column(values.tolist()), 7, 0)
+    held = [set(values[mine].tolist()) for mine in shares]
+    assert sum(len(each) for each in held) == len(set().union(*held)) == 30
+    assert {len(each) for each in held} == {4, 5}
+    assert sorted(shares.indices.tolist()) == list(range(400))
+
+
+def test_natural_names_the_columns_and_the_values_there_are():
+    data = with_column([1, 1, 2, 2])
+    with pytest.raises(FedsimError, match=r"given 'writr'; accepted: target, writer \(did you mean 'writer'\?\)"):
+        registry.make("partition", "natural", column="writr").assign(data, 2, 0)
+    with pytest.raises(ScenarioError, match="given 3; accepted: up to 2, the different values of column 'writer'"):
+        registry.make("partition", "natural", column="writer").assign(data, 3, 0)
+
+
+LISTS = [[0, 3], [], [1, 2, 4]]
+
+
+@pytest.mark.parametrize("form", ["json", "csr", "arrays"])
+def test_file_round_trip(tmp_path, form):
+    file = tmp_path / ("shares.json" if form == "json" else "shares.npz")
+    if form == "json":
+        file.write_text(json.dumps(LISTS))
+    elif form == "csr":
+        write(file, Shares.of([np.array(each, dtype=np.int64) for each in LISTS]))
+    else:
+        np.savez(file, **{f"client_{i}": np.array(LISTS[i], dtype=np.int64) for i in (2, 0, 1)})
+    shares = registry.make("partition", "file", path=str(file)).assign(balanced(5), 3, 0)
+    assert [mine.tolist() for mine in shares] == LISTS
+
+
+@pytest.mark.parametrize(
+    ("lists", "options", "says"),
+    [
+        ([[0, 1], [2]], {}, "holds 2 clients; accepted: data.clients = 3"),
+        ([[0, 1], [2], [3]], {}, "leaves out 1 examples; accepted: all of them, or partial = true"),
+        ([[0, 1, 2], [2], [3, 4]], {}, "1 examples have several clients; accepted: one, or shared = true"),
+        ([[0, 1, 1], [2], [3, 4]], {"shared": True}, "client 0 holds an example twice"),
+        ([[0, 1], [2], [3, 5]], {}, "positions 0 to 5; accepted: 0 to 4"),
+        ([[0.5], [2], [3]], {}, "accepted: a .json or .npz file of index arrays"),
+    ],
+)
+def test_file_says_what_is_wrong(tmp_path, lists, options, says):
+    file = tmp_path / "shares.json"
+    file.write_text(json.dumps(lists))
+    with pytest.raises(FedsimError, match=says):
+        registry.make("partition", "file", path=str(file), **options).assign(balanced(5), 3, 0)
+
+
+def test_file_may_share_and_leave_out_where_that_is_asked_for(tmp_path):
+    file = tmp_path / "shares.json"
+    file.write_text("[[0, 1], [1], [3]]")
+    shares = registry.make("partition", "file", path=str(file), shared=True, partial=True).assign(balanced(5), 3, 0)
+    assert [mine.tolist() for mine in shares] == [[0, 1], [1], [3]]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("IidPartitioner", {}),
+        ("LinearPartitioner", {}),
+        ("SquarePartitioner", {}),
+        ("DirichletPartitioner", {"alpha": 0.5}),
+        ("PathologicalPartitioner", {"num_classes_per_partition": 2, "class_assignment_mode": "deterministic"}),
+        ("ShardPartitioner", {"num_shards_per_partition": 2}),
+        ("NaturalIdPartitioner", {}),
+        ("GroupedNaturalIdPartitioner", {"group_size": 1}),
+        ("ContinuousPartitioner", {"strictness": 0.5}),
+        ("SizePartitioner", {"partition_sizes": [50] * 10}),
+        ("InnerDirichletPartitioner", {"partition_sizes": [50] * 10, "alpha": 0.5}),
+        (
+            "DistributionPartitioner",
+            {
+                "distribution_array": [[2.0]] * 5 + [[5.0]] * 5,
+                "num_unique_labels_per_partition": 1,
+                "preassigned_num_samples_per_label": 2,
+            },
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_flower_s_partitioners_work_by_their_own_names(name, options):
+    shares = registry.make("partition", f"flwr:{name}", **options).assign(balanced(500), 10, 0)
+    assert len(shares) == 10
+    assert len(np.unique(shares.indices)) == len(shares.indices)
+    if name != "DistributionPartitioner":
+        assert len(shares.indices) == 500
+
+
+def test_flower_s_options_are_checked_like_ours():
+    with pytest.raises(ScenarioError, match=r"alpa: given 0.5; accepted: no such option \(did you mean 'alpha'\?\)"):
+        registry.make("partition", "flwr:DirichletPartitioner", alpa=0.5)
+    with pytest.raises(ScenarioError, match=r"'flwr:Dirichlet' does not exist .did you mean 'DirichletPartitioner'"):
+        registry.make("partition", "flwr:Dirichlet")
+    with pytest.raises(FedsimError, match=r"makes 10 partitions; accepted: data.clients = 10"):
+        registry.make("partition", "flwr:NaturalIdPartitioner").assign(balanced(500), 4, 0)
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "shards"])
+def test_label_partitions_refuse_a_regression(name):
+    data = balanced(20)
+    regression = Dataset(data.train, data.test, DataInfo((1,), 0, 20, 20))
+    with pytest.raises(ScenarioError, match=r"data.partition.name: given .*; accepted: a data set with classes"):
+        registry.make("partition", name).assign(regression, 2, 0)
+
+
+def scenario(dataset: str, options: dict[str, object], clients: int, root: int = 0) -> SimpleNamespace:
+    part = SimpleNamespace(name=dataset, options=options)
+    return SimpleNamespace(data=SimpleNamespace(dataset=part, clients=clients, root=root))
+
+
+def test_check_finds_faults_without_reading_the_data():
+    dirichlet = registry.make("partition", "dirichlet", min_examples=10)
+    (fault,) = dirichlet.check(scenario("fashion_mnist", {}, 6001))
+    assert (fault.key, fault.given) == ("/data.clients", 6001)
+    assert fault.accepted == "up to 6000 with 10 examples each at the least: there are 60000 training examples"
+    assert not list(dirichlet.check(scenario("fashion_mnist", {}, 6000)))
+    assert len(list(dirichlet.check(scenario("fashion_mnist", {}, 6000, root=1)))) == 1
+    (fault,) = registry.make("partition", "feature_shift").check(scenario("synthetic_classification", {}, 10))
+    assert fault.key == "name"
+    assert not list(dirichlet.check(scenario("huggingface", {"path": "a/b"}, 10**9)))
+    assert not list(dirichlet.check(scenario("no_such_set", {}, 10**9)))
+    (fault,) = registry.make("partition", "iid", examples=2000).check(scenario("digits", {}, 10))
+    assert (fault.key, fault.accepted) == ("examples", "up to 1438, the training examples there are")
+
+
+def images(n: int = 6) -> Examples:
+    return Examples(torch.rand(n, 1, 9, 9, generator=torch.Generator().manual_seed(0)), torch.arange(n))
+
+
+@pytest.mark.parametrize("shift", ["rotation", "noise", "colour"])
+def test_feature_shift_is_each_client_s_own_and_stays_in_range(shift):
+    part = registry.make("partition", "feature_shift", shift=shift)
+    clean = images()
+    before = clean.inputs.clone()
+    first, again, other = (part.view(clean, client, 0).inputs for client in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, before)
+    assert torch.equal(clean.inputs, before)
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert torch.equal(part.view(clean, 0, 0).targets, clean.targets)
+
+
+@pytest.mark.parametrize("shift", ["rotation", "noise", "colour"])
+def test_feature_shift_of_no_strength_changes_nothing(shift):
+    part = registry.make("partition", "feature_shift", shift=shift, strength=0.0)
+    torch.testing.assert_close(part.view(images(), 3, 0).inputs, images().inputs, atol=1e-5, rtol=0)
+
+
+def test_rotation_turns_counter_clockwise():
+    from fedsim.data.feature_shift import rotate
+
+    square = torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(rotate(square, 90.0), torch.rot90(square, 1, (2, 3)), atol=1e-5, rtol=0)
+    oblong = torch.rand(1, 1, 4, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(rotate(oblong, 180.0), oblong.flip(2, 3), atol=1e-5, rtol=0)
+
+
+def test_feature_shift_deals_like_iid():
+    ours = registry.make("partition", "feature_shift")
+    data = Dataset(images(40), images(), DataInfo((1, 9, 9), 40, 40, 6))
+    np.testing.assert_array_equal(
+        ours.assign(data, 4, 0).indices, registry.make("partition", "iid").assign(data, 4, 0).indices
+    )
+
+
+def test_the_table_counts_labels_for_each_client():
+    data = dataset(np.array([0, 1, 1, 2, 0, 2]), 3)
+    shares = Shares.of([np.array([0, 1, 2]), np.array([], dtype=np.int64), np.array([3, 4, 5])])
+    assert partition_table(data, shares).tolist() == [[1, 2, 0], [0, 0, 0], [1, 0, 2]]
+    assert labels_of(data) == ["0", "1", "2"]
+
+
+def test_the_table_of_a_regression_goes_by_deciles():
+    examples = Examples(torch.zeros(100, 1), torch.arange(100.0))
+    data = Dataset(examples, examples, DataInfo((1,), 0, 100, 100))
+    table = partition_table(data, Shares.of([np.arange(50), np.arange(50, 100)]))
+    assert table.tolist() == [[10] * 5 + [0] * 5, [0] * 5 + [10] * 5]
+    assert len(labels_of(data)) == 10

@@ -26,6 +26,12 @@ def parameters(model: nn.Module) -> int:
         ("cnn", {}, GREY, 46_730),
         ("logistic", {}, GREY, 7850),
         ("mlp", {"hidden": [200, 200]}, GREY, 199_210),
+        ("mlp", {"hidden": []}, DIGITS, 650),
+        ("lenet", {}, GREY, 61_706),
+        ("lenet", {}, COLOUR, 62_006),
+        ("vgg9", {}, COLOUR, 9_225_610),
+        ("resnet18", {}, COLOUR, 11_173_962),
+        ("resnet18", {"norm": "batch"}, COLOUR, 11_173_962),
     ],
 )
 def test_parameter_counts(name, options, info, count):
@@ -61,3 +67,34 @@ def test_cnn_adapts_to_other_images_and_refuses_small_ones():
 
 def test_a_regression_has_one_output():
     assert registry.make("model", "mlp", hidden=[5])(DataInfo((8,), 0))(torch.zeros(4, 8)).shape == (4, 1)
+
+
+def test_vgg9_is_the_paper_s():
+    """3 → 64, 64 → 128, 128 → 256, 256 → 256, 256 → 512, then three times 512 → 512; pooled to 1 × 1; one linear layer."""
+    model = registry.make("model", "vgg9")(COLOUR)
+    shapes = [tuple(p.shape) for p in model.parameters() if p.ndim == 4]
+    assert [shape[:2] for shape in shapes] == [
+        (64, 3), (128, 64), (256, 128), (256, 256), (512, 256), (512, 512), (512, 512), (512, 512),
+    ]  # fmt: skip
+    assert model[-1].weight.shape == (10, 512)
+    with pytest.raises(FedsimError, match=r"'vgg9'.*32 × 32"):
+        registry.make("model", "vgg9")(GREY)
+
+
+def test_resnet18_normalises_as_asked():
+    group, batch = (registry.make("model", "resnet18", norm=norm)(COLOUR) for norm in ("group", "batch"))
+    assert not list(group.buffers())
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in batch.modules()) == 20
+    assert sum(isinstance(layer, nn.GroupNorm) for layer in group.modules()) == 20
+    with pytest.raises(FedsimError, match="groups: given 7; accepted: a divisor of 64"):
+        registry.make("model", "resnet18", groups=7)(COLOUR)
+
+
+def test_resnet18_takes_small_images():
+    assert registry.make("model", "resnet18")(DIGITS)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "gelu", "elu", "silu", "softplus"])
+def test_mlp_activations(activation):
+    model = registry.make("model", "mlp", activation=activation)(DIGITS)
+    assert type(model[2]).__name__.lower() == activation
