@@ -36,6 +36,7 @@ TRAIN = ("train", "train.default")
 CHUNK = 32
 CHUNK_BYTES = 256 * 2**20
 Outcome = tuple[Tensor, float, int]
+_NOTHING = ConfigRecord()
 
 
 @dataclass
@@ -138,7 +139,7 @@ class FederatedClient(ClientApp):
 
     def _order(self, position: int, message: Message, context: Context, received: dict[int, Tensor]) -> Order:
         content, client = message.content, _client(context)
-        config = content.config_records.get("config") or ConfigRecord()
+        config = _config(content, "config")
         round = int(cast(int, config.get("server-round", 0)))
         return Order(
             position,
@@ -151,8 +152,8 @@ class FederatedClient(ClientApp):
         )
 
     def _compromised(self, content: RecordDict, client: int, round: int) -> Compromised | None:
-        mark = content.config_records.get("adversary")
-        if mark is None:
+        mark = _config(content, "adversary")
+        if not mark:
             return None
         rank, attackers = int(cast(int, mark["rank"])), int(cast(int, mark["attackers"]))
         return Compromised(client, rank, attackers, round, self.workload.seed, self.workload.num_classes)
@@ -245,7 +246,7 @@ class FederatedClient(ClientApp):
         return cast(reference.Replica, self._threads.replica)
 
     def _reply(self, message: Message, order: Order, delta: Tensor, loss: float, examples: int) -> Message:
-        config = message.content.config_records.get("config") or ConfigRecord()
+        config = _config(message.content, "config")
         vector = delta if config.get("reply") == "delta" else order.vector + delta
         content = RecordDict(
             {
@@ -257,7 +258,7 @@ class FederatedClient(ClientApp):
 
     def _answer(self, message: Message, context: Context, received: dict[int, Tensor]) -> Message:
         content, client = message.content, _client(context)
-        config = content.config_records.get("config") or ConfigRecord()
+        config = _config(content, "config")
         round = int(cast(int, config.get("server-round", 0)))
         vector = self._vector(content, received) if _arrays(content) is not None else None
         node = Node(self, client, round, vector, context.state, self._compromised(content, client, round))
@@ -279,9 +280,14 @@ def _client(context: Context) -> int:
     return int(cast(int, context.node_config["partition-id"]))
 
 
+def _config(content: RecordDict, key: str) -> ConfigRecord:
+    record = content.get(key)
+    return record if isinstance(record, ConfigRecord) else _NOTHING
+
+
 def _arrays(content: RecordDict) -> ArrayRecord | None:
-    records = content.array_records
-    return records["arrays"] if "arrays" in records else next(iter(records.values()), None)
+    record = content.get("arrays")
+    return record if isinstance(record, ArrayRecord) else next(iter(content.array_records.values()), None)
 
 
 def _for(message: Message, content: RecordDict) -> RecordDict:

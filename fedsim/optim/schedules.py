@@ -1,86 +1,88 @@
-"""Factors on the clients' learning rate over the rounds of a run.
+"""Learning-rate schedules over rounds: what the clients' learning rate is multiplied with.
 
-Each part's ``factor(round, rounds)`` multiplies the optimizer's learning rate; round counts from 1. A part that looks
-at ``rounds`` says so (``depends_on_rounds``), since a run of it can't be continued with more rounds.
-
-Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, arXiv:1608.03983 (cosine);
-Goyal et al., "Accurate, Large Minibatch SGD", arXiv:1706.02677 (warm-up).
+Step and exponential decay as in torch.optim.lr_scheduler; cosine from Loshchilov & Hutter, "SGDR: Stochastic Gradient
+Descent with Warm Restarts", ICLR 2017 (arXiv:1608.03983), without restarts; linear warm-up from Goyal et al.,
+"Accurate, Large Minibatch SGD", 2017 (arXiv:1706.02677).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from functools import partial
+from typing import Annotated
 
 from pydantic import Field
 
 from fedsim.registry import register
 
+lr_schedule = partial(register, "lr_schedule")
 
-@register("lr_schedule", "constant")
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@lr_schedule("constant")
 class Constant:
-    """The same learning rate in every round."""
+    """The same rate in every round."""
 
     def factor(self, round: int, rounds: int) -> float:
         return 1.0
 
 
-@register("lr_schedule", "exponential")
+@lr_schedule("exponential")
 class Exponential:
     """gamma^(round - 1).
 
     Args:
-        gamma: factor from one round to the next.
+        gamma: factor of each round.
     """
 
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.998
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
 
     def factor(self, round: int, rounds: int) -> float:
         return float(self.gamma ** (round - 1))
 
 
-@register("lr_schedule", "step")
+@lr_schedule("step")
 class Step:
-    """gamma to the number of milestones that are past.
+    """gamma^⌊(round - 1) / every⌋.
 
     Args:
-        milestones: rounds after which the learning rate falls.
-        gamma: factor at each milestone.
+        every: rounds between two drops.
+        gamma: factor of each drop.
     """
 
-    milestones: list[int]
+    every: Count = 10
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     def factor(self, round: int, rounds: int) -> float:
-        return float(self.gamma ** sum(round > milestone for milestone in self.milestones))
+        return float(self.gamma ** ((round - 1) // self.every))
 
 
-@register("lr_schedule", "cosine")
+@lr_schedule("cosine")
 class Cosine:
-    """From 1 in the first round down to ``floor`` in the last, along half a cosine.
+    """Half a cosine from 1 in the first round to ``floor`` in the last.
 
     Args:
-        floor: factor in the last round.
+        floor: factor of the last round.
     """
 
-    depends_on_rounds: ClassVar[bool] = True
-
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    floor: Share = 0.0
 
     def factor(self, round: int, rounds: int) -> float:
-        share = (round - 1) / max(1, rounds - 1)
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * share)) / 2
+        done = min(1.0, (round - 1) / max(1, rounds - 1))
+        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-@register("lr_schedule", "warm_up")
-class WarmUp:
-    """Linear from 1/rounds_up to 1 over the first rounds, then constant.
+@lr_schedule("warmup")
+class Warmup:
+    """Linear from 1 / warmup in the first round to 1, and 1 from then on.
 
     Args:
-        rounds_up: rounds until the full learning rate.
+        warmup: rounds until the full rate.
     """
 
-    rounds_up: Annotated[int, Field(ge=1)] = 5
+    warmup: Count = 5
 
     def factor(self, round: int, rounds: int) -> float:
-        return min(1.0, round / self.rounds_up)
+        return min(1.0, round / self.warmup)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -13,50 +12,19 @@ from torch import nn
 from fedsim import flower, registry, rng
 from fedsim.client.app import FederatedClient
 from fedsim.client.workload import Workload
-from fedsim.data.examples import Examples, Shares
 from fedsim.flower import Flat
-from fedsim.updates import Layout
+from fedsim.testing import federation
+from fedsim.testing.federation import initial, mlp, replies
 
-flower.set_identity()
 SEED = 7
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
 
 
 def cnn() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4))
 
 
-def workload(sizes=(10, 7, 0, 1), model=mlp, optimizer="sgd", options=None, **more) -> Workload:
-    generator = torch.Generator().manual_seed(3)
-    n = sum(sizes)
-    train = Examples(torch.randn(n, 1, 3, 4, generator=generator), torch.randint(0, 4, (n,), generator=generator))
-    positions = np.random.default_rng(0).permutation(n)
-    shares = Shares.of(np.split(positions, np.cumsum(sizes)[:-1]))
-    more = {"batch_size": 4, "epochs": 2, "path": "reference"} | more
-    part = registry.make("optimizer", optimizer, **(options or {"lr": 0.1}))
-    return Workload(train, shares, model, Layout.of(model()), 4, part, SEED, **more)
-
-
-def vector_of(load: Workload) -> torch.Tensor:
-    torch.manual_seed(11)
-    module = load.model()
-    return load.layout.flatten({**dict(module.named_parameters()), **dict(module.named_buffers())}, load.dtype)
-
-
-def ask(app: FederatedClient, vector: torch.Tensor, clients, round=3, kind="train", marks=(), config=None):
-    arrays = Flat(vector, app.workload.layout)
-    messages, contexts = [], []
-    for client in clients:
-        content = RecordDict({"config": ConfigRecord({"server-round": round, "reply": "delta", **(config or {})})})
-        content["arrays"] = arrays
-        if client in marks:
-            content["adversary"] = ConfigRecord({"rank": list(marks).index(client), "attackers": len(marks)})
-        messages.append(flower.send(content, client + flower.FIRST_NODE, kind))
-        contexts.append(flower.context(client, len(app.workload.shares)))
-    return app.many(messages, contexts)
+def workload(sizes=(10, 7, 0, 1), **more) -> Workload:
+    return federation.workload(sizes, path="reference", **more)
 
 
 def by_hand(load: Workload, vector: torch.Tensor, client: int, round: int = 3) -> torch.Tensor:
@@ -86,9 +54,9 @@ def by_hand(load: Workload, vector: torch.Tensor, client: int, round: int = 3) -
 )
 def test_equals_a_plain_loop_bit_for_bit(model, optimizer, options):
     torch.set_num_threads(1)
-    load = workload(sizes=(10, 7), model=model, optimizer=optimizer, options=options)
-    vector = vector_of(load)
-    for client, reply in enumerate(ask(FederatedClient(load), vector, [0, 1])):
+    load = workload(sizes=(10, 7), model=model, optimizer=registry.make("optimizer", optimizer, **options))
+    vector = initial(load)
+    for client, reply in enumerate(replies(FederatedClient(load), vector, [0, 1])):
         assert torch.equal(reply.content["arrays"].vector, by_hand(load, vector, client))
         assert reply.content["metrics"]["num-examples"] == [10, 7][client]
         assert math.isfinite(reply.content["metrics"]["loss"])
@@ -96,24 +64,24 @@ def test_equals_a_plain_loop_bit_for_bit(model, optimizer, options):
 
 def test_a_client_without_examples_sends_zeros():
     load = workload()
-    reply = ask(FederatedClient(load), vector_of(load), [2])[0]
+    reply = replies(FederatedClient(load), initial(load), [2])[0]
     assert not reply.content["arrays"].vector.any()
     assert reply.content["metrics"]["num-examples"] == 0
 
 
 def test_the_received_vector_is_never_written():
     load = workload(model=cnn, sizes=(10, 7))
-    vector = vector_of(load)
+    vector = initial(load)
     before = vector.clone()
-    ask(FederatedClient(load), vector, [0, 1])
-    ask(FederatedClient(load), vector, [0, 1], kind="evaluate")
+    replies(FederatedClient(load), vector, [0, 1])
+    replies(FederatedClient(load), vector, [0, 1], kind="evaluate")
     assert torch.equal(vector, before)
 
 
 def test_flower_arrays_are_answered_with_flower_arrays_and_weights():
     load = workload()
-    app, vector = FederatedClient(load), vector_of(load)
-    delta = ask(app, vector, [0])[0].content["arrays"].vector
+    app, vector = FederatedClient(load), initial(load)
+    delta = replies(app, vector, [0])[0].content["arrays"].vector
     content = RecordDict({"arrays": Flat(vector, load.layout).plain(), "config": ConfigRecord({"server-round": 3})})
     reply = app(flower.send(content, 2, "train"), flower.context(0, 4))
     arrays = reply.content["arrays"]
@@ -141,7 +109,7 @@ def test_partition_and_own_handlers_with_state():
         return RecordDict({"out": ConfigRecord({"seen": seen, "rows": len(outputs), "round": node.round})})
 
     app = FederatedClient(load, handlers={"query.count": count})
-    content = RecordDict({"config": ConfigRecord({"server-round": 5}), "arrays": Flat(vector_of(load), load.layout)})
+    content = RecordDict({"config": ConfigRecord({"server-round": 5}), "arrays": Flat(initial(load), load.layout)})
     context = flower.context(1, 4)
     first = app(flower.send(content, 3, "query.count"), context)
     second = app(flower.send(content, 3, "query.count"), context)
