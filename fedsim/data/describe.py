@@ -35,11 +35,11 @@ def labels_of(dataset: Dataset) -> list[str]:
 
 def _ends(dataset: Dataset) -> list[float]:
     """Inner borders between the bins of a regression's targets, deciles without repetition."""
-    deciles = np.quantile(dataset.train.targets.numpy(), np.arange(1, BINS) / BINS)
+    deciles = np.quantile(dataset.train.targets.cpu().numpy(), np.arange(1, BINS) / BINS)
     return [float(end) for end in np.unique(deciles)]
 
 
 def _groups(dataset: Dataset) -> NDArray[Any]:
-    targets = dataset.train.targets.numpy()
+    targets = dataset.train.targets.cpu().numpy()
     groups: NDArray[Any] = targets if dataset.info.num_classes else np.searchsorted(_ends(dataset), targets)
     return groups

@@ -44,7 +44,7 @@ class Dirichlet(Partition):
     def assign(self, dataset: Dataset, clients: int, seed: int) -> Shares:
         self.refuse(dataset, clients)
         generator = rng.stream(seed, "partition.dirichlet")
-        labels = dataset.train.targets.numpy()
+        labels = dataset.train.targets.cpu().numpy()
         owner = np.empty(len(labels), dtype=np.int64)
         for label in range(dataset.info.num_classes):
             members = generator.permutation(np.flatnonzero(labels == label))
@@ -66,7 +66,7 @@ def proportions(generator: np.random.Generator, alpha: float, clients: int) -> N
 
 
 def proportional(shares: NDArray[Any], total: int) -> NDArray[Any]:
-    """(n,) whole numbers that add up to ``total``, in proportion to ``shares``, each rounded at its cumulated border."""
+    """(n,) whole numbers that add up to ``total``, in proportion to ``shares``: their cumulated borders rounded."""
     borders = np.rint(np.cumsum(shares) / shares.sum() * total).astype(np.int64)
     borders[-1] = total
     return np.diff(borders, prepend=0)
@@ -80,12 +80,13 @@ def fill(owner: NDArray[Any], clients: int, least: int, generator: np.random.Gen
         return
     heap = [(-int(size), client) for client, size in enumerate(sizes) if size > least]
     heapq.heapify(heap)
+    order, starts = np.argsort(owner, kind="stable"), np.concatenate([[0], np.cumsum(sizes)])
     held: dict[int, list[int]] = {}
     for client in short:
         for _ in range(least - int(sizes[client])):
             size, largest = heapq.heappop(heap)
             if largest not in held:
-                held[largest] = generator.permutation(np.flatnonzero(owner == largest)).tolist()
+                held[largest] = generator.permutation(order[starts[largest] : starts[largest + 1]]).tolist()
             owner[held[largest].pop()] = client
             if -size - 1 > least:
                 heapq.heappush(heap, (size + 1, largest))

@@ -41,7 +41,7 @@ class FlwrPartition(Partition):
         self.refuse(dataset, clients)
         name = self.partitioner.__name__
         order = rng.stream(seed, f"partition.flwr.{name}").permutation(len(dataset.train))
-        columns = {"label": dataset.train.targets.numpy(), **dataset.columns}
+        columns = {"label": dataset.train.targets.cpu().numpy(), **dataset.columns}
         rows = datasets.Dataset.from_dict({"fedsim_position": order, **{k: v[order] for k, v in columns.items()}})
         accepted = inspect.signature(self.partitioner.__init__).parameters
         given = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}  # type: ignore[arg-type]

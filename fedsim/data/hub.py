@@ -71,8 +71,9 @@ class Hub:
         inputs = [self.input] if self.input else images[:1] or [n for n in _numeric(train) if n != label]
         for column in (label, *inputs):
             if column not in train.column_names:
+                known = train.column_names
                 raise FedsimError(
-                    f"{self.path}: no column '{column}'{nearest(column, train.column_names)}; columns: {', '.join(train.column_names)}"
+                    f"{self.path}: no column '{column}'{nearest(column, known)}; columns: {', '.join(known)}"
                 )
         x, y = zip(*(_arrays(split, inputs, label) for split in splits), strict=True)
         columns = {n: np.asarray(train[n]) for n in train.column_names if n not in (label, *inputs, *images)}

@@ -91,7 +91,7 @@ def load_or_hub(name: str, places: list[Path], hub: Hub | None, package: str) ->
 
 
 def find(folder: Path) -> list[Path] | None:
-    """The four files in a folder: training images, training labels, test images, test labels; None if one is missing."""
+    """The four files in a folder: training images and labels, test images and labels; None if one is missing."""
     found = []
     for split, what in PIECES:
         file = next((path for path in _spellings(folder, split, what) if path.is_file()), None)
@@ -108,18 +108,22 @@ def wanted() -> str:
     )
 
 
-def info_of(files: list[Path]) -> DataInfo:
-    """Shapes and sizes from the headers; the number of classes is not in them, so it is read from the labels."""
+def info_of(files: list[Path], num_classes: int | None = None) -> DataInfo:
+    """Shapes and sizes from the headers; the number of classes, where it is not known, from the labels."""
     (train, *shape), (test, *_) = header(files[0])[1], header(files[2])[1]
-    labels = read_idx(files[1])
-    classes = int(labels.max()) + 1 if labels.dtype.kind in "iu" and labels.size else 0
-    return DataInfo((1, *shape) if len(shape) == 2 else tuple(shape), classes, train, test)
+    if num_classes is None:
+        labels = [each for each in (read_idx(files[1]), read_idx(files[3])) if each.size and each.dtype.kind in "iu"]
+        num_classes = max((int(each.max()) + 1 for each in labels), default=0)
+    return DataInfo((1, *shape) if len(shape) == 2 else tuple(shape), num_classes, train, test)
 
 
 def header(file: Path) -> tuple[str, tuple[int, ...]]:
     """Type and shape of the array in an idx file."""
-    with _open(file) as stream:
-        return _header(stream, file)
+    try:
+        with _open(file) as stream:
+            return _header(stream, file)
+    except (OSError, EOFError) as error:
+        raise FedsimError(f"{file}: cannot be read: {error}") from error
 
 
 def read_idx(file: Path) -> NDArray[Any]:

@@ -63,7 +63,7 @@ class Iid(Partition):
 
 
 def draw(generator: np.random.Generator, rows: int, size: int, total: int) -> NDArray[Any]:
-    """(rows, size) positions below ``total``, ascending and without repetition in each row; every such row is equally likely.
+    """(rows, size) positions below ``total``, ascending without repetition in each row, every such row equally likely.
 
     Up to half of the set, numbers are drawn until ``size`` different ones are there, all rows at once; beyond that each
     row is the beginning of a permutation.

@@ -27,7 +27,8 @@ class Mnist:
     folder: str | None = None
 
     def info(self) -> DataInfo:
-        return DataInfo((1, 28, 28), 10, train=60000, test=10000)
+        files = idx.find(Path(self.folder).expanduser()) if self.folder else None
+        return idx.info_of(files, 10) if files else DataInfo((1, 28, 28), 10, train=60000, test=10000)
 
     def load(self) -> Dataset:
         places = [Path(self.folder).expanduser()] if self.folder else [home("mnist")]

@@ -52,7 +52,7 @@ def column(dataset: Dataset, name: str) -> NDArray[Any]:
         FedsimError: there is none of this name.
     """
     if name == "target":
-        return dataset.train.targets.numpy()
+        return dataset.train.targets.cpu().numpy()
     if name not in dataset.columns:
         known = ["target", *dataset.columns]
         raise FedsimError(f"data.partition.column: given {name!r}; accepted: {', '.join(known)}{nearest(name, known)}")

@@ -97,7 +97,7 @@ def even_sizes(examples: int, clients: int) -> NDArray[Any]:
 
 
 def known_info(scenario: Any) -> DataInfo | None:
-    """What is known of the scenario's data set; None also where its own options are at fault (they are told elsewhere)."""
+    """What is known of the scenario's data set; None also where its own options are at fault (told elsewhere)."""
     spec = scenario.data.dataset
     try:
         info: DataInfo | None = registry.make("dataset", spec.name, **dict(spec.options)).info()

@@ -2,7 +2,7 @@
 
 With two shards a client, most clients see two classes.
 
-McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017, 1602.05629, §3.
+McMahan et al., "Communication-efficient learning of deep networks from decentralized data", AISTATS 2017, 1602.05629.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Shards(Partition):
     def assign(self, dataset: Dataset, clients: int, seed: int) -> Shares:
         self.refuse(dataset, clients)
         generator = rng.stream(seed, "partition.shards")
-        labels = dataset.train.targets.numpy()
+        labels = dataset.train.targets.cpu().numpy()
         shuffled = generator.permutation(len(labels))
         order = shuffled[np.argsort(labels[shuffled], kind="stable")]
         pieces = clients * self.shards

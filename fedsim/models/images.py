@@ -14,8 +14,8 @@ def image_shape(info: DataInfo, model: str, smallest: int) -> tuple[int, int, in
     """
     if len(info.shape) != 3 or min(info.shape[1:]) < smallest:
         raise FedsimError(
-            f"model '{model}': given inputs of shape {info.shape}; accepted: images (C, H, W) of {smallest} × {smallest} "
-            f"pixels or more (mlp and logistic take any shape)"
+            f"model '{model}': given inputs of shape {info.shape}; accepted: images (C, H, W) of {smallest} × "
+            f"{smallest} pixels or more (mlp and logistic take any shape)"
         )
     channels, height, width = info.shape
     return channels, height, width

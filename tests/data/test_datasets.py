@@ -340,8 +340,10 @@ def test_fetch_says_in_one_line_what_is_missing(tmp_path, capsys):
 
     assert fetch.fetch("toy", [tmp_path / "toy"], 3, [("a mirror", fails)], "a package") == 1
     said = capsys.readouterr().err.splitlines()
+    place = tmp_path / "toy"
     assert said == [
-        f"toy: could not be had (a mirror: no network); what fedsim needs is a package, or its four idx files in {tmp_path / 'toy'}"
+        f"toy: could not be had (a mirror: no network); what fedsim needs is a package, or "
+        f"its four idx files in {place}"
     ]
 
 
@@ -355,3 +357,10 @@ def test_fetch_by_the_hub_writes_what_fedsim_reads(tmp_path):
 
     fetch._by_hub(Source(), tmp_path / "copy")
     assert registry.make("dataset", "idx", folder=str(tmp_path / "copy")).load().fingerprint == original.fingerprint
+
+
+def test_the_size_of_a_given_folder_is_its_own(tmp_path):
+    idx_folder(tmp_path / "elsewhere")
+    part = registry.make("dataset", "mnist", folder=str(tmp_path / "elsewhere"))
+    assert part.info() == part.load().info
+    assert registry.make("dataset", "mnist").info().train == 60_000

@@ -364,3 +364,14 @@ def test_the_table_of_a_regression_goes_by_deciles():
     table = partition_table(data, Shares.of([np.arange(50), np.arange(50, 100)]))
     assert table.tolist() == [[10] * 5 + [0] * 5, [0] * 5 + [10] * 5]
     assert len(labels_of(data)) == 10
+
+
+def test_a_scenario_with_more_clients_than_examples_names_the_key():
+    from fedsim.scenario import Scenario
+
+    with pytest.raises(ScenarioError) as caught:
+        Scenario(data={"dataset": "digits", "partition": {"name": "dirichlet", "min_examples": 20}, "clients": 100})
+    (fault,) = caught.value.faults
+    assert fault.key == "data.clients"
+    assert fault.accepted == "up to 71 with 20 examples each at the least: there are 1438 training examples"
+    assert Scenario(data={"dataset": "digits", "partition": {"name": "iid", "examples": 20}, "clients": 2000})

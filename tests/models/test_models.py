@@ -70,7 +70,7 @@ def test_a_regression_has_one_output():
 
 
 def test_vgg9_is_the_paper_s():
-    """3 → 64, 64 → 128, 128 → 256, 256 → 256, 256 → 512, then three times 512 → 512; pooled to 1 × 1; one linear layer."""
+    """Channels 3, 64, 128, 256, 256, 512 and three times more 512; pooled to 1 × 1; one linear layer."""
     model = registry.make("model", "vgg9")(COLOUR)
     shapes = [tuple(p.shape) for p in model.parameters() if p.ndim == 4]
     assert [shape[:2] for shape in shapes] == [
