@@ -21,9 +21,9 @@ def write_report(folder: str | Path) -> Path:
         FedsimError: the folder holds no run.
         RecordError: the page cannot be written.
     """
-    from fedsim.report import page
+    from fedsim.report.page import write_report as write
 
-    return page.write_report(Path(folder))
+    return write(Path(folder))
 
 
 def compare_report(folders: Sequence[str | Path], out: str | Path) -> Path:
@@ -33,9 +33,9 @@ def compare_report(folders: Sequence[str | Path], out: str | Path) -> Path:
         FedsimError: no folder, or one that holds no run.
         RecordError: the page cannot be written.
     """
-    from fedsim.report import comparison
+    from fedsim.report.comparison import compare_report as compare
 
-    return comparison.compare_report([Path(folder) for folder in folders], Path(out))
+    return compare([Path(folder) for folder in folders], Path(out))
 
 
 __all__ = ["compare_report", "write_report"]

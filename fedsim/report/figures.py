@@ -138,6 +138,8 @@ class Axis:
 
 
 SHARES = Axis(0.0, 1.0)
+MANY = 150
+"""Rounds beyond which marks for single rounds become too small to be told apart."""
 MARKS = {"stems": "stem", "dots": "dot", "dashes": "dash"}
 
 
@@ -175,7 +177,7 @@ def curves(
                 f"M{_x(x, px):g} {base:g}V{_y(y, py):g}" for px, py in zip(one.x, one.y, strict=True) if py > y.low
             )
             zeros = "".join(f"M{_x(x, px):g} {base:g}h0" for px, py in zip(one.x, one.y, strict=True) if py <= y.low)
-            shapes += [Shape(path, f"stem {one.style}"), Shape(zeros, f"dot {one.style}")]
+            shapes += [Shape(path, f"stem {one.style}"), Shape(zeros if len(one.x) <= MANY else "", f"dot {one.style}")]
             continue
         if one.low and len(one.x) > 1:
             upper = [f"{_x(x, px):g} {_y(y, py):g}" for px, py in zip(one.x, one.high, strict=True)]
@@ -183,10 +185,13 @@ def curves(
             shapes.append(Shape("M" + "L".join(upper + lower[::-1]) + "z", f"band {one.style}"))
         points = [f"{_x(x, px):g} {_y(y, py):g}" for px, py in zip(one.x, one.y, strict=True)]
         if one.form == "dots":
-            shapes.append(Shape("".join(f"M{point}h0" for point in points), f"dot {one.style}"))
+            size = "dot" if len(points) <= MANY else "dot small"
+            shapes.append(Shape("".join(f"M{point}h0" for point in points), f"{size} {one.style}"))
         elif one.form == "dashes":
             half = 0.42 * SIZE / x.high
-            dashes = (f"M{_x(x, px) - half:.6g} {_y(y, py):g}h{2 * half:.4g}" for px, py in zip(one.x, one.y, strict=True))
+            dashes = (
+                f"M{_x(x, px) - half:.6g} {_y(y, py):g}h{2 * half:.4g}" for px, py in zip(one.x, one.y, strict=True)
+            )
             shapes.append(Shape("".join(dashes), f"dash {one.style}"))
         elif points:
             shapes.append(Shape("M" + "L".join(points), f"line {one.style}"))
@@ -232,7 +237,11 @@ def distribution(name: str, honest: Floats, malicious: Floats, note: str = "", b
         Shape(_bars(edges, down, middle, reach / top), "area malicious"),
         Shape(f"M0 {middle:g}H{SIZE:g}", "axis"),
     ]
-    legend = [Key("area honest", f"honest ({len(honest):,} values, median {number(float(np.median(honest)))})")] if len(honest) else []
+    legend = (
+        [Key("area honest", f"honest ({len(honest):,} values, median {number(float(np.median(honest)))})")]
+        if len(honest)
+        else []
+    )
     if len(malicious):
         middle_value = number(float(np.median(malicious)))
         legend.append(Key("area malicious", f"malicious, downwards ({len(malicious):,}, median {middle_value})"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedsim.report.figures import Chart, Hint, Key, Shape, Tick
 from fedsim.report.folder import RunFolder
-from fedsim.report.words import plural
+from fedsim.report.words import cut, plural
 
 Mask = NDArray[np.bool_]
 BY_CLIENT = 60
@@ -74,7 +75,7 @@ def partition_map(run: RunFolder) -> Chart | None:
     if counts.ndim != 2 or counts.size == 0 or counts.max() == 0:
         return None
     labels = [str(label) for label in run.partition.get("labels") or range(counts.shape[1])]
-    clients = [int(client) for client in run.partition.get("clients") or range(len(counts))]
+    clients = [int(client) for client in run.partition.get("clients", range(len(counts)))]
     attackers = set(run.malicious_clients)
     marked = np.array([client in attackers for client in clients])
     head = 1 if marked.any() else 0
@@ -83,7 +84,7 @@ def partition_map(run: RunFolder) -> Chart | None:
     top = int(table.max())
     bounds = [1, *sorted({max(2, round(top * share)) for share in (0.1, 0.25, 0.5, 0.75)}), top + 1]
     shapes, legend = [], []
-    for level, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True), start=7 - len(bounds)):
+    for level, (low, high) in enumerate(pairwise(bounds), start=7 - len(bounds)):
         if low < high:
             shapes.append(Shape(cells((table >= low) & (table < high)), f"cell level-{level}"))
             legend.append(Key(f"cell level-{level}", f"{low}" if high == low + 1 else f"{low} to {high - 1}"))
@@ -95,7 +96,7 @@ def partition_map(run: RunFolder) -> Chart | None:
         shapes.append(Shape(cells(marked[None, :]).replace("v1H", "v.55H"), "area malicious"))
         legend.append(Key("area malicious", "malicious client"))
     totals = counts.sum(axis=1)
-    population = int((run.scenario.get("data") or {}).get("clients", columns))
+    population = int((run.scenario.get("data") or {}).get("clients") or columns)
     step = max(1, -(-rows // 20))
     x_step = max(1, -(-columns // 8))
     return Chart(
@@ -104,7 +105,7 @@ def partition_map(run: RunFolder) -> Chart | None:
         f"at most {top} of one label.",
         [shape for shape in shapes if shape.path],
         [Tick(100 * (column + 0.5) / columns, str(clients[column])) for column in range(0, columns, x_step)],
-        [Tick(100 * (row + head + 0.5) / rows, _short(labels[row])) for row in range(0, len(labels), step)],
+        [Tick(100 * (row + head + 0.5) / rows, cut(labels[row], 12)) for row in range(0, len(labels), step)],
         legend,
         [Hint(column, 1, _held(client, counts[column], labels)) for column, client in enumerate(clients)],
         "client",
@@ -180,7 +181,3 @@ def _held(client: int, counts: NDArray[np.int64], labels: Sequence[str]) -> str:
     held = [f"{label}: {count}" for label, count in zip(labels, counts.tolist(), strict=False) if count]
     more = f", and {len(held) - 20} more labels" if len(held) > 20 else ""
     return f"client {client}: {int(counts.sum())} examples ({', '.join(held[:20])}{more})"
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 12 else label[:11] + "…"

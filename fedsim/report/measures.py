@@ -55,7 +55,10 @@ class Passed:
 
 @dataclass(frozen=True)
 class Measures:
-    """A run's headline; None where a measure was not taken or cannot be known."""
+    """A run's headline; None where a measure was not taken or cannot be known.
+
+    ``selects`` tells whether the defense ever dropped a valid reply; rates are means over rounds.
+    """
 
     accuracy: Latest | None
     asr: Latest | None
@@ -63,6 +66,7 @@ class Measures:
     asr_eligible: int | None
     floor: float | None
     passed: Passed | None
+    selects: bool
     weight: float | None
     cohort_share: float | None
     true_positive_rate: float | None
@@ -78,7 +82,7 @@ def measure(run: RunFolder) -> Measures:
     attacked = [line for line in run.rounds if line.get("malicious")]
     weights = [weight for line in attacked if (weight := finite(line.get("malicious_weight"))) is not None]
     asr = Latest.of(*run.series("asr"))
-    last_asr = next((line for line in reversed(run.rounds) if finite(line.get("asr")) is not None), {})
+    last_asr: dict[str, Any] = next((line for line in reversed(run.rounds) if finite(line.get("asr")) is not None), {})
     low, high = finite(last_asr.get("asr_low")), finite(last_asr.get("asr_high"))
     eligible = last_asr.get("asr_eligible")
     return Measures(
@@ -88,6 +92,7 @@ def measure(run: RunFolder) -> Measures:
         asr_eligible=int(eligible) if eligible is not None else None,
         floor=run.floor,
         passed=None if run.guest else passed(attacked),
+        selects=any(_dropped(line) for line in run.rounds),
         weight=_mean(weights),
         cohort_share=_mean(len(line["malicious"]) / len(line["cohort"]) for line in attacked if line.get("cohort")),
         true_positive_rate=_mean(run.series("true_positive_rate")[1]),
@@ -124,6 +129,12 @@ def seconds(rounds: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         for step, spent in (line.get("seconds") or {}).items():
             total[step] = total.get(step, 0.0) + (finite(spent) or 0.0)
     return total
+
+
+def _dropped(line: Mapping[str, Any]) -> set[int]:
+    """Clients whose valid reply was left out of the aggregate."""
+    failed = {fault.get("client") for fault in line.get("faults") or ()}
+    return set(line.get("cohort") or ()) - set(line.get("kept") or ()) - failed
 
 
 def _mean(values: Iterable[float]) -> float | None:

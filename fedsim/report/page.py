@@ -13,7 +13,7 @@ import numpy as np
 
 from fedsim.errors import RecordError
 from fedsim.report import images, words
-from fedsim.report.figures import Axis, Chart, Hint, Series, curves, distribution
+from fedsim.report.charts import losses, norms, progress, scores, weight
 from fedsim.report.folder import RunFolder, finite
 from fedsim.report.maps import kept_map, partition_map
 from fedsim.report.measures import Latest, Measures, measure
@@ -54,6 +54,7 @@ def contents(run: RunFolder) -> dict[str, Any]:
         for line in run.rounds
         for fault in line.get("faults") or ()
     ]
+    reasons = Counter(words.cut(reason, 120) for _, _, reason in faults)
     return {
         "run": run,
         "title": run.title,
@@ -73,7 +74,7 @@ def contents(run: RunFolder) -> dict[str, Any]:
         "images": images.pairs(run.samples, labels),
         "faults": faults[:MOST_FAULTS],
         "fault_count": len(faults),
-        "fault_reasons": Counter(reason for _, _, reason in faults).most_common(10),
+        "fault_reasons": reasons.most_common(10),
         "faults_open": len(faults) <= OPEN_FAULTS,
         "seconds": _seconds(measures, run.last_round),
         "table_data": _rows(run),
@@ -118,12 +119,19 @@ def lead(run: RunFolder, measures: Measures) -> str:
     if not run.attacked:
         return text + " Nobody attacked."
     if run.guest:
-        return text + " What the strategy made of the attackers is unknown: a stock Flower strategy does not tell its weights."
+        return (
+            text
+            + " What the strategy made of the attackers is unknown: a stock Flower strategy does not tell its weights."
+        )
     found = measures.passed
     if found is None:
         return text
+    if not measures.selects:
+        return f"{text} No client was dropped in any round: this defense does not select."
     if not found.slips:
-        return f"{text} No attacker was kept in any of the {words.plural(found.rounds, 'round')} in which one took part."
+        return (
+            f"{text} No attacker was kept in any of the {words.plural(found.rounds, 'round')} in which one took part."
+        )
     return (
         f"{text} An attacker was kept in {len(found.slips)} of the {words.plural(found.rounds, 'round')} "
         f"in which one took part, first in round {found.slips[0]}."
@@ -134,10 +142,12 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
     """The headline numbers, those that exist."""
     found = []
     if measures.accuracy is not None:
-        found.append(Card("Main-task accuracy", words.percent(measures.accuracy.value), _when(measures.accuracy), "main"))
+        found.append(
+            Card("Main-task accuracy", words.percent(measures.accuracy.value), _when(measures.accuracy), "main")
+        )
     if measures.asr is not None:
         interval = measures.asr_interval
-        detail = f"{words.percent(interval[0])} to {words.percent(interval[1])} (95 %, Wilson" if interval else ""
+        detail = f"{words.percent(interval[0])} to {words.percent(interval[1])} (95\u202f%, Wilson" if interval else ""
         if interval:
             detail += f", {measures.asr_eligible:,} images); " if measures.asr_eligible else "); "
         found.append(
@@ -177,101 +187,10 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
             )
         )
     if measures.worst10 is not None:
-        found.append(Card("Worst 10 % of clients", words.percent(measures.worst10), "accuracy"))
+        found.append(Card("Worst 10\u202f% of clients", words.percent(measures.worst10), "accuracy"))
     if measures.epsilon is not None:
         found.append(Card("Privacy spent", f"ε = {words.number(measures.epsilon)}"))
     return found
-
-
-def progress(run: RunFolder, measures: Measures) -> Chart | None:
-    """Main accuracy and ASR over rounds, the floor, and the rounds in which an attacker was kept."""
-    accuracy, asr = run.series("accuracy"), run.series("asr")
-    if not accuracy[0] and not asr[0]:
-        return None
-    series = []
-    if accuracy[0]:
-        series.append(Series("main-task accuracy", "main", *accuracy))
-    if asr[0]:
-        low, high = run.series("asr_low"), run.series("asr_high")
-        band = (low[1], high[1]) if low[0] == high[0] == asr[0] else ((), ())
-        name = "attack success rate" + (" with 95 % interval" if band[0] else "")
-        series.append(Series(name, "attack", *asr, *band))
-    if measures.floor is not None:
-        ends = (0, run.last_round)
-        series.append(Series("ASR floor, without attack", "floor", ends, (measures.floor, measures.floor), form="level"))
-    slips = measures.passed.slips if measures.passed else ()
-    few = 0 < len(slips) < len(run.rounds) / 2
-    chart = curves(
-        "Main accuracy and attack success rate",
-        series,
-        run.last_round,
-        marks=slips if few else (),
-        hints=_hints(run) if len(run.rounds) <= 1001 else (),
-        pixels=280,
-        note="Ticks at the bottom: rounds in which an attacker was kept." if few else "",
-    )
-    return chart
-
-
-def weight(run: RunFolder, measures: Measures) -> Chart | None:
-    """The weight that malicious clients got, beside their share of the cohort."""
-    lines = [line for line in run.rounds if line.get("malicious") and line.get("cohort")]
-    if measures.weight is None or not lines:
-        return None
-    known = [line for line in lines if finite(line.get("malicious_weight")) is not None]
-    got = [float(line["malicious_weight"]) for line in known]
-    share = [len(line["malicious"]) / len(line["cohort"]) for line in lines]
-    top = min(1.0, max([*got, *share, 0.05]) * 1.15)
-    return curves(
-        "Weight that the malicious got",
-        [
-            Series("their weight in the aggregate", "attack", [line["round"] for line in known], got, form="stems"),
-            Series("by chance: their share of the cohort", "chance", [line["round"] for line in lines], share, form="dashes"),
-        ],
-        run.last_round,
-        y=Axis(0.0, top),
-        note="Rounds with at least one malicious client; a dot on the axis is a weight of zero.",
-    )
-
-
-def scores(run: RunFolder) -> list[Chart]:
-    """One distribution a scoring part."""
-    from fedsim.analysis.statistics import auc
-
-    found = []
-    for name, values in run.clients.scores.items():
-        malicious = run.clients.malicious
-        area = auc(values, malicious)
-        note = "" if np.isnan(area) else f"Over all rounds, a malicious score is above an honest one in {words.percent(area)} of pairs."
-        chart = distribution(name, values[~malicious], values[malicious], note)
-        if chart is not None:
-            found.append(chart)
-    return found
-
-
-def norms(run: RunFolder) -> Chart | None:
-    """Median norm of the honest and of the malicious updates."""
-    honest, malicious = run.series("norm_honest"), run.series("norm_malicious")
-    both = np.array(honest[1] + malicious[1])
-    if not len(both):
-        return None
-    series = [Series("honest, median", "honest", *honest)]
-    if malicious[0]:
-        every = len(malicious[0]) == len(honest[0])
-        series.append(Series("malicious, median", "malicious", *malicious, form="line" if every else "dots"))
-    axis = Axis.around(both, log=True)
-    return curves("Norms of the updates" + (", logarithmic" if axis.log else ""), series, run.last_round, y=axis)
-
-
-def losses(run: RunFolder) -> Chart | None:
-    """Test loss of the global model and the clients' own training loss."""
-    pairs = (("test loss", "main", run.series("loss")), ("clients' training loss", "chance", run.series("train_loss")))
-    series = [Series(name, style, *values) for name, style, values in pairs if values[0]]
-    if not series:
-        return None
-    values = np.array([value for one in series for value in one.y])
-    axis = Axis.around(values, log=True)
-    return curves("Loss" + (", logarithmic" if axis.log else ""), series, run.last_round, y=axis)
 
 
 def detection(measures: Measures) -> list[tuple[str, str, str]]:
@@ -292,21 +211,6 @@ def _when(latest: Latest) -> str:
     return f"round {latest.round}; mean of the last {latest.tail_rounds}: {words.percent(latest.tail)}"
 
 
-def _hints(run: RunFolder) -> list[Hint]:
-    width = 1000 / max(run.last_round, 1)
-    found = []
-    for line in run.rounds:
-        pieces = [f"round {line['round']}"]
-        for key, name in (("accuracy", "accuracy"), ("asr", "ASR")):
-            value = finite(line.get(key))
-            if value is not None:
-                pieces.append(f"{name} {words.percent(value)}")
-        if line.get("malicious") and not run.guest:
-            pieces.append(f"attackers kept {len(line.get('kept_malicious') or ())} of {len(line['malicious'])}")
-        found.append(Hint((line["round"] - 0.5) * width, width, ", ".join(pieces)))
-    return found
-
-
 def _seconds(measures: Measures, rounds: int) -> list[tuple[str, float, float, float]]:
     total = sum(measures.seconds.values())
     if total <= 0:
@@ -324,7 +228,7 @@ def _rows(run: RunFolder) -> dict[str, Any]:
         ("true_positive_rate", "TPR", words.percent),
         ("false_positive_rate", "FPR", words.percent),
         ("auc", "AUC", words.number),
-        ("worst10", "worst 10 %", words.percent),
+        ("worst10", "worst 10\u202f%", words.percent),
         ("epsilon", "ε", words.number),
     )
     used = [column for column in columns if run.series(column[0])[0]]
@@ -336,7 +240,11 @@ def _rows(run: RunFolder) -> dict[str, Any]:
         row = [str(line["round"])]
         row += [show(finite(line[key])) if finite(line.get(key)) is not None else "–" for key, _, show in used]
         if run.attacked:
-            row.append(f"{len(line.get('kept_malicious') or ())} of {len(line.get('malicious') or ())}" if not run.guest else words.UNKNOWN)
+            row.append(
+                f"{len(line.get('kept_malicious') or ())} of {len(line.get('malicious') or ())}"
+                if not run.guest
+                else words.UNKNOWN
+            )
         rows.append(row)
     heads = ["round", *(name for _, name, _ in used), *(["attackers kept"] if run.attacked else [])]
     return {"heads": heads, "rows": rows, "of": len(run.rounds)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 UNKNOWN = "unknown"
-_QUIET = {
+_QUIET: dict[str, dict[str, Any]] = {
     "client": {"proximal": 0.0, "dropout": 0.0, "straggler": 0.0},
     "server": {"limit": 1e8, "timeout": 3600.0},
     "data": {"holdout": 0.0, "root": 0},
@@ -17,14 +17,14 @@ _QUIET = {
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """``0.123`` → ``12.3 %``; unknown where there is no number."""
+    """``0.123`` → ``12.3 %`` (with a narrow space that does not break); unknown where there is no number."""
     if share is None or math.isnan(share):
         return UNKNOWN
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * share:.{digits}f}\u202f%"
 
 
 def points(difference: float) -> str:
-    """An ASR against its floor: ``12.1 points above it``."""
+    """A difference of shares, an ASR against its floor: ``12.1 points above it``."""
     rounded = round(100 * difference, 1)
     if rounded == 0:
         return "the attack adds nothing to it"
@@ -59,6 +59,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}".replace(",", "\u202f")
 
 
+def cut(text: str, most: int) -> str:
+    """A text of at most ``most`` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def value(given: Any) -> str:
     """An option's value as in a scenario file."""
     if isinstance(given, bool):
@@ -87,7 +92,9 @@ def sentences(scenario: Mapping[str, Any], attackers: int | None = None) -> list
         scenario: the resolved scenario as nested tables.
         attackers: how many clients were seen to attack, for the sentence on the adversary.
     """
-    table = {name: dict(scenario.get(name) or {}) for name in ("data", "model", "client", "adversary", "server", "engine")}
+    table = {
+        name: dict(scenario.get(name) or {}) for name in ("data", "model", "client", "adversary", "server", "engine")
+    }
     found = [
         ("Data", _data(table["data"])),
         ("Clients", _clients(table["client"])),
@@ -168,7 +175,8 @@ def _defenses(table: dict[str, Any]) -> str:
 
 
 def _server(table: dict[str, Any]) -> str:
-    table.pop("defenses", None)
+    if any(_name(each).startswith("flwr:") for each in table.pop("defenses", None) or []):
+        return ""
     pieces = []
     if "optimizer" in table:
         pieces.append(part(table.pop("optimizer")))

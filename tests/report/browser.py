@@ -32,7 +32,9 @@ PATIENCE = 60.0
 
 def chromium() -> str | None:
     """The browser's path, if there is one."""
-    return next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    return next(
+        (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    )
 
 
 class Browser:
@@ -86,7 +88,9 @@ class Browser:
     def open(self, file: Path, width: int, *, dark: bool = False, media: str = "screen") -> None:
         """Show a file in a window of this width."""
         self.complaints, self.requests, self.loaded = [], [], False
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Page.navigate", url=file.resolve().as_uri())

@@ -175,8 +175,12 @@ def fake_run(
     _write_lines(folder / "rounds.jsonl", lines)
     _write_lines(folder / "clients.jsonl", rows)
     shown = min(clients, 200)
-    counts = draw.multinomial(45, draw.dirichlet([0.5] * len(labels), size=shown)) + draw.poisson(0.3, (shown, len(labels)))
-    _write(folder / "partition.json", {"labels": list(labels), "clients": list(range(shown)), "counts": counts.tolist()})
+    counts = draw.multinomial(45, draw.dirichlet([0.5] * len(labels), size=shown)) + draw.poisson(
+        0.3, (shown, len(labels))
+    )
+    _write(
+        folder / "partition.json", {"labels": list(labels), "clients": list(range(shown)), "counts": counts.tolist()}
+    )
     if attack and images:
         _write_samples(folder / "samples.npz", draw)
     _write(folder / "run.json", {"key": "9f2c" * 16, "title": title, "fedsim": "0.1.0", "runtime": _runtime()})
@@ -196,7 +200,15 @@ def fake_run(
 
 def _round(number: int, accuracy: float | None, asr: float | None) -> dict[str, Any]:
     low, high = wilson(round(asr * 324), 324) if asr is not None else (None, None)
-    empty = ("true_positive_rate", "false_positive_rate", "auc", "norm_honest", "norm_malicious", "train_loss", "malicious_weight")
+    empty = (
+        "true_positive_rate",
+        "false_positive_rate",
+        "auc",
+        "norm_honest",
+        "norm_malicious",
+        "train_loss",
+        "malicious_weight",
+    )
     return {
         "round": number,
         "accuracy": accuracy,

@@ -1,0 +1,132 @@
+"""Which measures of a run become which charts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.analysis.statistics import auc
+from fedsim.report import words
+from fedsim.report.figures import MANY, Axis, Chart, Hint, Series, curves, distribution
+from fedsim.report.folder import RunFolder, finite
+from fedsim.report.measures import Measures
+
+
+def progress(run: RunFolder, measures: Measures) -> Chart | None:
+    """Main accuracy and ASR over rounds, the floor, and the rounds in which an attacker was kept."""
+    accuracy, asr = run.series("accuracy"), run.series("asr")
+    if not accuracy[0] and not asr[0]:
+        return None
+    series = []
+    if accuracy[0]:
+        series.append(Series("main-task accuracy", "main", *accuracy))
+    if asr[0]:
+        low, high = run.series("asr_low"), run.series("asr_high")
+        band = (low[1], high[1]) if low[0] == high[0] == asr[0] else ((), ())
+        name = "attack success rate" + (" with 95\u202f% interval" if band[0] else "")
+        series.append(Series(name, "attack", *asr, *band))
+    if measures.floor is not None:
+        ends = (0, run.last_round)
+        series.append(
+            Series("ASR floor, without attack", "floor", ends, (measures.floor, measures.floor), form="level")
+        )
+    slips = measures.passed.slips if measures.passed else ()
+    few = 0 < len(slips) < len(run.rounds) / 2
+    return curves(
+        "Main accuracy and attack success rate",
+        series,
+        run.last_round,
+        marks=slips if few else (),
+        hints=_hints(run) if len(run.rounds) <= 1001 else (),
+        pixels=280,
+        note="Ticks at the bottom: rounds in which an attacker was kept." if few else "",
+    )
+
+
+def weight(run: RunFolder, measures: Measures) -> Chart | None:
+    """The weight that malicious clients got, beside their share of the cohort."""
+    lines = [line for line in run.rounds if line.get("malicious") and line.get("cohort")]
+    if measures.weight is None or not lines:
+        return None
+    known = [line for line in lines if finite(line.get("malicious_weight")) is not None]
+    got = [float(line["malicious_weight"]) for line in known]
+    share = [len(line["malicious"]) / len(line["cohort"]) for line in lines]
+    numbers = [int(line["round"]) for line in lines]
+    many = len(known) > MANY
+    chance = (
+        Series(
+            "by chance: their mean share of the cohort",
+            "chance",
+            (0, run.last_round),
+            (measures.cohort_share,) * 2,
+            form="level",
+        )
+        if many and measures.cohort_share is not None
+        else Series("by chance: their share of the cohort", "chance", numbers, share, form="dashes")
+    )
+    return curves(
+        "Weight that the malicious got",
+        [
+            Series("their weight in the aggregate", "attack", [line["round"] for line in known], got, form="stems"),
+            chance,
+        ],
+        run.last_round,
+        y=Axis(0.0, min(1.0, max([*got, *share, 0.05]) * 1.15)),
+        note="" if many else "Rounds with at least one malicious client; a dot on the axis is a weight of zero.",
+    )
+
+
+def scores(run: RunFolder) -> list[Chart]:
+    """One distribution a scoring part."""
+    found = []
+    for name, values in run.clients.scores.items():
+        malicious = run.clients.malicious
+        area = auc(values, malicious)
+        note = (
+            ""
+            if np.isnan(area)
+            else f"Over all rounds, a malicious score is above an honest one in {words.percent(area)} of pairs."
+        )
+        chart = distribution(name, values[~malicious], values[malicious], note)
+        if chart is not None:
+            found.append(chart)
+    return found
+
+
+def norms(run: RunFolder) -> Chart | None:
+    """Median norm of the honest and of the malicious updates."""
+    honest, malicious = run.series("norm_honest"), run.series("norm_malicious")
+    both = np.array(honest[1] + malicious[1])
+    if not len(both):
+        return None
+    series = [Series("honest, median", "honest", *honest)]
+    if malicious[0]:
+        every = len(malicious[0]) == len(honest[0])
+        series.append(Series("malicious, median", "malicious", *malicious, form="line" if every else "dots"))
+    axis = Axis.around(both, log=True)
+    return curves("Norms of the updates" + (", logarithmic" if axis.log else ""), series, run.last_round, y=axis)
+
+
+def losses(run: RunFolder) -> Chart | None:
+    """Test loss of the global model and the clients' own training loss."""
+    pairs = (("test loss", "main", run.series("loss")), ("clients' training loss", "chance", run.series("train_loss")))
+    series = [Series(name, style, *values) for name, style, values in pairs if values[0]]
+    if not series:
+        return None
+    values = np.array([value for one in series for value in one.y])
+    axis = Axis.around(values, log=True)
+    return curves("Loss" + (", logarithmic" if axis.log else ""), series, run.last_round, y=axis)
+
+
+def _hints(run: RunFolder) -> list[Hint]:
+    width = 1000 / max(run.last_round, 1)
+    found = []
+    for line in run.rounds:
+        pieces = [f"round {line['round']}"]
+        for key, name in (("accuracy", "accuracy"), ("asr", "ASR")):
+            value = finite(line.get(key))
+            if value is not None:
+                pieces.append(f"{name} {words.percent(value)}")
+        if line.get("malicious") and not run.guest:
+            pieces.append(f"attackers kept {len(line.get('kept_malicious') or ())} of {len(line['malicious'])}")
+        found.append(Hint((line["round"] - 0.5) * width, width, ", ".join(pieces)))
+    return found
