@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from attacks import moments
-from fedsim.blocks import exact
 from fedsim.updates import Updates
 
 Direction = Literal["unit", "std", "sign"]
@@ -50,18 +49,16 @@ class Spread:
             p = -moments.deviation(seen, correction=1)
         else:
             p = -mean.sign()
-        squares, slopes = [], []
-        for row in seen:
-            difference = mean - exact(row)
-            squares.append(difference @ difference)
-            slopes.append(difference @ p)
+        sums = moments.centred_sum(
+            lambda piece, columns: torch.stack([piece.square().sum(1), -(piece @ p[columns])]), seen, mean
+        ).cpu()
         pairs = Updates(seen, torch.ones(len(seen)), list(range(len(seen))), torch.zeros_like(seen[0]))
         return cls(
             mean,
             p,
             pairs.squared_distances(),
-            torch.stack(squares).cpu(),
-            torch.stack(slopes).cpu(),
+            sums[0],
+            sums[1],
             (p @ p).cpu(),
         )
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from attacks import moments
 from attacks.attack import Attack, Craft, attack
-from fedsim.blocks import exact
 
 
 @attack("mimic")
@@ -46,10 +45,7 @@ class Mimic(Attack):
         if direction is None:
             direction = _principal(honest, mean)
         elif seen < self.warmup:
-            step = _along(honest, mean, direction)
-            turned = torch.zeros_like(direction)
-            for weight, row in zip(step, honest, strict=True):
-                turned += weight * (exact(row) - mean)
+            turned = moments.centred_mix(_along(honest, mean, direction), honest, mean)
             direction = _unit(seen * direction + _unit(turned))
         ctx.state["direction"], ctx.state["rounds"] = direction, seen + 1
         return moments.repeated(honest[int(_along(honest, mean, direction).abs().argmax())], rows)
@@ -57,18 +53,14 @@ class Mimic(Attack):
 
 def _along(rows: Tensor, mean: Tensor, direction: Tensor) -> Tensor:
     """(n,) ⟨z, Δ_i − μ⟩."""
-    return torch.stack([(exact(row) - mean) @ direction for row in rows])
+    return moments.centred_sum(lambda piece, columns: piece @ direction[columns], rows, mean)
 
 
 def _principal(rows: Tensor, mean: Tensor) -> Tensor:
     """(d,) first principal direction of the rows, from their (n, n) Gram matrix."""
-    centred = [exact(row) - mean for row in rows]
-    gram = torch.stack([torch.stack([a @ b for b in centred]) for a in centred]).cpu()
-    weights = torch.linalg.eigh(gram).eigenvectors[:, -1].to(mean.device)
-    direction = torch.zeros_like(mean)
-    for weight, row in zip(weights, centred, strict=True):
-        direction += weight * row
-    return _unit(direction)
+    gram = moments.centred_sum(lambda piece, _: piece @ piece.T, rows, mean)
+    weights = torch.linalg.eigh(gram.cpu()).eigenvectors[:, -1].to(mean.device)
+    return _unit(moments.centred_mix(weights, rows, mean))
 
 
 def _unit(vector: Tensor) -> Tensor:
