@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAP_BYTES, _TRIM_BYTES = 32 * 2**20, 2**30
+VARIABLES = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMBA_THREADING_LAYER_PRIORITY": "omp tbb workqueue",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Set in every process, workers' included, where the user has not set them."""
 _done = False
 malloc_tuned = False
 
@@ -34,14 +43,7 @@ def set_up() -> None:
     if _done:
         return
     _done = True
-    for name, value in {
-        "OPENBLAS_NUM_THREADS": "1",
-        "NUMBA_THREADING_LAYER_PRIORITY": "omp tbb workqueue",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }.items():
+    for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     if sys.platform == "linux":
         try:
