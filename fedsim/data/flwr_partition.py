@@ -12,6 +12,7 @@ import collections.abc
 import dataclasses
 import inspect
 import logging
+import re
 import types
 import typing
 from functools import lru_cache
@@ -104,10 +105,21 @@ def partition_class(name: str) -> type[FlwrPartition]:
         fields.append((parameter.name, plain_type(hints.get(parameter.name, Any)), default_field))
     made = dataclasses.make_dataclass(name, fields, bases=(FlwrPartition,), kw_only=True, eq=False)
     made.partitioner, made.arrays = original, tuple(arrays)  # type: ignore[attr-defined]
-    made.__doc__ = f"{(inspect.getdoc(original) or name).splitlines()[0]}\n\nSource: flwr-datasets, {name}."
+    made.__doc__ = documented(inspect.getdoc(original) or name, [field[0] for field in fields], name)
     made.__module__ = __name__
     made.kind, made.name = "partition", f"flwr:{name}"  # type: ignore[attr-defined]
     return typing.cast(type[FlwrPartition], made)
+
+
+def documented(text: str, options: list[str], name: str) -> str:
+    """Flower's docstring (NumPy's style) as the registry reads one: first line, ``Args:``, ``Source:``."""
+    lines = []
+    for option in options:
+        found = re.search(rf"^{option} ?:.*\n((?:    .*\n?|\n(?=    ))+)", text, re.MULTILINE)
+        if found:
+            lines.append(f"    {option}: {' '.join(found.group(1).split())}")
+    arguments = "Args:\n" + "\n".join(lines) + "\n\n" if lines else ""
+    return f"{text.splitlines()[0]}\n\n{arguments}Source: flwr-datasets, {name}."
 
 
 def plain_type(hint: Any) -> Any:

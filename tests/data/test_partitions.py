@@ -375,3 +375,12 @@ def test_a_scenario_with_more_clients_than_examples_names_the_key():
     assert fault.key == "data.clients"
     assert fault.accepted == "up to 71 with 20 examples each at the least: there are 1438 training examples"
     assert Scenario(data={"dataset": "digits", "partition": {"name": "iid", "examples": 20}, "clients": 2000})
+
+
+def test_flower_s_options_are_explained():
+    part = registry.get("partition", "flwr:DirichletPartitioner")
+    explained = {option.name: option.meaning for option in registry.options(part)}
+    assert explained["alpha"].startswith("Concentration parameter")
+    assert "num_partitions" not in explained
+    assert "seed" not in explained
+    assert registry.source(part) == "flwr-datasets, DirichletPartitioner."
