@@ -12,25 +12,23 @@ from fedsim.blocks import exact, map_blocks, sum_blocks
 
 def mean(rows: Tensor) -> Tensor:
     """(d,) float64 mean of (n, d) rows."""
-    on_cpu = rows.device.type == "cpu"
-    return torch.cat(map_blocks(lambda columns: exact(rows[:, columns]).mean(0), rows.shape[1], parallel=on_cpu))
+    return _by_coordinate(lambda piece, columns: piece.mean(0), rows)
 
 
 def deviation(rows: Tensor, correction: int) -> Tensor:
     """(d,) float64 standard deviation of (n, d) rows, the sum of squares divided by n − correction."""
 
-    def block(columns: slice) -> Tensor:
-        piece = exact(rows[:, columns])
+    def block(piece: Tensor, columns: slice) -> Tensor:
         return (piece - piece.mean(0)).square_().sum(0).div_(len(rows) - correction).sqrt_()
 
-    return torch.cat(map_blocks(block, rows.shape[1], parallel=rows.device.type == "cpu"))
+    return _by_coordinate(block, rows)
 
 
 def centred_sum(function: Callable[[Tensor, slice], Tensor], rows: Tensor, center: Tensor) -> Tensor:
     """Σ over blocks of columns of ``function(rows − center, columns)``, the rows' block in float64."""
     total = sum_blocks(
         lambda columns: function(exact(rows[:, columns]) - center[columns], columns),
-        rows.shape[1],
+        *rows.shape,
         parallel=rows.device.type == "cpu",
     )
     return torch.zeros(len(rows), dtype=torch.float64) if total is None else total
@@ -38,12 +36,19 @@ def centred_sum(function: Callable[[Tensor, slice], Tensor], rows: Tensor, cente
 
 def centred_mix(weights: Tensor, rows: Tensor, center: Tensor) -> Tensor:
     """(d,) float64 Σ_i weights_i · (row_i − center)."""
-    on_cpu = rows.device.type == "cpu"
-    return torch.cat(
-        map_blocks(
-            lambda columns: weights @ (exact(rows[:, columns]) - center[columns]), rows.shape[1], parallel=on_cpu
-        )
-    )
+    return _by_coordinate(lambda piece, columns: weights @ (piece - center[columns]), rows)
+
+
+def _by_coordinate(function: Callable[[Tensor, slice], Tensor], rows: Tensor) -> Tensor:
+    """(d,) float64, block by block from float64 copies of the rows' blocks."""
+    device = "cpu" if rows.device.type == "mps" else rows.device
+    result = torch.empty(rows.shape[1], dtype=torch.float64, device=device)
+
+    def block(columns: slice) -> None:
+        result[columns] = function(exact(rows[:, columns]), columns)
+
+    map_blocks(block, *rows.shape, parallel=rows.device.type == "cpu")
+    return result
 
 
 def repeated(row: Tensor, rows: Tensor) -> Tensor:

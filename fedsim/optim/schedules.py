@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -66,6 +66,8 @@ class Cosine:
     Args:
         floor: factor of the last round.
     """
+
+    depends_on_rounds: ClassVar[bool] = True
 
     floor: Share = 0.0
 

@@ -1,0 +1,130 @@
+"""A run that is killed at any moment goes on to the same digest."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from fedsim.errors import RecordError, ResumeError
+from fedsim.simulation import simulate
+from tests.simulation.test_runs import small
+
+RUN = """
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+result = simulate(Scenario.load(file), folder, resume=True, progress=lambda line: said.send(line["round"]))
+said.send(result.digest)
+"""
+
+
+def test_killed_at_random_moments_the_run_resumes_to_the_same_digest(tmp_path: Path) -> None:
+    """Twenty kills, each after a random number of rounds and a random wait within the next one."""
+    scenario = small(rounds=150, adversary={"fraction": 0.25, "attacks": ["alie"]}, server={"optimizer": "adam"})
+    file = tmp_path / "scenario.toml"
+    file.write_text(scenario.toml())
+    expected = simulate(scenario, tmp_path / "whole").digest
+    fork = multiprocessing.get_context("forkserver")
+    fork.set_forkserver_preload(["fedsim.launch", "fedsim.report.page", "sklearn.datasets", "scipy.stats", "numba"])
+    moments, kills, digest = random.Random(0), 0, ""
+    while not digest:
+        heard, said = fork.Pipe(duplex=False)
+        names = {"file": str(file), "folder": str(tmp_path / "killed"), "said": said}
+        process = fork.Process(target=exec, args=(RUN, names))
+        process.start()
+        said.close()
+        survive, wait = moments.randint(1, 8), moments.randint(0, 300_000)
+        try:
+            for heard_so_far in itertools.count(1):
+                word = heard.recv()
+                if isinstance(word, str):
+                    digest = word
+                    break
+                if kills < 20 and heard_so_far > survive:
+                    for _ in range(wait):
+                        pass
+                    assert process.pid is not None
+                    os.kill(process.pid, signal.SIGKILL)
+                    kills += 1
+                    break
+        except EOFError:
+            pytest.fail("the run ended without a digest")
+        process.join()
+    assert kills == 20
+    assert digest == expected
+
+
+def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
+    first = simulate(small(rounds=2), tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.jsonl")}
+    seen: list[int] = []
+    again = simulate(small(rounds=2), tmp_path, resume=True, progress=lambda line: seen.append(line["round"]))
+    assert again.digest == first.digest
+    assert again.finished
+    assert seen == []
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.jsonl")} == before
+
+
+def test_a_changed_scenario_is_refused_by_its_keys(tmp_path: Path) -> None:
+    simulate(small(rounds=2), tmp_path)
+    with pytest.raises(ResumeError, match=r"client\.optimizer\.lr: given 0\.2; accepted: 0\.1") as caught:
+        simulate(small(rounds=2, **{"client.optimizer.lr": 0.2, "seed": 3}), tmp_path, resume=True)
+    assert "seed: given 3; accepted: 0" in str(caught.value)
+
+
+def test_another_engine_is_no_change(tmp_path: Path) -> None:
+    first = simulate(small(rounds=2), tmp_path)
+    assert simulate(small(rounds=2, **{"engine.workers": 1, "title": "x"}), tmp_path, resume=True).digest == first.digest
+
+
+def test_more_rounds_continue_a_run(tmp_path: Path) -> None:
+    simulate(small(rounds=2), tmp_path)
+    assert simulate(small(rounds=4), tmp_path, resume=True).digest == simulate(small(rounds=4)).digest
+
+
+def test_more_rounds_are_refused_where_a_part_depends_on_them(tmp_path: Path) -> None:
+    cosine = {"client.lr_schedule": {"name": "cosine"}}
+    simulate(small(rounds=2, **cosine), tmp_path)
+    with pytest.raises(ResumeError, match="cosine"):
+        simulate(small(rounds=4, **cosine), tmp_path, resume=True)
+
+
+def test_fewer_rounds_are_refused(tmp_path: Path) -> None:
+    simulate(small(rounds=3), tmp_path)
+    with pytest.raises(ResumeError, match="rounds: given 2; accepted: 3"):
+        simulate(small(rounds=2), tmp_path, resume=True)
+
+
+def test_ctrl_c_ends_after_the_round_and_can_be_continued(tmp_path: Path) -> None:
+    def interrupt(line: dict[str, object]) -> None:
+        if line["round"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    result = simulate(small(), tmp_path, progress=interrupt)
+    assert not result.finished
+    assert result.lines[-1]["round"] == 2
+    assert simulate(small(), tmp_path, resume=True).digest == simulate(small()).digest
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    from fedsim import record
+
+    real = record._replace
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "checkpoint-2.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(record, "_replace", full)
+    with pytest.raises(RecordError, match="No space left on device.*--resume"):
+        simulate(small(), tmp_path)
+    monkeypatch.setattr(record, "_replace", real)
+    assert simulate(small(), tmp_path, resume=True).digest == simulate(small()).digest
