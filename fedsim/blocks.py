@@ -1,33 +1,38 @@
 """Sums over the columns of wide matrices, block by block, with bits that do not depend on the number of threads.
 
-A block is computed by one thread with torch's own threads off, and the blocks' results are added in order.
+A block is computed by one thread with torch's own threads off, a run of blocks is added in order, and so are the runs.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fedsim import runtime
 
-BLOCK = 1 << 14
-"""Columns of one block: a float64 copy of 100 rows of it stays in the processor's cache hierarchy."""
+BLOCK_NUMBERS = 1 << 18
+"""Numbers of one block: 2 MiB in float64, which stay in a core's cache."""
 
-SERIAL_BLOCKS = 4
-"""Up to this many blocks handing them to threads costs more than it saves."""
+RUN = 8
+"""Blocks that are handed to a thread at once."""
+
+SERIAL_NUMBERS = 1 << 21
+"""Up to this many numbers handing blocks to threads costs more than it saves."""
 
 _pools: dict[int, ThreadPoolExecutor] = {}
-_inside = threading.local()
 _making = threading.Lock()
+_thread = threading.local()
+T = TypeVar("T")
 
 
 def _in_pool() -> None:
-    _inside.pool = True
+    _thread.pool = True
     runtime.worker_thread()
 
 
@@ -42,32 +47,63 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.clear)
 
 
+def width(n: int) -> int:
+    """Columns of a block of n rows: a power of two that depends on nothing else, so that sums have one order."""
+    return 1 << max((BLOCK_NUMBERS // max(n, 1)).bit_length() - 1, 8)
+
+
+def _for_runs(work: Callable[[list[slice]], T], n: int, d: int, columns: int | None, parallel: bool) -> Iterable[T]:
+    step = columns or width(n)
+    pieces = [slice(start, min(start + step, d)) for start in range(0, d, step)]
+    runs = [pieces[first : first + RUN] for first in range(0, len(pieces), RUN)]
+    workers = runtime.cores()
+    serial = not parallel or workers == 1 or n * d <= SERIAL_NUMBERS or getattr(_thread, "pool", False)
+    if not serial:
+        return _pool(workers).map(work, runs)
+    with runtime.one_thread():
+        return [work(run) for run in runs]
+
+
 def map_blocks(
-    function: Callable[[slice], Tensor], d: int, block: int = BLOCK, *, parallel: bool = True
-) -> list[Tensor]:
-    """``function`` of every block of columns, in order of the blocks; each block is computed by one thread.
+    function: Callable[[slice], object], n: int, d: int, *, columns: int | None = None, parallel: bool = True
+) -> None:
+    """Call ``function`` with the slice of columns of every block; each block is computed by one thread.
 
     Args:
-        function: takes the block's slice of columns.
-        d: number of columns.
-        block: columns of one block.
-        parallel: as many blocks at a time as there are cores; False where a device other than the CPU does the work.
+        function: works on a block, and writes its result where no other block does.
+        n: rows.
+        d: columns.
+        columns: of one block; :func:`width` if absent.
+        parallel: on as many threads as there are cores; False where a device other than the CPU does the work.
     """
-    pieces = [slice(start, min(start + block, d)) for start in range(0, d, block)]
-    workers = runtime.cores()
-    if not parallel or len(pieces) <= SERIAL_BLOCKS or workers == 1 or getattr(_inside, "pool", False):
-        with runtime.one_thread():
-            return [function(piece) for piece in pieces]
-    return list(_pool(workers).map(function, pieces))
+
+    def work(run: list[slice]) -> None:
+        for piece in run:
+            function(piece)
+
+    for _ in _for_runs(work, n, d, columns, parallel):
+        pass
 
 
 def sum_blocks(
-    function: Callable[[slice], Tensor], d: int, block: int = BLOCK, *, parallel: bool = True
+    function: Callable[[slice], Tensor], n: int, d: int, *, columns: int | None = None, parallel: bool = True
 ) -> Tensor | None:
-    """The blocks' results added in order; None for d = 0."""
+    """The sum of ``function`` over all blocks, in one order, whatever the threads; None for d = 0.
+
+    Args:
+        function: gives a block's part of the sum, as a tensor that is not written to later.
+        n, d, columns, parallel: see :func:`map_blocks`.
+    """
+
+    def work(run: list[slice]) -> Tensor:
+        total = function(run[0])
+        for piece in run[1:]:
+            total = total + function(piece)
+        return total
+
     total: Tensor | None = None
-    for piece in map_blocks(function, d, block, parallel=parallel):
-        total = piece if total is None else total + piece
+    for part in _for_runs(work, n, d, columns, parallel):
+        total = part if total is None else total + part
     return total
 
 
@@ -76,17 +112,57 @@ def exact(block: Tensor) -> Tensor:
     return (block.cpu() if block.device.type == "mps" else block).double()
 
 
+def scratch(slot: str, n: int, columns: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(n, columns) of this thread's own memory on the CPU, overwritten by whoever next asks for the same slot.
+
+    Blocks that are allocated and freed by the hundred leave the heap in pieces (glibc's aligned allocation), which
+    can take more memory than the updates.
+    """
+    slots: dict[tuple[str, torch.dtype], Tensor] = _thread.__dict__.setdefault("scratch", {})
+    numbers = n * columns
+    kept = slots.get((slot, dtype))
+    if kept is None or len(kept) < numbers:
+        kept = slots[slot, dtype] = torch.empty(max(numbers, BLOCK_NUMBERS), dtype=dtype)
+    return kept[:numbers].view(n, columns)
+
+
+def exact_rows(rows: Tensor, columns: slice, only: Tensor | None = None, extra: int = 0) -> Tensor:
+    """A block of (n, d) rows in float64, (n + extra, w), that may be changed.
+
+    On the CPU it lies in :func:`scratch`, so that it lasts until the thread's next block.
+
+    Args:
+        rows: (n, d).
+        columns: the block's.
+        only: positions of the rows that are wanted, all if absent.
+        extra: further rows that the block gets, holding anything.
+    """
+    block = rows[:, columns]
+    n, w = len(rows) if only is None else len(only), block.shape[1]
+    if rows.device.type != "cpu":
+        chosen = exact(block if only is None else block[only.to(rows.device)])
+        return torch.cat([chosen, chosen.new_zeros(extra, w)]) if extra else chosen.clone()
+    result = scratch("float64", n + extra, w)
+    if only is None:
+        result[:n].copy_(block)
+    else:
+        chosen = scratch("chosen", n, w, rows.dtype)
+        result[:n].copy_(torch.index_select(block, 0, only, out=chosen))
+    return result
+
+
 def gram(rows: Tensor, center: Tensor | None = None) -> Tensor:
     """(n, n) float64 inner products of the rows of (n, d), taken off ``center`` (d,) where one is given."""
 
     def block(columns: slice) -> Tensor:
-        piece = exact(rows[:, columns])
+        piece = exact_rows(rows, columns)
         if center is not None:
-            piece = piece - exact(center[columns])
+            piece -= exact(center[columns])
         return piece @ piece.T
 
-    total = sum_blocks(block, rows.shape[1], parallel=rows.device.type == "cpu")
-    return torch.zeros(len(rows), len(rows), dtype=torch.float64) if total is None else total.cpu()
+    n, d = rows.shape
+    total = sum_blocks(block, n, d, parallel=rows.device.type == "cpu")
+    return torch.zeros(n, n, dtype=torch.float64) if total is None else total.cpu()
 
 
 CANCELLED = 1e-6
@@ -108,7 +184,7 @@ def squared_distances(
 
     Args:
         gram: (n, n) float64 inner products of the rows.
-        rows: (positions, columns) -> float64 block of these rows.
+        rows: (positions, columns) -> float64 block of these rows, which may be changed until the next call.
         d: number of columns.
         scale: (n,) the squares that ``gram``'s diagonal was itself computed from, where larger than the diagonal.
         parallel: see :func:`map_blocks`.
@@ -121,13 +197,15 @@ def squared_distances(
     for group in _groups(close.fill_diagonal_(False)):
 
         def differences(index: Tensor, columns: slice, group: Tensor = group) -> Tensor:
-            return rows(group[1:][index], columns) - rows(group[:1], columns)
+            both = rows(torch.cat([group[:1], group[1:][index]]), columns)
+            both[1:] -= both[:1]
+            return both[1:]
 
         def block(columns: slice, group: Tensor = group) -> Tensor:
-            piece = rows(group[1:], columns) - rows(group[:1], columns)
+            piece = differences(torch.arange(len(group) - 1), columns, group)
             return piece @ piece.T
 
-        inner = sum_blocks(block, d, parallel=parallel)
+        inner = sum_blocks(block, len(group), d, parallel=parallel)
         if inner is None:
             continue
         inner = inner.cpu()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.blocks import exact, squared_distances, sum_blocks
+from fedsim.blocks import exact, exact_rows, squared_distances, sum_blocks
 
 ACROSS = 1e-6
 """Weights whose squared cosine to the mean is below this have no useful t; their angles are wide and need none."""
@@ -49,19 +49,20 @@ def geometry(values: Tensor, reference: Tensor, *, with_reference: bool = False)
     n = len(values) + with_reference
     parallel = values.device.type == "cpu"
 
-    def offsets(columns: slice) -> tuple[Tensor, Tensor]:
-        piece = exact(values[:, columns])
-        if with_reference:
-            piece = torch.cat([piece, piece.new_zeros(1, piece.shape[1])])
-        center = piece.mean(dim=0)
-        return piece - center, exact(reference[columns]) + center
+    def offsets(columns: slice) -> Tensor:
+        """The rows e_1 … e_n, m of a block."""
+        piece = exact_rows(values, columns, extra=n + 1 - len(values))
+        piece[len(values) :] = 0.0
+        center = piece[:n].mean(dim=0)
+        piece[:n] -= center
+        piece[n] = exact(reference[columns]) + center
+        return piece
 
     def block(columns: slice) -> Tensor:
-        e, m = offsets(columns)
-        both = torch.cat([e, m[None]])
-        return both @ both.T
+        piece = offsets(columns)
+        return piece @ piece.T
 
-    total = sum_blocks(block, d, parallel=parallel)
+    total = sum_blocks(block, n + 1, d, parallel=parallel)
     products = torch.zeros(n + 1, n + 1, dtype=torch.float64) if total is None else total.cpu()
     e2, along, m2 = products[:n, :n], products[:n, n], products[n, n]
     squares = e2.diagonal()
@@ -80,10 +81,9 @@ def geometry(values: Tensor, reference: Tensor, *, with_reference: bool = False)
         s, q = stretch[index], along[index]
 
         def across(rows: Tensor, columns: slice) -> Tensor:
-            e, m = offsets(columns)
-            where = index[rows].to(e.device)
-            a = (q[rows] / m2).to(e.device)
-            return (e[where] - a[:, None] * m) / (1 + a)[:, None]
+            piece = offsets(columns)
+            a = (q[rows] / m2).to(piece.device)
+            return (piece[index[rows].to(piece.device)] - a[:, None] * piece[n]) / (1 + a)[:, None]
 
         gram = (e2[index[:, None], index] - q[:, None] * q[None, :] / m2) / (s[:, None] * s[None, :])
         scale = (squares[index] + q.square() / m2) / s.square()

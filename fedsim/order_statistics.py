@@ -15,10 +15,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fedsim.blocks import exact, map_blocks
+from fedsim.blocks import exact, map_blocks, scratch
 
 NETWORK_ROWS = 256
 """Above this many rows ``torch.sort`` is faster."""
+
+COLUMNS = 1 << 14
+"""Of one block: rows of 64 KiB, for which a call of torch costs little and the cache is large enough."""
 
 
 def mean_of_ranks(rows: Tensor, first: int, last: int) -> Tensor:
@@ -29,9 +32,10 @@ def mean_of_ranks(rows: Tensor, first: int, last: int) -> Tensor:
         first: lowest rank that counts.
         last: highest rank that counts.
     """
-    result = torch.empty(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    n, d = rows.shape
+    result = torch.empty(d, dtype=rows.dtype, device=rows.device)
 
-    def block(columns: slice) -> Tensor:
+    def block(columns: slice) -> None:
         ranked = _ranks(rows[:, columns], first, last)
         if last == first:
             result[columns] = ranked[0]
@@ -40,23 +44,32 @@ def mean_of_ranks(rows: Tensor, first: int, last: int) -> Tensor:
             for values in ranked[1:]:
                 total += exact(values)
             result[columns] = total.div_(last - first + 1).to(dtype=rows.dtype, device=rows.device)
-        return result
 
-    map_blocks(block, rows.shape[1], parallel=rows.device.type == "cpu")
+    map_blocks(block, n, d, columns=COLUMNS, parallel=rows.device.type == "cpu")
     return result
 
 
 def _ranks(block: Tensor, first: int, last: int) -> Sequence[Tensor]:
-    n = len(block)
+    """The ranks ``first`` … ``last`` of a block, each (w,)."""
+    n, w = block.shape
     if n > NETWORK_ROWS:
         return block.sort(dim=0).values[first : last + 1].unbind()
-    rows = list(block.unbind())
+    if block.device.type == "cpu":
+        places = scratch("ranks", n + 1, w, block.dtype)
+    else:
+        places = torch.empty(n + 1, w, dtype=block.dtype, device=block.device)
+    places[:n].copy_(block)
+    *rows, free = places.unbind()
     for low, high, wants_low, wants_high in _network(n, first, last):
         a, b = rows[low], rows[high]
-        if wants_low:
-            rows[low] = torch.minimum(a, b)
-        if wants_high:
-            rows[high] = torch.maximum(a, b)
+        if wants_low and wants_high:
+            torch.minimum(a, b, out=free)
+            torch.maximum(a, b, out=b)
+            rows[low], free = free, a
+        elif wants_low:
+            torch.minimum(a, b, out=a)
+        else:
+            torch.maximum(a, b, out=b)
     return rows[first : last + 1]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedsim.blocks import exact, gram, map_blocks, squared_distances
+from fedsim.blocks import exact_rows, gram, map_blocks, squared_distances
 from fedsim.errors import UpdatesError
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Updates:
     @cached_property
     def _squared_distances(self) -> Tensor:
         def rows(index: Tensor, columns: slice) -> Tensor:
-            return exact(self.values[index.to(self.values.device), columns])
+            return exact_rows(self.values, columns, index)
 
         return squared_distances(self.gram, rows, self.d, parallel=self.values.device.type == "cpu")
 
@@ -201,16 +201,15 @@ class Updates:
         """
         rows = self.values if values is None else values
         used = weights.nonzero().flatten()
-        index = None if len(used) == len(rows) else used.to(rows.device)
-        w = exact(weights[used].to(rows.device))
+        only = None if len(used) == len(rows) else used
+        chosen = weights[used].double()
         result = torch.empty(rows.shape[1], dtype=out or rows.dtype, device=rows.device)
 
-        def block(columns: slice) -> Tensor:
-            piece = rows[:, columns] if index is None else rows[index, columns]
-            result[columns] = (w @ exact(piece)).to(dtype=result.dtype, device=rows.device)
-            return result
+        def block(columns: slice) -> None:
+            piece = exact_rows(rows, columns, only)
+            result[columns] = (chosen.to(piece.device) @ piece).to(dtype=result.dtype, device=rows.device)
 
-        map_blocks(block, rows.shape[1], parallel=rows.device.type == "cpu")
+        map_blocks(block, len(used), rows.shape[1], parallel=rows.device.type == "cpu")
         return result
 
     def mix(self, matrix: Tensor) -> Updates:
@@ -279,13 +278,12 @@ def lowest(scores: Tensor, keep: int, updates: Updates) -> Tensor:
 
 def _mixed(matrix: Tensor, rows: Tensor) -> Tensor:
     result = torch.empty_like(rows)
-    weights = exact(matrix.to(rows.device))
 
-    def block(columns: slice) -> Tensor:
-        result[:, columns] = (weights @ exact(rows[:, columns])).to(dtype=rows.dtype, device=rows.device)
-        return result
+    def block(columns: slice) -> None:
+        piece = exact_rows(rows, columns)
+        result[:, columns] = (matrix.to(piece.device) @ piece).to(dtype=rows.dtype, device=rows.device)
 
-    map_blocks(block, rows.shape[1], parallel=rows.device.type == "cpu")
+    map_blocks(block, *rows.shape, parallel=rows.device.type == "cpu")
     return result
 
 

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.blocks import exact, map_blocks
+from fedsim.blocks import exact_rows, map_blocks
 from fedsim.errors import Fault
 from fedsim.updates import Aggregate, Selection, Updates, ranked
 from strategies.defense import Defense, Round, defense, require
@@ -72,13 +72,11 @@ class Bulyan(Defense):
         rows = updates.values
         update = torch.empty(updates.d, dtype=rows.dtype, device=rows.device)
 
-        def block(columns: slice) -> Tensor:
-            update[columns] = _mean_around_median(exact(rows[:, columns]), beta).to(
-                dtype=rows.dtype, device=rows.device
-            )
-            return update
+        def block(columns: slice) -> None:
+            mean = _mean_around_median(exact_rows(rows, columns), beta)
+            update[columns] = mean.to(dtype=rows.dtype, device=rows.device)
 
-        map_blocks(block, updates.d, parallel=rows.device.type == "cpu")
+        map_blocks(block, n, updates.d, parallel=rows.device.type == "cpu")
         return Aggregate(update, torch.full((n,), torch.nan, dtype=torch.float64))
 
 

@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.blocks import exact, sum_blocks
+from fedsim.blocks import exact_rows, sum_blocks
 from fedsim.errors import Fault
 from fedsim.geometry import geometry
 from fedsim.pairwise import manhattan
@@ -100,10 +100,11 @@ def paper_features(updates: Updates) -> dict[Metric, Tensor]:
     """Metric → (n,) float64, as the paper writes it."""
 
     def block(columns: slice) -> Tensor:
-        piece = exact(updates.values[:, columns])
-        return torch.stack([piece.abs().sum(dim=1), piece.square().sum(dim=1)])
+        piece = exact_rows(updates.values, columns)
+        manhattan_norms = piece.abs_().sum(dim=1)
+        return torch.stack([manhattan_norms, piece.square_().sum(dim=1)])
 
-    total = sum_blocks(block, updates.d, parallel=updates.values.device.type == "cpu")
+    total = sum_blocks(block, len(updates), updates.d, parallel=updates.values.device.type == "cpu")
     sizes = torch.zeros(2, len(updates), dtype=torch.float64) if total is None else total.cpu()
     models = geometry(updates.values, updates.reference, with_reference=True)
     return {

@@ -15,6 +15,9 @@ from torch import Tensor
 from fedsim.updates import Aggregate, Updates
 from strategies.defense import Defense, Round, overrides
 
+NEED_ROWS = ("transform", "select", "combine")
+"""Stages before which dropped rows leave the matrix, which copies the others; the weighted mean just skips them."""
+
 
 def aggregate(defenses: Sequence[Defense], updates: Updates, contexts: Sequence[Round]) -> Aggregate:
     """Run the defenses.
@@ -33,10 +36,10 @@ def aggregate(defenses: Sequence[Defense], updates: Updates, contexts: Sequence[
     scores: dict[str, Tensor] = {}
     current = updates.replace(mixing=mixing).rows(active)
     if len(current) == 0:
-        return Aggregate(torch.zeros_like(updates.reference), torch.zeros(n, dtype=torch.float64), scores, _no_change(updates))
+        return _nothing(updates, scores)
     combined: Aggregate | None = None
     combiner: Defense | None = None
-    for part, ctx in zip(defenses, contexts, strict=True):
+    for place, (part, ctx) in enumerate(zip(defenses, contexts, strict=True)):
         if overrides(part, "transform"):
             current = part.transform(current, ctx)
         if overrides(part, "select"):
@@ -44,11 +47,13 @@ def aggregate(defenses: Sequence[Defense], updates: Updates, contexts: Sequence[
             if selection.scores is not None:
                 scores[_free(_label(part), scores)] = _to_clients(selection.scores, current, updates)
             kept = (selection.weights > 0).nonzero().flatten()
-            current = current.replace(num_examples=selection.weights).rows(kept)
-            if len(current) == 0:
-                return Aggregate(
-                    torch.zeros_like(updates.reference), torch.zeros(n, dtype=torch.float64), scores, _no_change(updates)
-                )
+            if len(kept) == 0:
+                return _nothing(updates, scores)
+            current = current.replace(num_examples=selection.weights)
+            if overrides(part, "combine") or any(
+                overrides(later, stage) for later in defenses[place + 1 :] for stage in NEED_ROWS
+            ):
+                current = current.rows(kept)
         if overrides(part, "combine"):
             combined, combiner = part.combine(current, ctx), part
             for name, values in combined.scores.items():
@@ -78,6 +83,11 @@ def _buffers(rows: Updates, weights: Tensor, combiner: Defense | None) -> Tensor
     if bool(weights.isnan().any()):
         weights = rows.num_examples / rows.num_examples.sum()
     return rows.weighted_sum(weights, buffers)
+
+
+def _nothing(updates: Updates, scores: dict[str, Tensor]) -> Aggregate:
+    weights = torch.zeros(len(updates), dtype=torch.float64)
+    return Aggregate(torch.zeros_like(updates.reference), weights, scores, _no_change(updates))
 
 
 def _no_change(updates: Updates) -> Tensor | None:
