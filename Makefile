@@ -102,6 +102,6 @@ $(TOOLS): pyproject.toml constraints.txt $(BIN)/python
 
 .PHONY: say-download
 say-download:
-	@echo 'Installing into .venv, this once: downloads about 650 MB with the CPU build of PyTorch, 2.3 GB on disk.'
+	@echo 'Installing into .venv, this once: downloads about 600 MB with a CPU build of PyTorch, 2.3 GB on disk.'
 	@echo "(Linux's default PyTorch brings its CUDA libraries: 2.5 GB more. A CPU build that pip finds, say through"
 	@echo 'PIP_FLAGS="--find-links FOLDER", is taken instead.)'

@@ -205,7 +205,7 @@ def list_parts(
         typer.echo(f"{kind} {name}: {registry.summary(part)}")
         options = [(o.name, o.shown_type, o.shown_default, o.meaning) for o in registry.options(part)]
         if options:
-            terminal.show(terminal.columns(options, ("option", "type", "default", "meaning")))
+            terminal.show(terminal.columns(options, ("option", "type", "default", "meaning"), (1, 3)))
         else:
             typer.echo("It has no options.")
         if registry.source(part):

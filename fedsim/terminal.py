@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fedsim.bench.runner import Cell
+
+UNFOLDED = 400
 
 
 class Bar:
@@ -67,20 +69,30 @@ def progress(quiet: bool) -> Iterator[Bar]:
 
 
 def show(content: object) -> None:
-    """Print a table on standard output."""
+    """Print a table on standard output; into a file or a pipe nothing is folded."""
     from rich.console import Console
 
-    Console().print(content)
+    console = Console()
+    if not console.is_terminal:
+        console.width = UNFOLDED
+    console.print(content)
 
 
-def columns(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...]) -> Table:
-    """Rows under heads, each cell as it stands: brackets in types and defaults are no markup."""
+def columns(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...], folding: Collection[int] = (-1,)) -> Table:
+    """Rows under heads, each cell as it stands: brackets in types and defaults are no markup.
+
+    Args:
+        rows: one tuple of texts a row.
+        heads: names of the columns.
+        folding: columns that take several lines where the terminal is narrow, by default the last.
+    """
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
+    folds = {position % len(heads) for position in folding}
     for position, head in enumerate(heads):
-        table.add_column(head, overflow="fold", no_wrap=position == 0)
+        table.add_column(Text(head), overflow="fold", no_wrap=position not in folds)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
@@ -105,9 +117,8 @@ def cells_table(cells: Sequence[Cell]) -> Table:
                 *map(_shown, rest),
             )
         )
-    return columns(
-        rows, (*keys, "state", "accuracy", "ASR", "its floor", "attackers kept", "by chance", "their weight")
-    )
+    heads = (*keys, "state", "accuracy", "ASR", "floor", "kept", "chance", "weight")
+    return columns(rows, heads, range(len(keys)))
 
 
 def short(values: Mapping[str, Any]) -> str:
