@@ -262,7 +262,8 @@ app = ClientApp()
 def train(message, context):
     return Message(RecordDict({"m": MetricRecord({"client": context.node_config["partition-id"]})}), reply_to=message)
 with RayGrid(app, 3, workers=2, address=sys.argv[1]) as grid:
-    print([reply.content["m"]["client"] for reply in grid.send_and_receive([send(RecordDict(), c + 2, "train") for c in range(3)])])
+    messages = [send(RecordDict(), client + 2, "train") for client in range(3)]
+    print([reply.content["m"]["client"] for reply in grid.send_and_receive(messages)])
 """
 
 
