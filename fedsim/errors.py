@@ -16,8 +16,8 @@ class Fault:
     """One thing that is wrong with a scenario, as one line.
 
     Args:
-        key: dotted key, e.g. ``server.defenses[0].malicious``; a part's ``check`` gives it relative to the part, or from
-            the scenario's root with a slash before it, ``/data.clients``.
+        key: dotted key, e.g. ``server.defenses[0].malicious``; a part's ``check`` gives it relative to the part, or
+            from the scenario's root with a slash before it, ``/data.clients``.
         given: what stands there.
         accepted: what may stand there.
         involves: other keys that this fault was concluded from (it is dropped where one of them is itself at fault).
@@ -29,7 +29,8 @@ class Fault:
     involves: tuple[str, ...] = field(default=(), compare=False)
 
     def line(self, where: str) -> str:
-        return f"{where}: {self.key}: given {_shown(self.given)}; accepted: {self.accepted}"
+        """``file: key: given …; accepted: …``, on one line whatever stands in them."""
+        return one_line(f"{where}: {self.key}: given {_shown(self.given)}; accepted: {self.accepted}")
 
 
 class ScenarioError(FedsimError):
@@ -68,6 +69,11 @@ def nearest(given: object, names: Iterable[str]) -> str:
     """`` (did you mean 'krum'?)`` where one of the names is close to what was given, else nothing."""
     close = difflib.get_close_matches(str(given), list(names), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def one_line(text: object) -> str:
+    """The text without line breaks, for messages of others that become a part of ours."""
+    return " ".join(line.strip() for line in str(text).splitlines() if line.strip())
 
 
 def _shown(value: object) -> str:

@@ -1,0 +1,101 @@
+"""What must fit each other in any scenario, whatever its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedsim import registry
+from fedsim.errors import Fault, FedsimError
+from fedsim.tables import Tables
+
+KNOWLEDGE = ("own", "colluding", "omniscient")
+
+
+def rules(scenario: Tables) -> Iterator[Fault]:
+    """The faults of a scenario whose keys are right one by one."""
+    yield from _clients(scenario)
+    yield from _adversary(scenario)
+    yield from _needs_of_attacks(scenario)
+    yield from _stock_strategy(scenario)
+    if scenario.engine.precision == "float64" and scenario.engine.device == "mps":
+        yield Fault("engine.precision", "float64", "float32 or bfloat16 on mps", ("engine.device",))
+
+
+def _clients(scenario: Tables) -> Iterator[Fault]:
+    clients, client = scenario.data.clients, scenario.client
+    if scenario.cohort > clients:
+        yield Fault("client.per_round", client.per_round, f"at most data.clients = {clients}", ("data.clients",))
+    if client.epochs is not None and client.steps is not None:
+        yield Fault("client.steps", client.steps, "either client.epochs or client.steps, not both", ("client.epochs",))
+
+
+def _adversary(scenario: Tables) -> Iterator[Fault]:
+    adversary, clients = scenario.adversary, scenario.data.clients
+    if adversary.fraction is not None and adversary.count is not None:
+        accepted = "either adversary.fraction or adversary.count, not both"
+        yield Fault("adversary.count", adversary.count, accepted, ("adversary.fraction",))
+        return
+    who = ("adversary.fraction", "adversary.count", "data.clients")
+    if scenario.attackers > clients:
+        yield Fault("adversary.count", adversary.count, f"at most data.clients = {clients}", ("data.clients",))
+    if scenario.attackers and not adversary.attacks:
+        yield Fault("adversary.attacks", [], "at least one attack where the adversary holds clients", who)
+    if adversary.attacks and adversary.fraction is None and adversary.count is None:
+        accepted = "a share of the clients, or adversary.count, where there are attacks (0: only measure the trigger)"
+        yield Fault("adversary.fraction", "nothing", accepted, who)
+    if adversary.fraction and not scenario.attackers:
+        accepted = f"0, or a share that makes one client or more of {clients}"
+        yield Fault("adversary.fraction", adversary.fraction, accepted, ("data.clients",))
+    if adversary.selection == "forced" and scenario.attackers:
+        most = min(scenario.attackers, scenario.cohort)
+        if adversary.forced > most:
+            accepted = f"at most {most}: the adversary holds {scenario.attackers} clients, {scenario.cohort} are asked"
+            yield Fault("adversary.forced", adversary.forced, accepted, (*who, "client.per_round"))
+    if adversary.selection == "pool" and adversary.forced != 1:
+        accepted = "none without adversary.selection = 'forced'"
+        yield Fault("adversary.forced", adversary.forced, accepted, ("adversary.selection",))
+    if adversary.knows_defense and adversary.knowledge != "omniscient":
+        accepted = "true only with adversary.knowledge = 'omniscient'"
+        yield Fault("adversary.knows_defense", True, accepted, ("adversary.knowledge",))
+
+
+def _needs_of_attacks(scenario: Tables) -> Iterator[Fault]:
+    adversary = scenario.adversary
+    for position, part in enumerate(adversary.attacks):
+        try:
+            attack = registry.get("attack", part.name)
+        except FedsimError:
+            continue
+        needs = getattr(attack, "knowledge", "own")
+        who = f"which the attack '{part.name}' (adversary.attacks[{position}]) needs"
+        if needs in KNOWLEDGE and KNOWLEDGE.index(needs) > KNOWLEDGE.index(adversary.knowledge):
+            yield Fault("adversary.knowledge", adversary.knowledge, f"'{needs}', {who}")
+        if getattr(attack, "knows_defense", False) and not adversary.knows_defense:
+            yield Fault("adversary.knows_defense", False, f"true, {who}")
+
+
+def _stock_strategy(scenario: Tables) -> Iterator[Fault]:
+    """A stock Flower strategy is alone, and owns the sampling and the server's step."""
+    server, adversary = scenario.server, scenario.adversary
+    stock = [(i, part.name) for i, part in enumerate(server.defenses) if part.name.startswith("flwr:")]
+    if not stock:
+        return
+    if len(server.defenses) > 1:
+        for position, name in stock:
+            accepted = f"a stock Flower strategy stands alone in the list: ['{name}']"
+            yield Fault(f"server.defenses[{position}]", name, accepted)
+        return
+    name = stock[0][1]
+    if adversary.knows_defense:
+        accepted = f"false in front of '{name}', a stock Flower strategy, which cannot be run twice"
+        yield Fault("adversary.knows_defense", True, accepted, ("server.defenses",))
+    if adversary.selection == "forced":
+        accepted = f"'pool' in front of '{name}', which draws the cohort itself"
+        yield Fault("adversary.selection", "forced", accepted, ("server.defenses",))
+    if server.sampler.name != "uniform":
+        accepted = f"'uniform', the default: '{name}' draws the cohort itself and reads no sampler"
+        yield Fault("server.sampler", server.sampler.name, accepted, ("server.defenses",))
+    step = server.optimizer
+    if (step.name, step.options.get("lr", 1.0), step.options.get("momentum", 0.0)) != ("sgd", 1.0, 0.0):
+        accepted = f"'sgd' with lr = 1, the default: '{name}' makes the server's step itself"
+        yield Fault("server.optimizer", step.model_dump(), accepted, ("server.defenses",))
