@@ -175,7 +175,7 @@ def build(scenario: Scenario) -> Federation:
         optimizer=make("optimizer", client.optimizer),
         seed=scenario.seed,
         batch_size=client.batch_size,
-        epochs=client.epochs if client.steps is None else None,
+        epochs=(client.epochs or 1) if client.steps is None else None,
         steps=client.steps,
         proximal=client.proximal,
         clip_norm=client.clip_norm,
@@ -188,8 +188,6 @@ def build(scenario: Scenario) -> Federation:
         device=scenario.engine.device,
         path=scenario.engine.path,
     )
-    if client.epochs is None and client.steps is None:
-        workload.epochs = 1
     app = FederatedClient(workload, adversary.attacks, handlers(scenario))
     initial = layout.flatten(named, DTYPES[scenario.engine.precision])
     return Federation(scenario, dataset, shares, root, layout, initial, module, adversary, app)
@@ -238,9 +236,12 @@ def key(scenario: Scenario, fingerprint: str) -> dict[str, Any]:
     table.pop("title", None)
     engine = table.pop("engine")
     table["engine"] = {name: engine[name] for name in ("precision", "device", "path")}
+    files = {name: _sha256(path) for name, path in sorted(set(_files(table)))}
+    for part in scenario.adversary.attacks:
+        files |= make("attack", part).fingerprints()
     parts = {
         "scenario": table,
-        "files": {name: _sha256(path) for name, path in sorted(set(_files(table)))},
+        "files": files,
         "data": fingerprint,
         "fedsim": fedsim.__version__,
     }

@@ -28,7 +28,6 @@ clients = 6
 name = "logistic"
 [client]
 per_round = 4
-epochs = 1
 [engine]
 workers = 1
 """
