@@ -25,6 +25,7 @@ from fedsim.client.hooks import LOCAL, Hooks
 from fedsim.client.job import Job, make_job
 from fedsim.client.node import Node
 from fedsim.client.paths import choose
+from fedsim.client.replica import Replica
 from fedsim.client.workload import Workload
 from fedsim.errors import FedsimError
 from fedsim.flower import Flat, error_reply, flatten
@@ -239,11 +240,11 @@ class FederatedClient(ClientApp):
         return cast(Engine, self._threads.engine)
 
     @property
-    def replica(self) -> reference.Replica:
+    def replica(self) -> Replica:
         """This thread's own module."""
         if not hasattr(self._threads, "replica"):
-            self._threads.replica = reference.Replica(self.workload)
-        return cast(reference.Replica, self._threads.replica)
+            self._threads.replica = Replica(self.workload)
+        return cast(Replica, self._threads.replica)
 
     def _reply(self, message: Message, order: Order, delta: Tensor, loss: float, examples: int) -> Message:
         config = _config(message.content, "config")

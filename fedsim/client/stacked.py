@@ -28,6 +28,10 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
 """Activations that pass as they are, their backward by autograd."""
 
 
+NARROW = 16
+"""Outputs of a Linear up to which its product is laid out class by class: twice as fast, and as the loss reads it."""
+
+
 @dataclass
 class Sink:
     """Where a backward pass puts its products: into gradients, or straight into the weights (``rate`` given)."""
@@ -77,12 +81,16 @@ class LinearTwin(Twin):
         weight = parameters[0]
         if self.compute is not None:
             flat, weight = flat.to(self.compute), weight.to(self.compute)
-        if len(parameters) > 1:
-            outputs = torch.baddbmm(parameters[1].unsqueeze(1).to(weight.dtype), flat, weight.transpose(1, 2))
+        bias = parameters[1].unsqueeze(2).to(weight.dtype) if len(parameters) > 1 else None
+        if weight.shape[1] <= NARROW:
+            across = flat.transpose(1, 2)
+            outputs = torch.bmm(weight, across) if bias is None else torch.baddbmm(bias, weight, across)
+            outputs = outputs.transpose(1, 2)
         else:
-            outputs = torch.bmm(flat, weight.transpose(1, 2))
+            turned = weight.transpose(1, 2)
+            outputs = torch.bmm(flat, turned) if bias is None else torch.baddbmm(bias.transpose(1, 2), flat, turned)
         if inputs.ndim > 3:
-            outputs = outputs.view(*inputs.shape[:-1], -1)
+            outputs = outputs.reshape(*inputs.shape[:-1], -1)
         return outputs, (flat, weight, inputs.shape)
 
     def backward(
@@ -302,12 +310,14 @@ def loss_and_signal(outputs: Tensor, targets: Tensor, num_classes: int) -> tuple
         difference = outputs.reshape(targets.shape).to(targets.dtype) - targets
         losses = difference.square().flatten(1).mean(1) * batch
         return losses, (difference * (2 / difference[0].numel())).view(outputs.shape)
-    logits = outputs.view(rows, -1, outputs.shape[-1])
-    if logits.dtype == torch.bfloat16:
-        logits = logits.float()
-    classes = targets.reshape(rows, -1, 1)
-    each = classes.shape[1]
-    signal = functional.log_softmax(logits, -1)
-    losses = signal.gather(-1, classes).sum((1, 2)).mul_(-batch / each)
-    signal.exp_().scatter_add_(-1, classes, signal.new_full((), -1.0).expand(classes.shape)).mul_(1 / each)
-    return losses, signal.view(outputs.shape)
+    logits = outputs if outputs.ndim == 3 else outputs.flatten(1, -2)
+    by_class = logits.transpose(1, 2).contiguous()
+    if by_class.dtype == torch.bfloat16:
+        by_class = by_class.float()
+    classes = targets.reshape(rows, 1, -1)
+    each = classes.shape[2]
+    signal = functional.log_softmax(by_class, 1)
+    losses = signal.gather(1, classes).sum((1, 2)).mul_(-batch / each)
+    signal.exp_().scatter_add_(1, classes, signal.new_full((), -1.0).expand(classes.shape)).mul_(1 / each)
+    signal = signal.transpose(1, 2)
+    return losses, signal if outputs.ndim == 3 else signal.reshape(outputs.shape)

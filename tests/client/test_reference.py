@@ -20,7 +20,10 @@ SEED = 7
 
 
 def cnn() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4))
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 2, padding=2), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(3, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(20, 4),
+    )  # fmt: skip
 
 
 def workload(sizes=(10, 7, 0, 1), **more) -> Workload:
@@ -28,7 +31,7 @@ def workload(sizes=(10, 7, 0, 1), **more) -> Workload:
 
 
 def by_hand(load: Workload, vector: torch.Tensor, client: int, round: int = 3) -> torch.Tensor:
-    module = load.model()
+    module = load.model().to(memory_format=torch.channels_last)
     load.layout.load(module, vector)
     options = vars(load.optimizer)
     optimizer = type(load.optimizer).torch_class(module.parameters(), **options)
