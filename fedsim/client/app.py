@@ -8,15 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from attacks.attack import Attack, Compromised, overrides
+from attacks.attack import Attack, overrides
 from fedsim import rng, runtime
 from fedsim.client import reference
 from fedsim.client.chunk import Chunk, Engine, rank
@@ -24,11 +23,12 @@ from fedsim.client.evaluation import measure
 from fedsim.client.hooks import LOCAL, Hooks
 from fedsim.client.job import Job, make_job
 from fedsim.client.node import Node
+from fedsim.client.orders import Order, Reader, alike, arrays_of, as_asked, client_of, config_of, reason
 from fedsim.client.paths import choose
 from fedsim.client.replica import Replica
 from fedsim.client.workload import Workload
 from fedsim.errors import FedsimError
-from fedsim.flower import Flat, error_reply, flatten
+from fedsim.flower import Flat, error_reply
 
 log = logging.getLogger("fedsim")
 
@@ -37,20 +37,6 @@ TRAIN = ("train", "train.default")
 CHUNK = 32
 CHUNK_BYTES = 256 * 2**20
 Outcome = tuple[Tensor, float, int]
-_NOTHING = ConfigRecord()
-
-
-@dataclass
-class Order:
-    """A train message, read."""
-
-    position: int
-    client: int
-    round: int
-    scale: float
-    proximal: float
-    compromised: Compromised | None
-    vector: Tensor
 
 
 class FederatedClient(ClientApp):
@@ -73,6 +59,8 @@ class FederatedClient(ClientApp):
         self.handlers: dict[str, NodeHandler] = {"query.partition": _partition, **(handlers or {})}
         self.hooks = Hooks(self.attacks)
         self.separate = any(overrides(each, hook) for each in self.attacks for hook in LOCAL)
+        self.poisoners = [each for each in self.attacks if overrides(each, "poison")]
+        self.reader = Reader(workload)
         self.path = choose(workload)
         self._threads = threading.local()
         self.train()(self._alone)
@@ -89,7 +77,7 @@ class FederatedClient(ClientApp):
 
     def plan(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[list[int]]:
         """Positions of the messages that make a chunk each, longest work first; never depends on workers."""
-        clients = [_client(context) for context in contexts]
+        clients = [client_of(context) for context in contexts]
         steps = [self.workload.steps_of(int(self.workload.shares.sizes[client])) for client in clients]
         groups: dict[tuple[str, bool], list[int]] = {}
         for position in sorted(range(len(messages)), key=lambda i: (-steps[i], clients[i])):
@@ -120,7 +108,7 @@ class FederatedClient(ClientApp):
         for position, (message, context) in enumerate(zip(messages, contexts, strict=True)):
             try:
                 if message.metadata.message_type in TRAIN:
-                    order = self._order(position, message, context, received)
+                    order = self.reader.order(position, message, context, received)
                     if self._drops_out(order):
                         replies[position] = error_reply(message, "dropped out")
                     else:
@@ -128,47 +116,15 @@ class FederatedClient(ClientApp):
                 else:
                     replies[position] = self._answer(message, context, received)
             except Exception as error:
-                replies[position] = error_reply(message, _reason(error))
-        for group in _alike(orders):
+                replies[position] = error_reply(message, reason(error))
+        for group in alike(orders, self.separate):
             for order, outcome in zip(group, self._train(group), strict=True):
                 message = messages[order.position]
                 if isinstance(outcome, Exception):
-                    replies[order.position] = error_reply(message, _reason(outcome))
+                    replies[order.position] = error_reply(message, reason(outcome))
                 else:
                     replies[order.position] = self._reply(message, order, *outcome)
         return [replies[position] for position in range(len(messages))]
-
-    def _order(self, position: int, message: Message, context: Context, received: dict[int, Tensor]) -> Order:
-        content, client = message.content, _client(context)
-        config = _config(content, "config")
-        round = int(cast(int, config.get("server-round", 0)))
-        return Order(
-            position,
-            client,
-            round,
-            float(cast(float, config.get("scale", 1.0))),
-            float(cast(float, config.get("proximal-mu", self.workload.proximal))),
-            self._compromised(content, client, round),
-            self._vector(content, received),
-        )
-
-    def _compromised(self, content: RecordDict, client: int, round: int) -> Compromised | None:
-        mark = _config(content, "adversary")
-        if not mark:
-            return None
-        rank, attackers = int(cast(int, mark["rank"])), int(cast(int, mark["attackers"]))
-        return Compromised(client, rank, attackers, round, self.workload.seed, self.workload.num_classes)
-
-    def _vector(self, content: RecordDict, received: dict[int, Tensor]) -> Tensor:
-        """The parameters in a message; one that several messages share is read once."""
-        record = _arrays(content)
-        if record is None:
-            raise ValueError("the message carries no arrays")
-        key = id(record.vector) if isinstance(record, Flat) else id(record)
-        if key not in received:
-            vector = flatten(record, self.workload.layout, self.workload.dtype)
-            received[key] = vector.to(self.workload.device)
-        return received[key]
 
     def _drops_out(self, order: Order) -> bool:
         if not self.workload.dropout:
@@ -182,7 +138,7 @@ class FederatedClient(ClientApp):
         work: list[tuple[Order, Job]] = []
         for order in orders:
             try:
-                job = make_job(self.workload, order.client, order.round, order.compromised, self.attacks)
+                job = make_job(self.workload, order.client, order.round, order.compromised, self.poisoners)
             except Exception as error:
                 outcomes[order.position] = error
                 continue
@@ -213,7 +169,7 @@ class FederatedClient(ClientApp):
         except Exception as error:
             if len(work) == 1:
                 return {first.position: error}
-            log.warning("a chunk of %d clients failed (%s); trying them one by one", len(work), _reason(error))
+            log.warning("a chunk of %d clients failed (%s); trying them one by one", len(work), reason(error))
             alone: dict[int, Outcome | Exception] = {}
             for order, _ in work:
                 alone.update(zip([order.position], self._train([order]), strict=True))
@@ -247,7 +203,7 @@ class FederatedClient(ClientApp):
         return cast(Replica, self._threads.replica)
 
     def _reply(self, message: Message, order: Order, delta: Tensor, loss: float, examples: int) -> Message:
-        config = _config(message.content, "config")
+        config = config_of(message.content)
         vector = delta if config.get("reply") == "delta" else order.vector + delta
         content = RecordDict(
             {
@@ -255,14 +211,14 @@ class FederatedClient(ClientApp):
                 "metrics": MetricRecord({"num-examples": examples, "loss": loss}),
             }
         )
-        return Message(_for(message, content), reply_to=message)
+        return Message(as_asked(message, content), reply_to=message)
 
     def _answer(self, message: Message, context: Context, received: dict[int, Tensor]) -> Message:
-        content, client = message.content, _client(context)
-        config = _config(content, "config")
+        content, client = message.content, client_of(context)
+        config = config_of(content)
         round = int(cast(int, config.get("server-round", 0)))
-        vector = self._vector(content, received) if _arrays(content) is not None else None
-        node = Node(self, client, round, vector, context.state, self._compromised(content, client, round))
+        vector = self.reader.vector(content, received) if arrays_of(content) is not None else None
+        node = Node(self, client, round, vector, context.state, self.reader.compromised(content, client, round))
         kind = message.metadata.message_type
         if kind in ("evaluate", "evaluate.default"):
             answer = RecordDict({"metrics": measure(node)})
@@ -270,55 +226,8 @@ class FederatedClient(ClientApp):
             answer = self.handlers[kind](node, content)
         else:
             raise ValueError(f"no handler '{kind}'; handlers: train, evaluate, {', '.join(self.handlers)}")
-        return Message(_for(message, answer), reply_to=message)
+        return Message(as_asked(message, answer), reply_to=message)
 
 
 def _partition(node: Node, content: RecordDict) -> RecordDict:
     return RecordDict({"partition": MetricRecord({"partition-id": node.client})})
-
-
-def _client(context: Context) -> int:
-    return int(cast(int, context.node_config["partition-id"]))
-
-
-def _config(content: RecordDict, key: str) -> ConfigRecord:
-    record = content.get(key)
-    return record if isinstance(record, ConfigRecord) else _NOTHING
-
-
-def _arrays(content: RecordDict) -> ArrayRecord | None:
-    record = content.get("arrays")
-    return record if isinstance(record, ArrayRecord) else next(iter(content.array_records.values()), None)
-
-
-def _for(message: Message, content: RecordDict) -> RecordDict:
-    """The content as the sender reads it: vectors stay vectors only among fedsim's own engines."""
-    asked = _arrays(message.content)
-    if asked is None or isinstance(asked, Flat):
-        return content
-    for key, record in list(content.items()):
-        if isinstance(record, Flat):
-            content[key] = record.plain()
-    return content
-
-
-def _alike(orders: list[Order]) -> list[list[Order]]:
-    """Orders that can be trained together: the same round, schedule and parameters, all honest or all malicious."""
-    groups: list[list[Order]] = []
-    for order in orders:
-        for group in groups:
-            first = group[0]
-            same = (order.round, order.scale, order.proximal, order.compromised is None) == (
-                first.round, first.scale, first.proximal, first.compromised is None,
-            )  # fmt: skip
-            if same and (order.vector is first.vector or torch.equal(order.vector, first.vector)):
-                group.append(order)
-                break
-        else:
-            groups.append([order])
-    return groups
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -383,3 +383,27 @@ def test_a_client_in_a_large_population_costs_no_more():
     rows = deltas(FederatedClient(load), initial(load), [0, 999_999])
     assert not rows[0].any()
     assert rows[1].any()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_attack_without_local_hooks_leaves_training_alone(path):
+    class Craft(Attack):
+        def craft(self, rows, ctx):
+            return -rows
+
+    load = workload(SIZES, path=path)
+    vector, everyone = initial(load), range(len(SIZES))
+    honest = deltas(FederatedClient(load), vector, everyone)
+    assert torch.equal(honest, deltas(FederatedClient(load, [Craft()]), vector, everyone, malicious=[0, 4, 9]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("path", PATHS)
+def test_a_gpu_trains_as_the_processor_does(path):
+    here, there = workload(SIZES, path=path), workload(SIZES, path=path, device="cuda")
+    vector, everyone = initial(here), range(len(SIZES))
+    expected = deltas(FederatedClient(here), vector, everyone)
+    found = deltas(FederatedClient(there), vector, everyone)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-5)
+    assert torch.equal(found, deltas(FederatedClient(there), vector, everyone))

@@ -11,6 +11,7 @@ from torch import nn
 from fedsim import registry
 from fedsim.client.app import FederatedClient
 from fedsim.errors import FedsimError
+from fedsim.models.standardize import Standardize
 from fedsim.testing.federation import CLASSES, deltas, initial, mlp, replies, workload
 
 SIZES = (10, 7, 0, 1, 12, 8, 3, 16)
@@ -31,6 +32,10 @@ def normed():
         nn.GELU(),
         nn.Linear(6, CLASSES),
     )
+
+
+def standard():
+    return nn.Sequential(nn.Flatten(), Standardize(0.3, 0.4), nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, CLASSES))
 
 
 def by_pixel():
@@ -59,7 +64,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("path", ["stacked", "vmap"])
-@pytest.mark.parametrize("model", [logistic, mlp, normed, by_pixel])
+@pytest.mark.parametrize("model", [logistic, mlp, normed, standard, by_pixel])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_paths_agree_in_float64(model, options, path):
     more = {"model": model, "precision": "float64", **options}
