@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,7 +95,9 @@ class Shares:
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return (self[client] for client in range(len(self)))
 
-    @property
+    @cached_property
     def sizes(self) -> NDArray[Any]:
-        """(clients,) examples of each client."""
-        return np.diff(self.offsets)
+        """(clients,) examples of each client; read-only."""
+        sizes = np.diff(self.offsets)
+        sizes.flags.writeable = False
+        return sizes
