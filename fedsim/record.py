@@ -16,85 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fedsim.errors import RecordError, ResumeError
+from fedsim.errors import RecordError, ResumeError, one_line
+from fedsim.packing import pack, unpack
 
+LINES = ("rounds.jsonl", "clients.jsonl")
 UNTIMED = ("seconds",)
 """Keys of a round's line that differ from run to run and stay out of the digest."""
 
 
-def pack(tree: Any, tensors: dict[str, NDArray[Any]], path: str = "state") -> Any:
-    """A tree of dicts, lists, numbers, strings, tensors and Flower records as JSON; its arrays go into ``tensors``."""
-    if isinstance(tree, Tensor):
-        tensors[path] = np.ascontiguousarray(tree.detach().cpu().numpy()).reshape(tuple(tree.shape))
-        return {"$tensor": path}
-    if isinstance(tree, np.ndarray):
-        tensors[path] = np.ascontiguousarray(tree).reshape(tree.shape)
-        return {"$array": path}
-    if isinstance(tree, (np.floating, np.integer, np.bool_)):
-        return pack(tree.item(), tensors, path)
-    if isinstance(tree, float) and not math.isfinite(tree):
-        return {"$float": repr(tree)}
-    if tree is None or isinstance(tree, (bool, int, float, str)):
-        return tree
-    if isinstance(tree, bytes):
-        return {"$bytes": tree.hex()}
-    if isinstance(tree, ArrayRecord):
-        arrays = {name: array.numpy() for name, array in tree.items()}
-        return {"$arrays": pack(arrays, tensors, path)}
-    if isinstance(tree, (ConfigRecord, MetricRecord)):
-        kind = "$config" if isinstance(tree, ConfigRecord) else "$metrics"
-        return {kind: pack(dict(tree), tensors, path)}
-    if isinstance(tree, RecordDict):
-        return {"$records": pack(dict(tree.items()), tensors, path)}
-    if isinstance(tree, Mapping):
-        return {
-            "$items": [
-                [pack(key, tensors, path), pack(value, tensors, f"{path}.{key}")] for key, value in tree.items()
-            ]
-        }
-    if isinstance(tree, tuple):
-        return {"$tuple": [pack(value, tensors, f"{path}.{i}") for i, value in enumerate(tree)]}
-    if isinstance(tree, list):
-        return [pack(value, tensors, f"{path}.{i}") for i, value in enumerate(tree)]
-    raise RecordError(f"state '{path}': given {type(tree).__name__}; accepted: numbers, strings, tensors, arrays, lists, dicts, records")
-
-
-def unpack(tree: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
-    """The inverse of :func:`pack`."""
-    if isinstance(tree, list):
-        return [unpack(value, tensors) for value in tree]
-    if not isinstance(tree, dict):
-        return tree
-    ((kind, value),) = tree.items()
-    if kind == "$tensor":
-        return torch.from_numpy(tensors[value].copy())
-    if kind == "$array":
-        return tensors[value].copy()
-    if kind == "$float":
-        return float(value)
-    if kind == "$bytes":
-        return bytes.fromhex(value)
-    if kind == "$tuple":
-        return tuple(unpack(each, tensors) for each in value)
-    if kind == "$items":
-        return {unpack(key, tensors): unpack(each, tensors) for key, each in value}
-    content = unpack(value, tensors)
-    if kind == "$arrays":
-        record = ArrayRecord()
-        for name, array in content.items():
-            record[name] = Array(array)
-        return record
-    return {"$config": ConfigRecord, "$metrics": MetricRecord, "$records": RecordDict}[kind](content)
-
-
 def plain(value: Any) -> Any:
     """A value fit for JSON: what is not finite becomes null, floats keep their shortest exact form."""
-    if isinstance(value, (np.floating, np.integer)):
+    if isinstance(value, (np.floating, np.integer, np.bool_)):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -116,7 +50,7 @@ class Recorder:
         self.folder = folder
         self.rounds: list[dict[str, Any]] = []
         self.clients: list[dict[str, Any]] = []
-        self._lengths = {"rounds.jsonl": 0, "clients.jsonl": 0}
+        self._lengths = dict.fromkeys(LINES, 0)
         self._checkpoint: str | None = None
         self._digest = hashlib.sha256()
 
@@ -135,40 +69,35 @@ class Recorder:
     def resume(cls, folder: Path) -> tuple[Recorder, int, dict[str, NDArray[Any]], Any]:
         """The run as it was after its last whole round.
 
+        All is read and checked before the folder is touched; then what a killed process left behind is removed.
+
         Returns:
             The recorder, the round, the model's arrays by name, and the state's tree.
 
         Raises:
-            ResumeError: the checkpoint is missing or damaged.
+            ResumeError: something that ``state.json`` names is missing or damaged.
         """
-        from safetensors.numpy import load
-
-        state = json.loads((folder / "state.json").read_text())
-        recorder = cls(folder)
-        for name, length in state["lengths"].items():
-            with open(folder / name, "r+b") as file:
-                file.seek(0, os.SEEK_END)
-                if file.tell() < length:
-                    raise ResumeError(f"{folder / name}: {file.tell()} bytes instead of the {length} that state.json names")
-                file.truncate(length)
-            recorder._lengths[name] = length
-        for line in (folder / "rounds.jsonl").read_text().splitlines():
-            recorder.rounds.append(json.loads(line))
-            recorder._count(recorder.rounds[-1])
-        recorder.clients = [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
-        recorder._checkpoint = state["checkpoint"]
         try:
-            content = (folder / state["checkpoint"]).read_bytes()
-        except FileNotFoundError as error:
-            raise ResumeError(f"{folder}: {state['checkpoint']} is missing") from error
-        if hashlib.sha256(content).hexdigest() != state["sha256"]:
-            raise ResumeError(f"{folder / state['checkpoint']}: its hash is not the one that state.json names")
-        arrays = load(content)
+            state = _state(folder / "state.json")
+            recorder = cls(folder)
+            recorder._lengths = state["lengths"]
+            recorder.rounds = _lines(folder / "rounds.jsonl", state["lengths"]["rounds.jsonl"])
+            recorder.clients = _lines(folder / "clients.jsonl", state["lengths"]["clients.jsonl"])
+            recorder._checkpoint = state["checkpoint"]
+            arrays = _checkpoint(folder / state["checkpoint"], state["sha256"])
+            tree = unpack(state["state"], {name: each for name, each in arrays.items() if name.startswith("state")})
+        except OSError as error:
+            raise ResumeError(f"{error.filename or folder}: cannot be read: {error.strerror or error}") from error
+        for line in recorder.rounds:
+            recorder._count(line)
+        with _writing(folder):
+            recorder._tidy()
         model = {name.removeprefix("model."): array for name, array in arrays.items() if name.startswith("model.")}
-        tree = unpack(state["state"], {name: array for name, array in arrays.items() if name.startswith("state")})
-        return recorder, int(state["round"]), model, tree
+        return recorder, state["round"], model, tree
 
-    def write(self, line: dict[str, Any], clients: list[dict[str, Any]], model: Mapping[str, NDArray[Any]], state: Any) -> None:
+    def write(
+        self, line: dict[str, Any], clients: list[dict[str, Any]], model: Mapping[str, NDArray[Any]], state: Any
+    ) -> None:
         """A round's lines, then its checkpoint.
 
         Raises:
@@ -193,11 +122,21 @@ class Recorder:
         """sha256 of the final arrays in name order and of the rounds' lines without timings."""
         total = hashlib.sha256()
         for name in sorted(model):
-            array = np.ascontiguousarray(model[name])
+            array = model[name]
             total.update(f"{name} {array.dtype} {array.shape}\n".encode())
             total.update(array.tobytes())
         total.update(self._digest.digest())
         return total.hexdigest()
+
+    def _tidy(self) -> None:
+        """Remove lines and files of a round that was not finished."""
+        assert self.folder is not None
+        for name, length in self._lengths.items():
+            if (self.folder / name).stat().st_size > length:
+                os.truncate(self.folder / name, length)
+        for left in (*self.folder.glob("checkpoint-*.safetensors"), *self.folder.glob(".*.part")):
+            if left.name != self._checkpoint:
+                left.unlink(missing_ok=True)
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         assert self.folder is not None
@@ -214,7 +153,8 @@ class Recorder:
         assert self.folder is not None
         tensors: dict[str, NDArray[Any]] = {}
         tree = pack(state, tensors)
-        content = save({**{f"model.{name}": np.ascontiguousarray(array) for name, array in model.items()}, **tensors})
+        arrays = {f"model.{name}": np.ascontiguousarray(array).reshape(array.shape) for name, array in model.items()}
+        content = save({**arrays, **tensors})
         name = f"checkpoint-{round}.safetensors"
         _replace(self.folder / name, content)
         described = {
@@ -228,6 +168,46 @@ class Recorder:
         if self._checkpoint not in (None, name):
             (self.folder / str(self._checkpoint)).unlink(missing_ok=True)
         self._checkpoint = name
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """``state.json``, its fields of the right types."""
+    try:
+        state = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ResumeError(f"{path}: not the JSON that fedsim wrote: {one_line(error)}") from error
+    fields: dict[str, Any] = {"round": int, "checkpoint": str, "sha256": str, "lengths": dict, "state": (dict, list)}
+    wrong = [
+        name for name, kind in fields.items() if not isinstance(state, dict) or not isinstance(state.get(name), kind)
+    ]
+    if not wrong and {name: type(length) for name, length in state["lengths"].items()} != dict.fromkeys(LINES, int):
+        wrong = ["lengths"]
+    if wrong:
+        raise ResumeError(f"{path}: no or unreadable {', '.join(wrong)}")
+    return dict(state)
+
+
+def _lines(path: Path, length: int) -> list[dict[str, Any]]:
+    """The first ``length`` bytes of a jsonl file, line by line."""
+    content = path.read_bytes()
+    if len(content) < length:
+        raise ResumeError(f"{path}: {len(content)} bytes instead of the {length} that state.json names")
+    try:
+        lines = [json.loads(line) for line in content[:length].splitlines()]
+    except ValueError as error:
+        raise ResumeError(f"{path}: not the lines that fedsim wrote: {one_line(error)}") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise ResumeError(f"{path}: not the lines that fedsim wrote")
+    return lines
+
+
+def _checkpoint(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
+    from safetensors.numpy import load
+
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ResumeError(f"{path}: its hash is not the one that state.json names")
+    return load(content)
 
 
 def write_json(path: Path, content: Any) -> None:

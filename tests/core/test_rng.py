@@ -1,0 +1,92 @@
+"""Streams are independent of each other, and their numbers do not change."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim import rng
+
+GRID = list(
+    itertools.product((0, 1, 2**32, 2**63 - 1), ("a", "b", "client.shuffle", ""), (0, 1, 2, 2**31), (-1, 0, 1, 999_999))
+)
+
+
+def test_no_two_keys_share_numbers() -> None:
+    streams = {rng.stream(s, p, round=r, client=c).bytes(16) for s, p, r, c in GRID}
+    assert len(streams) == len(GRID)
+    integers = {rng.integer(s, p, round=r, client=c) for s, p, r, c in GRID}
+    assert len(integers) == len(GRID)
+    assert all(0 <= number < 2**63 for number in integers)
+
+
+def test_a_key_gives_the_same_numbers_each_time() -> None:
+    for s, p, r, c in GRID[::7]:
+        one, two = rng.stream(s, p, round=r, client=c), rng.stream(s, p, round=r, client=c)
+        assert np.array_equal(one.random(5), two.random(5))
+
+
+def test_streams_of_neighbours_do_not_correlate() -> None:
+    draws = np.array([rng.stream(0, "x", round=r, client=c).standard_normal(2000) for r in range(5) for c in range(8)])
+    correlation = np.corrcoef(draws) - np.eye(len(draws))
+    assert np.abs(correlation).max() < 5 / np.sqrt(2000)
+
+
+def test_the_numbers_are_those_of_numpys_seed_sequence() -> None:
+    import hashlib
+
+    digest = hashlib.sha256(b"client.shuffle").digest()
+    words = np.frombuffer(digest[:8], dtype="<u4")
+    sequence = np.random.SeedSequence(7, spawn_key=(int(words[0]), int(words[1]), 3, 5))
+    expected = np.random.Generator(np.random.PCG64(sequence)).random(4)
+    assert np.array_equal(rng.stream(7, "client.shuffle", round=3, client=4).random(4), expected)
+
+
+def test_the_numbers_never_change() -> None:
+    """Every run that was ever recorded stands on these."""
+    assert rng.stream(0, "server.sample").integers(0, 2**32, 3).tolist() == [1916660793, 1780797879, 626191856]
+    assert rng.integer(1, "client.shuffle", round=2, client=3) == 4941197215147240880
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5])
+def test_a_seed_is_an_integer_from_zero(seed: float) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        rng.stream(seed, "x")  # type: ignore[arg-type]
+
+
+def test_torch_streams_stand_on_the_same_key() -> None:
+    def draw(*key: object, **more: int) -> list[float]:
+        return torch.rand(4, generator=rng.torch_stream(*key, **more)).tolist()  # type: ignore[arg-type]
+
+    assert draw(0, "a", round=1) == draw(0, "a", round=1)
+    assert len({tuple(draw(s, p, round=r)) for s in (0, 1) for p in ("a", "b") for r in (0, 1)}) == 8
+    assert rng.torch_stream(0, "a").initial_seed() == rng.integer(0, "a")
+
+
+def test_global_states_are_seeded_and_restored() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    expected = [draw(), draw()]
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    found = [draw()]
+    with rng.global_states(3, "guest", round=2):
+        inside = draw()
+    with suppress(RuntimeError), rng.global_states(3, "guest", round=3):
+        other = draw()
+        raise RuntimeError
+    found.append(draw())
+    assert found == expected
+    assert all(a != b for a, b in zip(inside, other, strict=True))
+    with rng.global_states(3, "guest", round=2):
+        assert draw() == inside
