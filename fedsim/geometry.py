@@ -7,21 +7,25 @@ t_i = (e_i − α_i m)/(1 + α_i), the part of w_i across m, w_i points along m 
     1 − cos(m + t_i, m + t_j) = (|t_i − t_j|² − (a_i − a_j)²) / (2 a_i a_j),   a_i = |m + t_i| = sqrt(|m|² + |t_i|²),
     a_i − a_j = (|t_i|² − |t_j|²)/(a_i + a_j),   |w_i|² − |w_j|² = 2⟨m, e_i − e_j⟩ + |e_i|² − |e_j|².
 
-Nothing in these cancels but |t_i − t_j|² between rows that nearly agree, which is then summed from differences. All
-sums are float64, in one pass over blocks of columns.
+Nothing in these cancels but |t_i − t_j|² between rows that nearly agree, which is then summed from differences, and
+|w_i| where an update all but undoes the model, which is then summed from weights. All sums are float64, in one pass
+over blocks of columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedsim.blocks import exact, exact_rows, squared_distances, sum_blocks
+from fedsim.blocks import CANCELLED, exact, exact_rows, squared_distances, sum_blocks
 
 ACROSS = 1e-6
 """Weights whose squared cosine to the mean is below this have no useful t; their angles are wide and need none."""
+
+TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -66,33 +70,58 @@ def geometry(values: Tensor, reference: Tensor, *, with_reference: bool = False)
     products = torch.zeros(n + 1, n + 1, dtype=torch.float64) if total is None else total.cpu()
     e2, along, m2 = products[:n, :n], products[:n, n], products[n, n]
     squares = e2.diagonal()
-    norm2 = (m2 + 2 * along + squares).clamp(min=0)
+    dots = m2 + along[:, None] + along[None, :] + e2
+    small = dots.diagonal() < CANCELLED * (m2 + squares)
+    if bool(small.any()):
+        _replace_dots(dots, small.nonzero().flatten(), offsets, d, parallel)
+    norm2 = dots.diagonal().clamp(min=0)
     norms = norm2.sqrt()
-    sums = norms[:, None] + norms[None, :]
-    difference = 2 * (along[:, None] - along[None, :]) + squares[:, None] - squares[None, :]
-    norm_differences = torch.where(sums > 0, difference / sums.clamp(min=1e-300), 0.0)
 
-    stretch = 1 + along / m2.clamp(min=1e-300)
-    usable = (m2 > 0) & (stretch.square() * m2 >= ACROSS * norm2) & (norm2 > 0)
-    wide = 1 - (m2 + along[:, None] + along[None, :] + e2) / (norms[:, None] * norms[None, :]).clamp(min=1e-300)
-    wide = torch.where((norm2[:, None] > 0) & (norm2[None, :] > 0), wide, 1.0)
-    index = usable.nonzero().flatten()
+    either = small[:, None] | small[None, :]
+    difference = 2 * (along[:, None] - along[None, :]) + squares[:, None] - squares[None, :]
+    sums = (norms[:, None] + norms[None, :]).clamp(min=TINY)
+    norm_differences = torch.where(either, norms[:, None] - norms[None, :], difference / sums)
+
+    directed = (norm2[:, None] > 0) & (norm2[None, :] > 0)
+    angles = torch.where(directed, 1 - dots / (norms[:, None] * norms[None, :]).clamp(min=TINY), 1.0)
+    stretch = 1 + along / m2.clamp(min=TINY)
+    index = ((norm2 > 0) & (m2 > 0) & (stretch.square() * m2 >= ACROSS * norm2)).nonzero().flatten()
     if len(index):
         s, q = stretch[index], along[index]
 
-        def across(rows: Tensor, columns: slice) -> Tensor:
-            piece = offsets(columns)
-            a = (q[rows] / m2).to(piece.device)
-            return (piece[index[rows].to(piece.device)] - a[:, None] * piece[n]) / (1 + a)[:, None]
+        k = len(index)
 
-        gram = (e2[index[:, None], index] - q[:, None] * q[None, :] / m2) / (s[:, None] * s[None, :])
-        scale = (squares[index] + q.square() / m2) / s.square()
-        distances = squared_distances(gram, across, d, scale=scale, parallel=parallel)
-        t2 = gram.diagonal().clamp(min=0)
+        def across(rows: Tensor, columns: slice) -> Tensor:
+            """t of these rows; row k is zero."""
+            piece = offsets(columns)
+            some = rows[rows < k]
+            alpha = (q[some] / m2).to(piece.device)[:, None]
+            t = piece.new_zeros(len(rows), piece.shape[1])
+            t[(rows < k).to(t.device)] = (piece[index[some].to(t.device)] - alpha * piece[n]) / (1 + alpha)
+            return t
+
+        inner = torch.zeros(k + 1, k + 1, dtype=torch.float64)
+        inner[:k, :k] = (e2[index[:, None], index] - q[:, None] * q[None, :] / m2) / (s[:, None] * s[None, :])
+        scale = torch.cat([(squares[index] + q.square() / m2) / s.square(), torch.zeros(1, dtype=torch.float64)])
+        distances = squared_distances(inner, across, d, scale=scale, parallel=parallel)
+        distances, t2 = distances[:k, :k], distances[:k, k]
         a = (m2 + t2).sqrt()
         radial = (t2[:, None] - t2[None, :]) / (a[:, None] + a[None, :])
         narrow = ((distances - radial.square()) / (2 * a[:, None] * a[None, :])).clamp(0, 2)
-        narrow = torch.where(s[:, None] * s[None, :] > 0, narrow, 2 - narrow)
-        wide[index[:, None], index] = narrow
-    wide.fill_diagonal_(0)
-    return Geometry(wide.clamp(0, 2), norm_differences)
+        angles[index[:, None], index] = torch.where(s[:, None] * s[None, :] > 0, narrow, 2 - narrow)
+    angles.fill_diagonal_(0)
+    return Geometry(angles.clamp(0, 2), norm_differences)
+
+
+def _replace_dots(dots: Tensor, small: Tensor, offsets: Callable[[slice], Tensor], d: int, parallel: bool) -> None:
+    """Inner products ⟨w_i, w_j⟩ of the models i that are much shorter than what they are the sum of."""
+
+    def block(columns: slice) -> Tensor:
+        piece = offsets(columns)
+        models = piece[:-1]
+        models += piece[-1].clone()
+        return models[small.to(models.device)] @ models.T
+
+    total = sum_blocks(block, len(dots) + 1, d, parallel=parallel)
+    if total is not None:
+        dots[small], dots[:, small] = total.cpu(), total.cpu().T

@@ -23,6 +23,9 @@ from fedsim.blocks import gram
 from fedsim.updates import Aggregate, Updates
 from strategies.defense import Defense, Round, defense
 
+STILL = 1e-11
+"""Relative change of the weights at which the iterations end: a weight times its distance is what moves v."""
+
 
 @defense("geometric_median")
 class GeometricMedian(Defense):
@@ -51,7 +54,7 @@ class GeometricMedian(Defense):
                 break
             beta = alpha / distances(products, weights).clamp(min=nu)
             before, weights = weights, beta / beta.sum()
-            if float((weights - before).abs().sum()) < 1e-13:
+            if bool(((weights - before).abs() <= STILL * before).all()):
                 break
         return Aggregate(updates.weighted_sum(weights), weights, {"score": distances(products, weights)})
 
