@@ -21,7 +21,7 @@ NETWORK_ROWS = 256
 """Above this many rows ``torch.sort`` is faster."""
 
 COLUMNS = 1 << 14
-"""Of one block: rows of 64 KiB, for which a call of torch costs little and the cache is large enough."""
+"""Columns of one block: rows of 64 KiB, for which a call of torch costs little and the cache is large enough."""
 
 
 def mean_of_ranks(rows: Tensor, first: int, last: int) -> Tensor:
@@ -36,7 +36,7 @@ def mean_of_ranks(rows: Tensor, first: int, last: int) -> Tensor:
     result = torch.empty(d, dtype=rows.dtype, device=rows.device)
 
     def block(columns: slice) -> None:
-        ranked = _ranks(rows[:, columns], first, last)
+        ranked = ranks(rows[:, columns], first, last)
         if last == first:
             result[columns] = ranked[0]
         else:
@@ -49,8 +49,8 @@ def mean_of_ranks(rows: Tensor, first: int, last: int) -> Tensor:
     return result
 
 
-def _ranks(block: Tensor, first: int, last: int) -> Sequence[Tensor]:
-    """The ranks ``first`` … ``last`` of a block, each (w,)."""
+def ranks(block: Tensor, first: int, last: int) -> Sequence[Tensor]:
+    """The ranks ``first`` … ``last`` of a block (n, w), each (w,), valid until this thread asks for others."""
     n, w = block.shape
     if n > NETWORK_ROWS:
         return block.sort(dim=0).values[first : last + 1].unbind()

@@ -12,15 +12,16 @@ arXiv 1802.07927.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.blocks import exact_rows, map_blocks
+from fedsim.blocks import exact, map_blocks
 from fedsim.errors import Fault
+from fedsim.order_statistics import COLUMNS, ranks
 from fedsim.updates import Aggregate, Selection, Updates, ranked
 from strategies.defense import Defense, Round, defense, require
 from strategies.krum import neighbour_scores
@@ -73,17 +74,23 @@ class Bulyan(Defense):
         update = torch.empty(updates.d, dtype=rows.dtype, device=rows.device)
 
         def block(columns: slice) -> None:
-            mean = _mean_around_median(exact_rows(rows, columns), beta)
+            mean = _mean_around_median([exact(row) for row in ranks(rows[:, columns], 0, n - 1)], beta)
             update[columns] = mean.to(dtype=rows.dtype, device=rows.device)
 
-        map_blocks(block, n, updates.d, parallel=rows.device.type == "cpu")
+        map_blocks(block, n, updates.d, columns=COLUMNS, parallel=rows.device.type == "cpu")
         return Aggregate(update, torch.full((n,), torch.nan, dtype=torch.float64))
 
 
-def _mean_around_median(block: Tensor, count: int) -> Tensor:
-    """(w,) mean of the ``count`` values of each column of (n, w) that are closest to its median."""
-    ordered = block.sort(dim=0).values
+def _mean_around_median(ordered: Sequence[Tensor], count: int) -> Tensor:
+    """(w,) mean of the ``count`` values closest to the median, which lie side by side in ascending ``ordered`` rows."""
     n = len(ordered)
     median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-    nearest = (ordered - median).abs().sort(dim=0, stable=True).indices[:count]
-    return ordered.gather(0, nearest).mean(dim=0)
+    start, reach = torch.zeros_like(median), torch.full_like(median, torch.inf)
+    for first in range(n - count + 1):
+        farthest = torch.maximum(median - ordered[first], ordered[first + count - 1] - median)
+        start = torch.where(farthest < reach, float(first), start)
+        reach = torch.minimum(reach, farthest)
+    total = torch.zeros_like(median)
+    for rank, values in enumerate(ordered):
+        total += torch.where((start <= rank) & (rank < start + count), values, 0.0)
+    return total / count
