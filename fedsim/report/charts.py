@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedsim.analysis.statistics import auc
 from fedsim.report import words
 from fedsim.report.figures import MANY, Axis, Chart, Hint, Series, curves, distribution
-from fedsim.report.folder import RunFolder, finite
+from fedsim.report.folder import Floats, RunFolder, finite
 from fedsim.report.measures import Measures
 
 
@@ -24,11 +24,11 @@ def progress(run: RunFolder, measures: Measures) -> Chart | None:
         band = (low[1], high[1]) if low[0] == high[0] == asr[0] else ((), ())
         name = "attack success rate" + (" with 95\u202f% interval" if band[0] else "")
         series.append(Series(name, "attack", *asr, *band))
-    if measures.floor is not None:
-        ends = (0, run.last_round)
-        series.append(
-            Series("ASR floor, without attack", "floor", ends, (measures.floor, measures.floor), form="level")
-        )
+    numbers, floor = run.floor
+    if len(floor) == 1:
+        numbers, floor = [0, run.last_round], floor * 2
+    if floor:
+        series.append(Series("ASR floor, without attack", "floor", numbers, floor, form="level"))
     slips = measures.passed.slips if measures.passed else ()
     few = 0 < len(slips) < len(run.rounds) / 2
     return curves(
@@ -76,20 +76,33 @@ def weight(run: RunFolder, measures: Measures) -> Chart | None:
 
 
 def scores(run: RunFolder) -> list[Chart]:
-    """One distribution a scoring part."""
+    """One distribution a scoring part, of scores beside the median of their round: scales differ between rounds."""
+    malicious = run.clients.malicious
     found = []
     for name, values in run.clients.scores.items():
-        malicious = run.clients.malicious
-        area = auc(values, malicious)
+        medians = _round_medians(run.clients.round, values)
+        ratio = bool((medians[np.isfinite(medians)] > 0).all())
+        relative = values / medians if ratio else values - medians
         note = (
-            ""
-            if np.isnan(area)
-            else f"Over all rounds, a malicious score is above an honest one in {words.percent(area)} of pairs."
+            "Each score "
+            + ("divided by" if ratio else "minus")
+            + " the median of its round, since scales differ between rounds."
         )
-        chart = distribution(name, values[~malicious], values[malicious], note)
+        chart = distribution(name, relative[~malicious], relative[malicious], note)
         if chart is not None:
             found.append(chart)
     return found
+
+
+def _round_medians(rounds: NDArray[np.int64], values: Floats) -> Floats:
+    """(m,) median of the finite scores of each entry's round; NaN where there is none."""
+    medians = np.full(len(values), np.nan)
+    known = np.flatnonzero(np.isfinite(values))
+    known = known[np.argsort(rounds[known], kind="stable")]
+    for group in np.split(known, np.flatnonzero(np.diff(rounds[known])) + 1):
+        if len(group):
+            medians[group] = np.median(values[group])
+    return medians
 
 
 def norms(run: RunFolder) -> Chart | None:

@@ -186,7 +186,7 @@ def _cells(one: Compared) -> list[str]:
     return [
         words.percent(found.accuracy.value) if found.accuracy else "–",
         asr,
-        words.percent(found.floor) if found.floor is not None else "–",
+        words.percent(found.floor.value) if found.floor is not None else "–",
         f"{found.passed.kept} of {found.passed.seen} ({words.percent(found.passed.share)})"
         if found.passed
         else unknown,

@@ -252,7 +252,7 @@ def distribution(name: str, honest: Floats, malicious: Floats, note: str = "", b
         [Tick(100 * axis.share(at), number(at)) for at in axis.ticks(4)],
         [Tick(0.0, percent(top, 0)), *([Tick(100.0, percent(top, 0))] if len(malicious) else [])],
         legend,
-        x_title="score" + (", logarithmic" if axis.log else ""),
+        x_title="score, relative" + (", logarithmic" if axis.log else ""),
         note=note,
         pixels=170,
     )

@@ -124,12 +124,20 @@ class RunFolder:
         return str(first.get("name", "") if isinstance(first, Mapping) else first).startswith("flwr:")
 
     @property
-    def floor(self) -> float | None:
-        """ASR of the same run without attack, if it was measured."""
+    def floor(self) -> tuple[list[int], list[float]]:
+        """ASR of the same run without attack: rounds and values; its last value alone where no more was recorded."""
         floor = self.summary.get("floor")
-        if isinstance(floor, Mapping):
-            floor = floor.get("asr")
-        return finite(floor)
+        if not isinstance(floor, Mapping):
+            return [], []
+        each = floor.get("rounds")
+        pairs = sorted(
+            (int(number), finite(value)) for number, value in (each if isinstance(each, Mapping) else {}).items()
+        )
+        known = [(number, value) for number, value in pairs if value is not None]
+        last = finite(floor.get("asr"))
+        if not known and last is not None:
+            known = [(self.last_round, last)]
+        return [number for number, _ in known], [value for _, value in known]
 
     @property
     def attacked(self) -> bool:

@@ -64,7 +64,7 @@ class Measures:
     asr: Latest | None
     asr_interval: tuple[float, float] | None
     asr_eligible: int | None
-    floor: float | None
+    floor: Latest | None
     passed: Passed | None
     selects: bool
     weight: float | None
@@ -90,7 +90,7 @@ def measure(run: RunFolder) -> Measures:
         asr=asr,
         asr_interval=None if low is None or high is None else (low, high),
         asr_eligible=int(eligible) if eligible is not None else None,
-        floor=run.floor,
+        floor=Latest.of(*run.floor),
         passed=None if run.guest else passed(attacked),
         selects=any(_dropped(line) for line in run.rounds),
         weight=_mean(weights),

@@ -150,18 +150,17 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
         detail = f"{words.percent(interval[0])} to {words.percent(interval[1])} (95\u202f%, Wilson" if interval else ""
         if interval:
             detail += f", {measures.asr_eligible:,} images); " if measures.asr_eligible else "); "
-        found.append(
-            Card("Attack success rate", words.percent(measures.asr.value), detail + _when(measures.asr), "attack")
-        )
-        found.append(
-            Card(
-                "Its floor, without attack",
-                words.percent(measures.floor) if measures.floor is not None else "not measured",
-                words.points(measures.asr.value - measures.floor)
-                if measures.floor is not None
-                else "the share that the same run without attack would call the target",
+        name = "Attack success rate" if run.attacked else "Trigger's hits, nobody attacking"
+        found.append(Card(name, words.percent(measures.asr.value), detail + _when(measures.asr), "attack"))
+        floor = measures.floor
+        if floor is not None:
+            above = words.points(measures.asr.value - floor.value)
+            found.append(
+                Card("Its floor, without attack", words.percent(floor.value), f"{above}; floor in {_when(floor)}")
             )
-        )
+        elif run.attacked:
+            meaning = "what the same run without attack would call the target"
+            found.append(Card("Its floor, without attack", "not measured", meaning))
     if run.attacked:
         passed = measures.passed
         found.append(
@@ -208,6 +207,8 @@ def detection(measures: Measures) -> list[tuple[str, str, str]]:
 
 
 def _when(latest: Latest) -> str:
+    if latest.tail_rounds < 2:
+        return f"round {latest.round}"
     return f"round {latest.round}; mean of the last {latest.tail_rounds}: {words.percent(latest.tail)}"
 
 

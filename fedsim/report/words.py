@@ -11,9 +11,11 @@ _QUIET: dict[str, dict[str, Any]] = {
     "client": {"proximal": 0.0, "dropout": 0.0, "straggler": 0.0},
     "server": {"limit": 1e8, "timeout": 3600.0},
     "data": {"holdout": 0.0, "root": 0},
-    "engine": {"path": "auto"},
+    "engine": {"path": "auto", "workers": 0},
 }
 """Values that change nothing and are not worth a word, by table."""
+_IDLE = {"dampening": 0.0, "weight_decay": 0.0, "dropout": 0.0, "nesterov": False, "amsgrad": False, "maximize": False}
+"""The same for options of parts."""
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -81,7 +83,7 @@ def part(given: Any) -> str:
     """A part with its options: ``dirichlet (alpha 0.5)``."""
     if not isinstance(given, Mapping):
         return str(given)
-    options = _pairs({k: v for k, v in given.items() if k != "name"})
+    options = _pairs({k: v for k, v in given.items() if k != "name" and (k not in _IDLE or v != _IDLE[k])})
     return f"{given.get('name', UNKNOWN)} ({options})" if options else str(given.get("name", UNKNOWN))
 
 

@@ -39,7 +39,7 @@ def test_tells_what_was_run_and_how_it_ended(tmp_path: Path) -> None:
     for words in (
         "A backdoor against the multi-metric filter",
         "digits, split dirichlet (alpha 0.5, minimum 1) over 40 clients",
-        "10 a round, 2 local epochs, batches of 32, sgd (lr 0.05, momentum 0.9, nesterov false)",
+        "10 a round, 2 local epochs, batches of 32, sgd (lr 0.05, momentum 0.9)",
         "mlp (hidden [64])",
         "badnets (target 0, ratio 0.5), then model_replacement",
         "multi_metrics (keep 0.3, variant code)",
@@ -153,6 +153,33 @@ def test_a_rule_that_does_not_select_is_not_called_broken(tmp_path: Path) -> Non
     shown = page(fake_run(tmp_path / "run", weights=False, defenses='"median"', faults=0))
     assert "No client was dropped in any round: this defense does not select." in shown.text
     assert "this rule gives no linear weights" in shown.text
+
+
+def test_the_floor_is_a_curve_where_the_twin_was_recorded(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", rounds=10)
+    edit(folder, {10: {"asr": 0.5}})
+    summary = json.loads((folder / "summary.json").read_text())
+    rounds = {str(number): number / 50 for number in range(11)}
+    (folder / "summary.json").write_text(json.dumps(summary | {"floor": {"asr": 0.2, "rounds": rounds}}))
+    html = write_report(folder).read_text("utf-8")
+    assert "the attack is 30.0 points above it; floor in round 10; mean of the last 5: 16.0" in Page(html).text
+    lines = re.findall(r'class="line floor" d="M([^"]+L[^"]+)"', html)
+    assert len(lines) == 1
+    points = [point.split(" ") for point in lines[0].split("L")]
+    assert [(float(x), float(y)) for x, y in points] == [(100.0 * n, 1000 - 20.0 * n) for n in range(11)]
+
+
+def test_scores_stand_beside_the_median_of_their_round(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", rounds=2, faults=0)
+    scores = [(1, 0, 1.0), (1, 1, 2.0), (1, 2, 3.0), (1, 3, 4.0), (1, 4, 400.0), (2, 0, 100.0), (2, 1, 300.0)]
+    rows = [
+        {"round": r, "client": c, "malicious": c == 4, "kept": True, "weight": 0.1, "norm": 1.0, "scores": {"part": s}}
+        for r, c, s in scores
+    ]
+    (folder / "clients.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = page(folder).text
+    assert "honest (6 values, median 0.833)" in shown  # of 1/3, 2/3, 1, 4/3, 1/2, 3/2
+    assert "malicious, downwards (1, median 133)" in shown
 
 
 def test_nobody_attacks(tmp_path: Path) -> None:
