@@ -219,6 +219,10 @@ class Attack:
     def prepare(self, train: Examples, test: Examples, *, num_classes: int, seed: int) -> None:
         """Called once per process before the first round: load own data, check the trigger against the images."""
 
+    def fingerprints(self) -> dict[str, str]:
+        """Name → sha256 of data that this attack reads beside the scenario's; part of the run's key."""
+        return {}
+
     def observe(self, message: Message, reply: Message | None) -> None:
         """See a message that passed (and its reply); must not change it."""
 

@@ -1,7 +1,8 @@
 """Edge-case backdoor: inputs of the tail of the distribution, labelled as the target.
 
-A malicious client trains on ``clean`` of its own examples and on ``examples`` images of the tail, which carry the
-target's label. Attack success is the share of up to ``test`` other images of the tail, none of them trained on, that
+A malicious client trains on ``clean`` clean examples and on ``examples`` images of the tail, which carry the
+target's label. The clean ones are drawn from the whole training set, as in the authors' code (the attacker has data
+of the population, so that its update points where the others do), or are the client's own. Attack success is the share of up to ``test`` other images of the tail, none of them trained on, that
 are called the target; no pixel of any image is changed. The tail is
 
 - ``foreign``: one class of another data set, resized to the images' shape (scikit-learn's or MNIST's sevens for
@@ -28,13 +29,16 @@ from torch import Tensor
 from attacks.attack import Attack, Compromised, attack
 from attacks.poisoning import target_faults
 from attacks.trigger import data_info
-from fedsim import registry
+from fedsim import registry, rng
 from fedsim.data.examples import Examples
 from fedsim.data.tail import foreign_tail, lowest_density
 from fedsim.errors import Fault, FedsimError
 
 if TYPE_CHECKING:
     from fedsim.scenario import Scenario
+
+DRAWS = 10
+"""The population's clean examples are drawn from a pool of so many times ``clean``, kept in memory."""
 
 
 @attack("edge_case")
@@ -47,7 +51,8 @@ class EdgeCase(Attack):
         dataset: where the foreign tail comes from: a data set by name or as a table, or a .npz file.
         source: the class whose images are the tail.
         examples: images of the tail that each malicious client trains on.
-        clean: at most so many of its own examples it trains on beside them.
+        clean: clean examples that it trains on beside them.
+        clean_from: where these are drawn from: the ``population`` (the whole training set), or its ``own`` examples.
         test: at most so many other images of the tail are tested.
     """
 
@@ -59,7 +64,9 @@ class EdgeCase(Attack):
     source: Annotated[int, Field(ge=0)] = 7
     examples: Annotated[int, Field(ge=1)] = 100
     clean: Annotated[int, Field(ge=0)] = 400
+    clean_from: Literal["population", "own"] = "population"
     test: Annotated[int, Field(ge=1)] = 500
+    _population: Examples | None = field(default=None, init=False, repr=False)
     _trained: Examples | None = field(default=None, init=False, repr=False)
     _tested: Examples | None = field(default=None, init=False, repr=False)
 
@@ -95,13 +102,17 @@ class EdgeCase(Attack):
         others = others[~_among(others, chosen)][: self.test]
         if len(others) == 0:
             raise FedsimError(f"attack 'edge_case': no image of class {self.source} is left to test on")
+        drawn = rng.stream(seed, "attack.edge_case.population").permutation(len(train))[: self.clean * DRAWS]
+        self._population = train.take(np.sort(drawn))
         self._trained, self._tested = _labelled(chosen, self.target), _labelled(others, self.target)
 
     def poison(self, examples: Examples, node: Compromised) -> Examples:
-        if self._trained is None:
+        if self._trained is None or self._population is None:
             raise FedsimError("attack 'edge_case': poison before prepare")
-        own = node.stream("edge_case.clean").permutation(len(examples))[: self.clean]
-        kept = examples.take(np.sort(own))
+        source = examples if self.clean_from == "own" else self._population
+        chosen = node.stream("edge_case.clean").permutation(len(source))[: self.clean]
+        kept = source.take(np.sort(chosen))
+        kept = Examples(kept.inputs.to(examples.inputs), kept.targets.to(examples.targets))
         return Examples(
             torch.cat([kept.inputs, self._trained.inputs.to(kept.inputs)]),
             torch.cat([kept.targets, self._trained.targets.to(kept.targets)]),
@@ -118,6 +129,13 @@ class EdgeCase(Attack):
             return ("npz", {"path": self.dataset}) if self.dataset.endswith(".npz") else (self.dataset, {})
         options = dict(self.dataset)
         return str(options.pop("name", "digits")), options
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the run's key depends on beside the scenario: the foreign data set's bytes."""
+        if self.mode == "lowest_density":
+            return {}
+        name, options = self.table()
+        return {f"dataset {name}": registry.make("dataset", name, **options).load().fingerprint}
 
 
 def _labelled(inputs: Tensor, target: int) -> Examples:

@@ -20,9 +20,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fedsim import analysis, bench, data, errors, grids, losses, models, optim, report, rng, testing
+    from fedsim.launch import run
     from fedsim.registry import make, names
     from fedsim.scenario import Scenario
-    from fedsim.launch import run
     from fedsim.simulation import Result
     from fedsim.updates import Aggregate, Selection, Updates
 

@@ -11,6 +11,19 @@ class FedsimError(Exception):
     """Every error that fedsim raises on purpose; its text is fit for a terminal."""
 
 
+class Said(str):
+    """What was given, in words where it cannot be shown: it stands in a message without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+NOTHING = Said("nothing")
+"""Given where a key is missing."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One thing that is wrong with a scenario, as one line.

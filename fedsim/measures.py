@@ -30,7 +30,13 @@ class Evaluator:
     """
 
     def __init__(
-        self, module: torch.nn.Module, layout: Layout, batch_size: int, workers: int, device: torch.device, dtype: torch.dtype
+        self,
+        module: torch.nn.Module,
+        layout: Layout,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.module = module.to(device=device, dtype=dtype).eval()
         if any(isinstance(layer, torch.nn.Conv2d) for layer in module.modules()):
@@ -78,7 +84,9 @@ class Evaluator:
         return found
 
 
-def round_line(outcome: Outcome, malicious: Sequence[int], selects: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def round_line(
+    outcome: Outcome, malicious: Sequence[int], selects: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A round's line and its clients' lines, from what the strategy saw.
 
     Args:

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from fedsim.errors import Fault, FedsimError, nearest, one_line
+from fedsim.errors import NOTHING, Fault, FedsimError, nearest, one_line
 
 STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
@@ -142,8 +142,8 @@ def value_faults(
     for problem in problems:
         name, *below = problem["loc"]
         key, value, annotation = quoted(str(name)), given.get(str(name)), annotations[str(name)]
-        if problem["type"] == "missing":
-            faults[key] = Fault(prefix + key, "nothing", f"{accepted(annotation)} (it has no default)")
+        if problem["type"] == "missing" and not below:
+            faults[key] = Fault(prefix + key, NOTHING, f"{accepted(annotation)} (it has no default)")
             continue
         for piece in below:
             inner = _inner(annotation, piece)
@@ -167,7 +167,7 @@ def quoted(piece: str) -> str:
     """A piece of a dotted key, in quotes where TOML wants them."""
     import json
 
-    return piece if re.fullmatch(r"[A-Za-z0-9_-]+", piece) else json.dumps(piece)
+    return piece if re.fullmatch(r"[A-Za-z0-9_-]+", piece) else json.dumps(piece, ensure_ascii=False)
 
 
 def accepted(annotation: Any) -> str:
@@ -268,7 +268,7 @@ def _named(annotation: Any, words: Mapping[str, str]) -> str:
             return f"a table of {inner[1]}"
         if origin is tuple and "…" not in inner:
             return f"a list [{', '.join(inner)}]"
-        return f"a list of {inner[0]}"
+        return f"a list of {inner[0]}" if origin in (list, tuple) else f"{origin.__name__} of {', '.join(inner)}"
     if annotation is type(None):
         return words.get("NoneType", "none")
     if isinstance(annotation, type):

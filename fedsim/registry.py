@@ -143,7 +143,10 @@ def check_options(
         return check(get(kind, name), given, prefix, beside)
     except FedsimError as error:
         known = names(kind)
-        accepted = str(error) if ":" in name or name in known else f"one of: {', '.join(known)}{nearest(name, known)}"
+        accepted = f"one of: {', '.join(known)}{nearest(name, known)}"
+        if ":" in name or name in known:
+            said = str(error).removeprefix(f"{kind} '{name}': ")
+            accepted = f"a part that can be used; {said}"
         return dict(given), [Fault(f"{prefix}name", name, accepted)]
 
 
@@ -242,6 +245,8 @@ def _from_entry_point(kind: str, name: str) -> Any:
 def _from_reference(kind: str, name: str) -> Any:
     """``file.py:Thing`` or ``package.module:Thing``."""
     where, _, attribute = name.rpartition(":")
+    if not where or not attribute:
+        raise FedsimError(f"{kind} '{name}': a file or module and a name in it are needed: file.py:Thing, module:Thing")
     if where.endswith(".py"):
         file = Path(where).expanduser()
         if not file.is_file():
@@ -254,11 +259,25 @@ def _from_reference(kind: str, name: str) -> Any:
         public = [each for each in vars(module) if not each.startswith("_")]
         raise FedsimError(f"{kind} '{name}': {where} has no '{attribute}'{nearest(attribute, public)}")
     part = getattr(module, attribute)
-    if not callable(part):
-        raise FedsimError(f"{kind} '{name}': given {type(part).__name__}; accepted: a class or a function")
+    _fit(kind, name, part)
     if kind != "model":
         _prepare(kind, name, part)
     return part
+
+
+def _fit(kind: str, name: str, part: Any) -> None:
+    """A plug-in is what the registered parts of its kind are: a function, or a class with their base."""
+    known = [each for named, each in _parts[kind].items() if not named.endswith(":NAME")]
+    classes = [each for each in known if inspect.isclass(each)]
+    if not callable(part) or (known and len(classes) == len(known) and not inspect.isclass(part)):
+        needed = "a class" if known and len(classes) == len(known) else "a class or a function"
+        raise FedsimError(f"{kind} '{name}': it is a {type(part).__name__}, {needed} is needed")
+    if len(classes) < max(len(known), 3):
+        return
+    bases = [base for base in classes[0].__mro__[:-1] if all(issubclass(each, base) for each in classes)]
+    if bases and not issubclass(part, bases[0]):
+        base = f"{bases[0].__module__}.{bases[0].__qualname__}"
+        raise FedsimError(f"{kind} '{name}': {part.__qualname__} is not derived from {base}")
 
 
 def _imported(what: str, where: str, load: Callable[[], T]) -> T:

@@ -76,7 +76,7 @@ def one_thread() -> Iterator[None]:
 
 
 def prepare_device(name: str) -> torch.device:
-    """The torch device by its name in a scenario (``cpu``, ``cuda``, ``cuda:1``, ``mps``), set to repeatable numerics."""
+    """The torch device by its name (``cpu``, ``cuda``, ``cuda:1``, ``mps``), set to repeatable numerics."""
     import torch
 
     device = torch.device(name)

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fedsim import registry
-from fedsim.errors import Fault, FedsimError, ScenarioError, nearest, one_line
+from fedsim.errors import Fault, FedsimError, Said, ScenarioError, nearest, one_line
 from fedsim.options import quoted, value_faults
 from fedsim.scenario_rules import rules
 from fedsim.tables import Part, PartSection, Section, Tables, part_fields
@@ -120,7 +120,7 @@ class _Examination:
         clean = self._values(section, values, f"{name}.")
         rest = {key: value for key, value in given.items() if key not in own}
         if issubclass(section, PartSection):
-            part = Part(name=clean.get("name") or section().name, options=rest)
+            part = Part(name=clean.get("name", section().name), options=rest)
             if "name" in clean or "name" not in given:
                 part = self._checked(name, name, part, own[1:])
             return section(**{**part.options, **clean, "name": part.name})
@@ -219,7 +219,7 @@ class _Examination:
         elif type(value).__module__ == "numpy" and hasattr(value, "tolist"):
             value = value.tolist()
         if key.count(".") + key.count("[") > DEEPEST:
-            return self._wrong(key, "...", f"tables and lists at most {DEEPEST} deep in each other")
+            return self._wrong(key, Said("a deeper one"), f"tables and lists at most {DEEPEST} deep in each other")
         if isinstance(value, Mapping):
             return self._plain(value, key)
         if isinstance(value, (list, tuple)):
@@ -228,7 +228,7 @@ class _Examination:
         if isinstance(value, Path):
             return str(value)
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            return self._wrong(key, f"a number of {value.bit_length()} bits", "a number of 64 bits")
+            return self._wrong(key, Said(f"a number of {value.bit_length()} bits"), "a number of 64 bits")
         if isinstance(value, (str, int, float, datetime.date, datetime.time)):
             return value
         return self._wrong(key, value, "what TOML can say: strings, numbers, true, false, lists, tables")

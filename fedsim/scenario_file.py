@@ -72,8 +72,15 @@ def _tables(file: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ScenarioError([Fault("FILE", str(file), f"{accepted}; {error.strerror}")], str(file)) from error
     except (ValueError, RecursionError) as error:
-        said = "tables and lists less deep in each other" if isinstance(error, RecursionError) else error
-        raise ScenarioError([Fault("FILE", str(file), f"TOML; {said}")], str(file)) from error
+        raise ScenarioError([Fault("FILE", str(file), _no_toml(error))], str(file)) from error
+
+
+def _no_toml(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "TOML with tables and lists less deep in each other"
+    if isinstance(error, UnicodeDecodeError):
+        return f"TOML in UTF-8; byte {error.start} is none"
+    return "TOML with numbers of 64 bits" if "digits" in str(error) else f"TOML; {error}"
 
 
 def toml_value(text: str) -> Any:

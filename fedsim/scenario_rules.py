@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedsim import registry
-from fedsim.errors import Fault, FedsimError
+from fedsim.errors import NOTHING, Fault, FedsimError
 from fedsim.tables import Tables
 
 KNOWLEDGE = ("own", "colluding", "omniscient")
@@ -42,7 +42,7 @@ def _adversary(scenario: Tables) -> Iterator[Fault]:
         yield Fault("adversary.attacks", [], "at least one attack where the adversary holds clients", who)
     if adversary.attacks and adversary.fraction is None and adversary.count is None:
         accepted = "a share of the clients, or adversary.count, where there are attacks (0: only measure the trigger)"
-        yield Fault("adversary.fraction", "nothing", accepted, who)
+        yield Fault("adversary.fraction", NOTHING, accepted, who)
     if adversary.fraction and not scenario.attackers:
         accepted = f"0, or a share that makes one client or more of {clients}"
         yield Fault("adversary.fraction", adversary.fraction, accepted, ("data.clients",))

@@ -119,7 +119,9 @@ def simulate(
         RecordError: the folder cannot be written.
     """
     if scenario.matrix:
-        raise ScenarioError([Fault("matrix", list(scenario.matrix), "none in a single run; `fedsim bench FILE` runs a matrix")])
+        raise ScenarioError(
+            [Fault("matrix", list(scenario.matrix), "none in a single run; `fedsim bench FILE` runs a matrix")]
+        )
     folder = None if out is None else Path(out)
     if folder is not None and not resume:
         _refuse_occupied(folder)
@@ -129,7 +131,9 @@ def simulate(
     strategy = federation.strategy(evaluator)
     inner = federation.engine() if grid is None else grid
     try:
-        run = _Run(federation, strategy, federation.adversarial(inner, strategy), inner, evaluator, keys, folder, progress)
+        run = _Run(
+            federation, strategy, federation.adversarial(inner, strategy), inner, evaluator, keys, folder, progress
+        )
         run.open(resume)
         run.play()
         return run.result()
@@ -181,7 +185,12 @@ class _Run:
         else:
             self.recorder = Recorder.start(self.folder)
         if self.folder is not None:
-            described = {**self.keys, "title": self.scenario.title, "runtime": runtime.describe(), "engine": self.scenario.table()["engine"]}
+            described = {
+                **self.keys,
+                "title": self.scenario.title,
+                "runtime": runtime.describe(),
+                "engine": self.scenario.table()["engine"],
+            }
             write_json(self.folder / "run.json", described)
             write_bytes(self.folder / "scenario.toml", self.scenario.toml().encode())
             self._describe_data()
@@ -230,7 +239,9 @@ class _Run:
         strategy, grid = self.strategy, self.grid
         messages = list(strategy.configure_evaluate(server_round, self.arrays, ConfigRecord(), grid))
         if messages:
-            strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages=messages, timeout=self.scenario.server.timeout))
+            strategy.aggregate_evaluate(
+                server_round, grid.send_and_receive(messages=messages, timeout=self.scenario.server.timeout)
+            )
         return self.evaluator.measure(self._vector(), self.federation.dataset.test, self.triggered)
 
     def _measure_start(self) -> None:
@@ -332,8 +343,12 @@ def check_continues(folder: Path, keys: dict[str, Any], scenario: Scenario) -> N
         if not bound:
             differ.remove("rounds")
         else:
-            raise ResumeError(f"{folder}: rounds: given {new['rounds']}; accepted: {old['rounds']}, since {bound} depends on it")
-    shown = [f"{name}: given {new.get(name)!r}; accepted: {old.get(name)!r}, as the run there was started" for name in differ]
+            raise ResumeError(
+                f"{folder}: rounds: given {new['rounds']}; accepted: {old['rounds']}, since {bound} depends on it"
+            )
+    shown = [
+        f"{name}: given {new.get(name)!r}; accepted: {old.get(name)!r}, as the run there was started" for name in differ
+    ]
     for name in sorted(before["files"].keys() | keys["files"].keys()):
         if before["files"].get(name) != keys["files"].get(name) and not differ:
             shown.append(f"{name}: the file has changed since the run was started")
@@ -351,15 +366,21 @@ def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
     notes = []
     defended = [part.name for part in scenario.server.defenses if part.name != "fedavg"]
     if played and defended and not scenario.guest and not any(line["defense_acted"] for line in played):
-        notes.append(f"The defense ({', '.join(defended)}) never changed an aggregate: the result is that of plain averaging.")
+        notes.append(
+            f"The defense ({', '.join(defended)}) never changed an aggregate: the result is that of plain averaging."
+        )
     attacked = any(line["malicious"] for line in played)
     if played and scenario.attackers and not attacked:
-        notes.append("No malicious client was ever in a cohort while the adversary was active: this run shows no attack.")
+        notes.append(
+            "No malicious client was ever in a cohort while the adversary was active: this run shows no attack."
+        )
     elif attacked and not any(line["attack_acted"] for line in played):
         notes.append("The attack never changed what a malicious client sent: this run shows no attack.")
     skipped = [line["round"] for line in played if any(fault["client"] == -1 for fault in line["faults"])]
     if skipped:
-        notes.append(f"{len(skipped)} rounds changed nothing, since no rule could work on their replies: {_few(skipped)}.")
+        notes.append(
+            f"{len(skipped)} rounds changed nothing, since no rule could work on their replies: {_few(skipped)}."
+        )
     return notes
 
 

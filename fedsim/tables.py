@@ -74,6 +74,8 @@ class Model(PartSection):
     """Registry name, or ``module:function`` that returns an nn.Module."""
     init: str | None = None
     """A .safetensors file of named parameters to start from."""
+    standardize: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """Mean and standard deviation of the inputs, with which the model itself standardises them; pixels stay in [0, 1]."""
 
 
 class Client(Section):

@@ -137,7 +137,9 @@ class DefendedStrategy(Strategy):
         self._talks: list[tuple[Generator[Request, Any, None], Round]] = []
         self._grid: Grid | None = None
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         """Draw the cohort, let the parts talk first, and address the training message."""
         self._connect(grid)
         self._vector = flatten(arrays, self.layout, self.dtype).to(self.device)
@@ -207,7 +209,12 @@ class DefendedStrategy(Strategy):
             if reply.has_content() and "metrics" in reply.content.metric_records:
                 metrics = reply.content.metric_records["metrics"]
                 accuracy, count = metrics.get("accuracy"), metrics.get("num-examples", 0)
-                if isinstance(accuracy, (int, float)) and math.isfinite(accuracy) and isinstance(count, int) and count > 0:
+                if (
+                    isinstance(accuracy, (int, float))
+                    and math.isfinite(accuracy)
+                    and isinstance(count, int)
+                    and count > 0
+                ):
                     accuracies.append(float(accuracy))
         if not accuracies:
             return None
@@ -250,7 +257,9 @@ class DefendedStrategy(Strategy):
 
     def _predict(self, parameters: Tensor, inputs: Tensor) -> Tensor:
         assert self.predict is not None
-        vector = torch.cat([parameters, self._vector[self.layout.d :]]) if len(parameters) == self.layout.d else parameters
+        vector = (
+            torch.cat([parameters, self._vector[self.layout.d :]]) if len(parameters) == self.layout.d else parameters
+        )
         return self.predict(vector, inputs)
 
     def _messages(
@@ -258,13 +267,13 @@ class DefendedStrategy(Strategy):
     ) -> list[Message]:
         assert self.directory is not None
         arrays = Flat(vector, self.layout)
-        config = ConfigRecord({"server-round": server_round, "reply": "delta", "scale": float(self.scale(server_round))})
+        config = ConfigRecord(
+            {"server-round": server_round, "reply": "delta", "scale": float(self.scale(server_round))}
+        )
         content = RecordDict({"arrays": arrays if self.directory.ours else arrays.plain(), "config": config, **records})
         return [send(content, self.directory.node(client), kind, group=str(server_round)) for client in cohort]
 
-    def _advance(
-        self, talk: Generator[Request, Any, None], first: Any, ctx: Round, *, until_train: bool
-    ) -> None:
+    def _advance(self, talk: Generator[Request, Any, None], first: Any, ctx: Round, *, until_train: bool) -> None:
         """Play a part's requests until it yields ``TRAIN`` (or, after the training, until it ends)."""
         assert self._grid is not None and self.directory is not None
         answer = first
@@ -335,7 +344,7 @@ class DefendedStrategy(Strategy):
             loss = metrics.get("loss")
             if isinstance(loss, (int, float)) and math.isfinite(loss) and count > 0:
                 losses[client] = (float(loss), count)
-        refused |= {client: "no reply" for client in asked - rows.keys() - refused.keys()}
+        refused |= dict.fromkeys(asked - rows.keys() - refused.keys(), "no reply")
         outcome.faults += [(client, refused[client]) for client in sorted(refused)]
         total = sum(count for _, count in losses.values())
         if total:
@@ -347,7 +356,12 @@ class DefendedStrategy(Strategy):
         extras = {"buffers": matrix[:, self.layout.d :]} if self.layout.b else {}
         counts = torch.tensor([rows[client][1] for client in clients], dtype=torch.float64)
         return Updates(
-            matrix[:, : self.layout.d], counts, clients, self._vector[: self.layout.d], extras=extras, layout=self.layout
+            matrix[:, : self.layout.d],
+            counts,
+            clients,
+            self._vector[: self.layout.d],
+            extras=extras,
+            layout=self.layout,
         )
 
     def _step(self, updates: Updates, contexts: list[Round], talks: bool = True) -> Tensor:

@@ -73,7 +73,8 @@ def run_matrix(
     product = cells(read(file, overrides, sets), str(file))
     folder = Path(out)
     found = [
-        Cell(i + 1, len(product), values, scenario, folder / _name(scenario)) for i, (values, scenario) in enumerate(product)
+        Cell(i + 1, len(product), values, scenario, folder / _name(scenario))
+        for i, (values, scenario) in enumerate(product)
     ]
     for cell in found:
         _play(cell, folder, progress)

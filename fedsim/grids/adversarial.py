@@ -59,7 +59,9 @@ class AdversarialGrid(Grid):
         self.attacking: list[int] = []
         self._previous: Tensor | None = None
         self._directory: Directory | None = None
-        self._crafts = any(overrides(attack, "craft") or overrides(attack, "claimed_examples") for attack in adversary.attacks)
+        self._crafts = any(
+            overrides(attack, "craft") or overrides(attack, "claimed_examples") for attack in adversary.attacks
+        )
         self._claims = adversary.claim is not None
         self._observers = [attack for attack in adversary.attacks if overrides(attack, "observe")]
 
@@ -195,12 +197,14 @@ class AdversarialGrid(Grid):
     def _server(self, own: Updates, honest: Updates, server_round: int) -> Callable[[Tensor], Tensor] | None:
         if self.preview is None or not self.adversary.knows_defense:
             return None
+        claim = self.adversary.claim
+        claimed = own.num_examples if claim is None else torch.full_like(own.num_examples, float(claim))
         preview, everyone = self.preview, [*own.client_ids, *honest.client_ids]
         order = sorted(range(len(everyone)), key=everyone.__getitem__)
 
         def server(rows: Tensor) -> Tensor:
             values = torch.cat([rows.to(honest.values), honest.values])[order]
-            counts = torch.cat([own.num_examples, honest.num_examples])[order]
+            counts = torch.cat([claimed, honest.num_examples])[order]
             extras = {}
             if "buffers" in own.extras:
                 extras["buffers"] = torch.cat([own.extras["buffers"], honest.extras["buffers"]])[order]

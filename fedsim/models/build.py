@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsim import registry, rng
 from fedsim.data.examples import DataInfo
 from fedsim.errors import FedsimError, nearest
+from fedsim.models.standardize import standardized
 
 _lock = threading.Lock()
 
@@ -37,7 +38,7 @@ def build_model(part: ModelPart, info: DataInfo, seed: int, precision: str = "fl
     global generator is seeded around the call and left as it was.
 
     Args:
-        part: name, options, and ``init`` where there is a file to start from.
+        part: name, options, ``init`` where there is a file to start from, ``standardize`` (mean, sd) of the inputs.
         info: of the data set.
         seed: the scenario's seed.
         precision: ``float64`` makes the weights so; else they are float32 (bfloat16 is for the computation alone).
@@ -52,6 +53,9 @@ def build_model(part: ModelPart, info: DataInfo, seed: int, precision: str = "fl
         model = bound if isinstance(bound, nn.Module) else _called(bound, part.name, info)
     if not isinstance(model, nn.Module):
         raise FedsimError(f"model '{part.name}': returns {type(model).__name__}; accepted: a torch.nn.Module")
+    standardize = getattr(part, "standardize", None)
+    if standardize is not None:
+        model = standardized(model, *standardize)
     init = getattr(part, "init", None)
     if init is not None:
         warm_start(model, Path(init).expanduser())

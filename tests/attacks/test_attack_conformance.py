@@ -57,7 +57,7 @@ class GlobalNoise(Attack):
 
 class Reseeds(Attack):
     def poison(self, examples, node):
-        np.random.seed(0)  # noqa: NPY002
+        np.random.seed(0)
         return examples
 
 

@@ -79,7 +79,9 @@ def test_a_changed_scenario_is_refused_by_its_keys(tmp_path: Path) -> None:
 
 def test_another_engine_is_no_change(tmp_path: Path) -> None:
     first = simulate(small(rounds=2), tmp_path)
-    assert simulate(small(rounds=2, **{"engine.workers": 1, "title": "x"}), tmp_path, resume=True).digest == first.digest
+    assert (
+        simulate(small(rounds=2, **{"engine.workers": 1, "title": "x"}), tmp_path, resume=True).digest == first.digest
+    )
 
 
 def test_more_rounds_continue_a_run(tmp_path: Path) -> None:

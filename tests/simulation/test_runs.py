@@ -68,7 +68,7 @@ def test_global_random_states_do_not_matter(baseline: Result) -> None:
 
 
 def test_an_attack_does_not_change_who_is_sampled(baseline: Result) -> None:
-    calm = simulate(small(**{"adversary": {"count": 0}}))
+    calm = simulate(small(adversary={"count": 0}))
     assert [line["cohort"] for line in calm.lines] == [line["cohort"] for line in baseline.lines]
 
 

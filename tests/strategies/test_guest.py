@@ -226,16 +226,16 @@ def test_clients_without_examples_do_not_vote() -> None:
 
 def test_global_random_states_are_restored() -> None:
     random.seed(5)
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)
     torch.manual_seed(5)
-    expected = (random.random(), float(np.random.rand()), float(torch.rand(())))  # noqa: NPY002
+    expected = (random.random(), float(np.random.rand()), float(torch.rand(())))
     random.seed(5)
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)
     torch.manual_seed(5)
     with LocalGrid(app(), 12) as grid:
         options = {"noise_multiplier": 0.1, "clipping_norm": 1.0}
         run(guest("DifferentialPrivacyServerSideFixedClipping", **options), grid, torch.zeros(SIZE), range(1, 2))
-    assert (random.random(), float(np.random.rand()), float(torch.rand(()))) == expected  # noqa: NPY002
+    assert (random.random(), float(np.random.rand()), float(torch.rand(()))) == expected
 
 
 def test_options_are_the_strategys_own_and_checked() -> None:
