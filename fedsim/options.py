@@ -195,7 +195,7 @@ def _hints(where: Any, part: Any) -> dict[str, Any]:
         return typing.get_type_hints(where, include_extras=True)
     except NameError as error:
         name = getattr(part, "__qualname__", part)
-        raise FedsimError(f"'{name}': an option's type is not known in {part.__module__}: {error}") from error
+        raise FedsimError(f"{name}: an option's type is not known where the class stands: {error}") from error
     except (TypeError, AttributeError):
         return {}
 
