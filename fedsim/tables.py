@@ -75,7 +75,7 @@ class Model(PartSection):
     init: str | None = None
     """A .safetensors file of named parameters to start from."""
     standardize: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    """Mean and standard deviation of the inputs, with which the model itself standardises them; pixels stay in [0, 1]."""
+    """Mean and standard deviation with which the model itself standardises its inputs; pixels stay in [0, 1]."""
 
 
 class Client(Section):
