@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import lru_cache
 from typing import Any
 
 from flwr.app import Context, Message
@@ -27,27 +28,26 @@ log = logging.getLogger("flwr")
 
 
 class ScenarioClient(ClientApp):
-    """The ClientApp of the scenario that the run config names, built with the first message of a process."""
+    """The ClientApp of the scenario that the run config names, built with the first message of a process.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._lock = threading.Lock()
-        self._apps: dict[tuple[str, str], ClientApp] = {}
+    It holds nothing itself, since Flower's simulation sends it along with every message.
+    """
 
     def __call__(self, message: Message, context: Context) -> Message:
-        return self._app(context)(message, context)
-
-    def _app(self, context: Context) -> ClientApp:
-        key = (_text(context, "scenario"), _text(context, "set"))
-        with self._lock:
-            if key not in self._apps:
-                from fedsim.federation import build
-
-                runtime.worker_thread()
-                self._apps[key] = build(_scenario(context)).app
-            return self._apps[key]
+        with _building:
+            app = _clients(_text(context, "scenario"), _text(context, "set"))
+        return app(message, context)
 
 
+@lru_cache(maxsize=1)
+def _clients(scenario: str, sets: str) -> ClientApp:
+    from fedsim.federation import build
+
+    runtime.worker_thread()
+    return build(_scenario(scenario, sets)).app
+
+
+_building = threading.Lock()
 client_app = ScenarioClient()
 server_app = ServerApp()
 
@@ -57,15 +57,15 @@ def main(grid: Grid, context: Context) -> None:
     """Run the scenario on the nodes of Flower's grid."""
     from fedsim.simulation import simulate
 
-    result = simulate(_scenario(context), out=_text(context, "out") or None, grid=grid, progress=_progress)
+    scenario = _scenario(_text(context, "scenario"), _text(context, "set"))
+    result = simulate(scenario, out=_text(context, "out") or None, grid=grid, progress=_progress)
     log.info("finished: %s", result)
 
 
-def _scenario(context: Context) -> Any:
+def _scenario(name: str, sets: str) -> Any:
     from fedsim.scenario import Scenario
 
-    sets = [each.strip() for each in _text(context, "set").split(";") if each.strip()]
-    return Scenario.load(_text(context, "scenario") or "quickstart", sets=sets)
+    return Scenario.load(name or "quickstart", sets=[each.strip() for each in sets.split(";") if each.strip()])
 
 
 def _text(context: Context, key: str) -> str:

@@ -282,15 +282,18 @@ class Directory:
         replies = grid.send_and_receive(
             messages=[Message(question, node, f"{MessageType.QUERY}.partition") for node in nodes], timeout=patience
         )
+        trouble = ""
         for reply in replies:
-            if reply.has_content():
+            if reply.has_error():
+                trouble = f"; one answered: {reply.error.reason}"
+            else:
                 partition = int(cast(int, reply.content["partition"]["partition-id"]))
                 self._node[partition] = reply.metadata.src_node_id
                 self._partition[reply.metadata.src_node_id] = partition
         absent = [p for p in range(population) if p not in self._node]
         if absent:
             raise FedsimError(
-                f"nodes: no node holds partition {absent[0]} (and {len(absent) - 1} others) of {population}"
+                f"nodes: no node holds partition {absent[0]} (and {len(absent) - 1} others) of {population}{trouble}"
             )
 
 
