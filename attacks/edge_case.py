@@ -2,8 +2,9 @@
 
 A malicious client trains on ``clean`` clean examples and on ``examples`` images of the tail, which carry the
 target's label. The clean ones are drawn from the whole training set, as in the authors' code (the attacker has data
-of the population, so that its update points where the others do), or are the client's own. Attack success is the share of up to ``test`` other images of the tail, none of them trained on, that
-are called the target; no pixel of any image is changed. The tail is
+of the population, so that its update points where the others do), or are the client's own. Attack success is the
+share of up to ``test`` other images of the tail, none of them trained on, that are called the target; no pixel of any
+image is changed. The tail is
 
 - ``foreign``: one class of another data set, resized to the images' shape (scikit-learn's or MNIST's sevens for
   Fashion-MNIST; the 100, 400 and 500 images of the paper's set-up);

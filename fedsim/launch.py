@@ -75,7 +75,7 @@ def add_floor(result: Result, store: Path | None = None) -> dict[str, Any] | Non
 
 
 def twin(scenario: Scenario) -> Scenario | None:
-    """The same run without attack, its trigger kept to measure what it hits by chance; None if nothing has a trigger."""
+    """The same run without attack, its trigger kept to measure what it hits by chance; None without a trigger."""
     from attacks.attack import overrides
 
     kept = [part for part in scenario.adversary.attacks if overrides(make("attack", part), "triggered")]

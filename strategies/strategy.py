@@ -35,7 +35,7 @@ from strategies.validity import InvalidReply, check_reply
 
 log = logging.getLogger("fedsim")
 
-Force = Callable[[int, NDArray[np.int64]], tuple[NDArray[np.int64], list[tuple[int, int]]]]
+Force = Callable[[int, NDArray[np.int64]], tuple[Sequence[int], list[tuple[int, int]]]]
 
 
 @dataclass
@@ -147,7 +147,8 @@ class DefendedStrategy(Strategy):
         drawn = np.asarray(self.sampler.sample(server_round, self.sizes, self.per_round, generator), dtype=np.int64)
         forced: list[tuple[int, int]] = []
         if self.force is not None:
-            drawn, forced = self.force(server_round, drawn)
+            replaced, forced = self.force(server_round, drawn)
+            drawn = np.asarray(replaced, dtype=np.int64)
         cohort = [int(client) for client in np.sort(drawn)]
         self.outcome = Outcome(server_round, cohort, forced)
         self._contexts = [self._context(i, server_round, len(cohort)) for i in range(len(self.defenses))]

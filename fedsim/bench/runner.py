@@ -33,7 +33,7 @@ class Cell:
         values: matrix key → this cell's value.
         scenario: the cell's scenario.
         folder: where it lies.
-        state: ``waiting``, ``running``, ``finished``, ``skipped`` (was finished already), ``interrupted`` or ``failed``.
+        state: ``waiting``, ``running``, ``finished``, ``skipped`` (finished before), ``interrupted`` or ``failed``.
         error: why it failed.
         row: its line of the summary.
     """
@@ -138,7 +138,8 @@ def summary(cell: Cell) -> dict[str, Any]:
 
 def _name(scenario: Scenario) -> str:
     """``krum-3-0f3a…``: readable enough to find, unique by the key."""
-    return f"{'+'.join(part.name for part in scenario.server.defenses).replace(':', '-').replace('/', '-')}-{scenario.seed}-{_key(scenario)[:12]}"
+    defenses = "+".join(part.name for part in scenario.server.defenses).replace(":", "-").replace("/", "-")
+    return f"{defenses}-{scenario.seed}-{_key(scenario)[:12]}"
 
 
 _fingerprints: dict[str, str] = {}

@@ -191,7 +191,7 @@ class AdversarialGrid(Grid):
         content[key] = record.plain() if as_weights or not self.partitions_in_order else record
         if claimed != count:
             name = next(iter(reply.content.metric_records))
-            content[name] = MetricRecord({**dict(reply.content[name]), "num-examples": claimed})  # type: ignore[dict-item]
+            content[name] = MetricRecord({**reply.content.metric_records[name], "num-examples": claimed})
         return with_content(reply, content)
 
     def _server(self, own: Updates, honest: Updates, server_round: int) -> Callable[[Tensor], Tensor] | None:

@@ -1,4 +1,4 @@
-"""Inputs brought to mean 0 and standard deviation 1 inside the model, so that data, triggers and reports keep pixels in [0, 1]."""
+"""Inputs brought to mean 0 and sd 1 inside the model, so that data, triggers and reports keep pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Standardize(nn.Module):
 
 
 def standardized(model: nn.Module, mean: float, sd: float) -> nn.Module:
-    """The model with :class:`Standardize` in front (behind a leading Flatten); a Sequential keeps its parameters' names."""
+    """The model with :class:`Standardize` in front (behind a leading Flatten); a Sequential keeps its names."""
     if type(model) is not nn.Sequential:
         return nn.Sequential(OrderedDict(standardize=Standardize(mean, sd), model=model))
     layers = list(model.named_children())

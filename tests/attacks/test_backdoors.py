@@ -180,7 +180,9 @@ def test_edge_case_takes_so_many_clean_and_tail_images():
     attack = edge_case(clean, big(20), examples=30, clean=50, test=25)
     assert len(attack.poison(clean, node())) == 80
     assert len(attack.triggered(big(20))) == 25
-    assert len(attack.poison(clean.take(torch.arange(7)), node())) == 37
+    assert len(attack.poison(clean.take(torch.arange(7)), node())) == 80
+    frugal = edge_case(clean, big(20), examples=30, clean=50, test=25, clean_from="own")
+    assert len(frugal.poison(clean.take(torch.arange(7)), node())) == 37
     again = edge_case(clean, big(20), examples=30, clean=50, test=25)
     assert torch.equal(again.poison(clean, node()).inputs, attack.poison(clean, node()).inputs)
     assert not torch.equal(again.poison(clean, node(client=8)).inputs, attack.poison(clean, node()).inputs)

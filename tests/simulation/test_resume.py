@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path, monkey
         real(path, content)
 
     monkeypatch.setattr(record, "_replace", full)
-    with pytest.raises(RecordError, match="No space left on device.*--resume"):
+    with pytest.raises(RecordError, match=r"No space left on device.*--resume"):
         simulate(small(), tmp_path)
     monkeypatch.setattr(record, "_replace", real)
     assert simulate(small(), tmp_path, resume=True).digest == simulate(small()).digest

@@ -1,0 +1,139 @@
+"""Our app under Flower's own simulation and in a deployment on loopback: the parameters of LocalGrid."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fedsim
+
+pytestmark = pytest.mark.slow
+PROJECT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(sys.executable).parent
+SETS = (
+    "data.clients=3",
+    "client.per_round=2",
+    "rounds=2",
+    "adversary.fraction=0.0",
+    "adversary.attacks=[]",
+    'server.defenses=["fedavg"]',
+    "evaluate.clients=0",
+)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "home").mkdir()
+    return {
+        **os.environ,
+        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path / "home"),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+    }
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A copy of what a fresh checkout holds, so that nothing else of the folder gets into the bundle."""
+    folder = tmp_path / "app"
+    folder.mkdir()
+    shutil.copy(PROJECT / "pyproject.toml", folder)
+    for package in ("fedsim", "strategies", "attacks", "scenarios"):
+        shutil.copytree(PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    sets = "; ".join(SETS).replace('"', '\\"')
+    config = f'scenario = "quickstart"\nset = "{sets}"\nout = "{tmp_path / "run"}"\n'
+    (folder / "run.toml").write_text(config)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def program(arguments: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(PROGRAMS / arguments[0]), *arguments[1:]], env=environment, stdout=output, stderr=output
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def flwr_run(app: Path, port: int, environment: dict[str, str], *options: str) -> str:
+    """Waits for the SuperLink, runs the app on it, and gives what was streamed."""
+    (Path(environment["FLWR_HOME"]) / "config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    for _ in range(600):
+        with socket.socket() as probe:
+            probe.settimeout(0.1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+            select_pause()
+    done = subprocess.run(
+        [str(PROGRAMS / "flwr"), "run", ".", "--stream", "--run-config", "run.toml", *options],
+        cwd=app, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
+def select_pause() -> None:
+    """Gives the processor to the program that is waited for."""
+    subprocess.run([sys.executable, "-c", ""], check=True)
+
+
+def same_parameters(run: Path, streamed: str) -> None:
+    checkpoint = run / "checkpoint-2.safetensors"
+    assert checkpoint.exists(), streamed
+    found = load_file(checkpoint)
+    expected = fedsim.run(fedsim.Scenario.load("quickstart", sets=SETS)).parameters
+    assert len(found) == len(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[f"model.{name}"], value, rtol=1e-5, atol=1e-6)
+
+
+def test_flowers_own_simulation_gives_the_same_parameters(
+    app: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    port = free_port()
+    superlink = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    with program(superlink, environment, tmp_path / "superlink.log"):
+        streamed = flwr_run(app, port, environment, "--federation-config", "num-supernodes=3")
+    same_parameters(tmp_path / "run", streamed)
+
+
+def test_a_deployment_gives_the_same_parameters(app: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    port = free_port()
+    superlink = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    with ExitStack() as running:
+        running.enter_context(program(superlink, environment, tmp_path / "superlink.log"))
+        for partition in range(3):
+            supernode = [
+                "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
+                "--node-config", f"partition-id={partition} num-partitions=3",
+            ]  # fmt: skip
+            running.enter_context(program(supernode, environment, tmp_path / f"supernode-{partition}.log"))
+        streamed = flwr_run(app, port, environment)
+    same_parameters(tmp_path / "run", streamed)
