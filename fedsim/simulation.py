@@ -134,9 +134,10 @@ def simulate(
         run = _Run(
             federation, strategy, federation.adversarial(inner, strategy), inner, evaluator, keys, folder, progress
         )
-        run.open(resume)
-        run.play()
-        return run.result()
+        with runtime.one_thread():
+            run.open(resume)
+            run.play()
+            return run.result()
     finally:
         evaluator.close()
         close = getattr(inner, "close", None)
