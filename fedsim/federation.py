@@ -73,6 +73,11 @@ class Federation:
         part = registry.make("engine", table.name, **table.options)
         return part.grid(self.app, num_clients=self.scenario.data.clients)  # type: ignore[no-any-return]
 
+    def scale(self, server_round: int) -> float:
+        """Factor on the clients' learning rate in a round."""
+        schedule = make("lr_schedule", self.scenario.client.lr_schedule)
+        return float(schedule.factor(server_round, self.scenario.rounds))
+
     def evaluator(self) -> Evaluator:
         workers = self.scenario.engine.options.get("workers") or runtime.cores()
         return Evaluator(
@@ -88,7 +93,6 @@ class Federation:
         """The server: our strategy with the scenario's defenses, or a stock Flower strategy."""
         scenario = self.scenario
         defenses = [make("defense", part) for part in scenario.server.defenses]
-        schedule = make("lr_schedule", scenario.client.lr_schedule)
         if scenario.guest:
             defenses[0].set_up(
                 self.layout,
@@ -114,7 +118,7 @@ class Federation:
             seed=scenario.seed,
             limit=scenario.server.limit,
             timeout=scenario.server.timeout,
-            scale=lambda round: float(schedule.factor(round, scenario.rounds)),
+            scale=self.scale,
             force=self.adversary.force if scenario.adversary.selection == "forced" and scenario.attackers else None,
             root=self.root,
             predict=evaluator.logits,

@@ -136,7 +136,7 @@ def round_line(
     for key, wanted in (("norm_honest", False), ("norm_malicious", True)):
         values = sorted(row["norm"] for row in clients if row["malicious"] is wanted)
         line[key] = _median(values)
-    if selects and not unknown:
+    if selects:
         dropped = {row["client"] for row in clients if not row["kept"]}
         present = {row["client"] for row in clients}
         good = present - bad

@@ -210,7 +210,8 @@ class _Run:
     def _round(self, server_round: int) -> None:
         strategy, grid, timeout = self.strategy, self.grid, self.scenario.server.timeout
         began = time.perf_counter()
-        messages = strategy.configure_train(server_round, self.arrays, ConfigRecord(), grid)
+        config = ConfigRecord({"scale": self.federation.scale(server_round)})
+        messages = strategy.configure_train(server_round, self.arrays, config, grid)
         replies = grid.send_and_receive(messages=messages, timeout=timeout)
         trained = time.perf_counter()
         arrays, _ = strategy.aggregate_train(server_round, replies)

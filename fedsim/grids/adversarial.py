@@ -186,9 +186,9 @@ class AdversarialGrid(Grid):
         self, reply: Message, row: Tensor, reference: Tensor, as_weights: bool, count: int, claimed: int
     ) -> Message:
         record = Flat(reference + row if as_weights else row, self.layout)
-        content = RecordDict(dict(reply.content))
         key = next(iter(reply.content.array_records))
-        content[key] = record.plain() if as_weights or not self.partitions_in_order else record
+        content = RecordDict({name: part for name, part in reply.content.items() if name != key})
+        content[key] = record if self.partitions_in_order else record.plain()
         if claimed != count:
             name = next(iter(reply.content.metric_records))
             content[name] = MetricRecord({**reply.content.metric_records[name], "num-examples": claimed})
