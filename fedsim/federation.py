@@ -22,6 +22,7 @@ from fedsim import flower, registry, rng, runtime
 from fedsim.client.app import FederatedClient
 from fedsim.client.workload import Workload
 from fedsim.data.examples import Dataset, Examples, Shares
+from fedsim.data.partition import Partition
 from fedsim.grids.adversarial import AdversarialGrid
 from fedsim.measures import Evaluator
 from fedsim.models.build import build_model
@@ -187,7 +188,7 @@ def build(scenario: Scenario) -> Federation:
         holdout=scenario.data.holdout,
         dropout=client.dropout,
         straggler=client.straggler,
-        view=getattr(partition, "view", None),
+        view=partition.view if type(partition).view is not Partition.view else None,
         precision=scenario.engine.precision,
         device=scenario.engine.device,
         path=scenario.engine.path,

@@ -104,8 +104,8 @@ class Batches:
                 break
             own = index[position : position + job.sizes[step]]
             position += job.sizes[step]
-            parts.append(augment(self.workload, job.source.inputs[own], job))
-            targets.append(job.source.targets[own])
+            parts.append(augment(self.workload, job.source.inputs.index_select(0, own), job))
+            targets.append(job.source.targets.index_select(0, own))
         inputs = self.workload.inputs(torch.cat(parts))
         return inputs.flatten(1) if self.flat else inputs, self.workload.targets(torch.cat(targets))
 

@@ -113,7 +113,7 @@ class Replica:
             each.generator = rng.torch_stream(seed, "client.dropout_layer", device=self.workload.device, **key)
         if self._global_draws is None:
             before = [buffer.clone() for buffer in self.module.buffers()]
-            inputs = job.source.inputs[as_index(job.order[: job.sizes[0]], self.workload.device)]
+            inputs = job.source.inputs.index_select(0, as_index(job.order[: job.sizes[0]], self.workload.device))
             self._global_draws = uses_global_generator(self.module, self.batch(inputs))
             with torch.no_grad():
                 for buffer, value in zip(self.module.buffers(), before, strict=True):

@@ -28,7 +28,7 @@ class Examples:
     def take(self, index: Tensor | NDArray[Any]) -> Examples:
         """The examples at these positions."""
         where = torch.as_tensor(index, dtype=torch.long, device=self.targets.device)
-        return Examples(self.inputs[where], self.targets[where])
+        return Examples(self.inputs.index_select(0, where), self.targets.index_select(0, where))
 
 
 @dataclass(frozen=True)
