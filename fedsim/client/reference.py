@@ -31,8 +31,8 @@ def train(
         for step, size in enumerate(job.sizes, start=1):
             chosen = order[position : position + size]
             position += size
-            inputs = replica.batch(augment(workload, job.source.inputs[chosen], job))
-            targets = workload.targets(job.source.targets[chosen])
+            inputs = replica.batch(augment(workload, job.source.inputs.index_select(0, chosen), job))
+            targets = workload.targets(job.source.targets.index_select(0, chosen))
             replica.gradient.zero_()
             with replica.autocast():
                 loss = mean_loss(module(inputs), targets, workload.num_classes)

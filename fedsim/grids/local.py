@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Annotated, Any
@@ -75,15 +77,17 @@ class _Threads:
     def __init__(self, count: int) -> None:
         self.count = count
         self._queue: SimpleQueue[tuple[int, Job, SimpleQueue[tuple[int, Any]]] | None] = SimpleQueue()
-        self._started = 0
+        self._started: list[threading.Thread] = []
+        _open.add(self)
 
     def run(self, jobs: Sequence[Job], timeout: float | None) -> list[Any]:
         """The jobs' results in order: an exception where one was raised, None where the time was over."""
         results: list[Any] = [None] * len(jobs)
         done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
-        while self._started < min(self.count, len(jobs)):
-            threading.Thread(target=_work, args=(self._queue,), name="fedsim-worker", daemon=True).start()
-            self._started += 1
+        while len(self._started) < min(self.count, len(jobs)):
+            thread = threading.Thread(target=_work, args=(self._queue,), name="fedsim-worker", daemon=True)
+            thread.start()
+            self._started.append(thread)
         for position, job in enumerate(jobs):
             self._queue.put((position, job, done))
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -91,22 +95,40 @@ class _Threads:
             try:
                 position, result = done.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
             except Empty:
-                self.close()
+                self.close(patience=0.0)
                 break
             results[position] = result
         return results
 
-    def close(self) -> None:
-        """Idle threads end, busy ones as soon as they are done; what waits in the queue is dropped."""
+    def close(self, patience: float = 5.0) -> None:
+        """Idle threads end, busy ones as soon as they are done; what waits in the queue is dropped.
+
+        Threads are waited for: one that the interpreter's end meets in torch's own code aborts the process.
+
+        Args:
+            patience: seconds to wait for each thread.
+        """
         old, self._queue = self._queue, SimpleQueue()
         try:
             while True:
                 old.get_nowait()
         except Empty:
             pass
-        for _ in range(self._started):
+        for _ in self._started:
             old.put(None)
-        self._started = 0
+        if patience:
+            for thread in self._started:
+                thread.join(patience)
+        self._started = []
+
+
+_open: weakref.WeakSet[_Threads] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for threads in list(_open):
+        threads.close()
 
 
 def _work(queue: SimpleQueue[tuple[int, Job, SimpleQueue[tuple[int, Any]]] | None]) -> None:
