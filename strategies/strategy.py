@@ -30,6 +30,7 @@ from fedsim.errors import FedsimError, UpdatesError
 from fedsim.flower import Directory, Flat, flatten, send
 from fedsim.updates import Aggregate, Layout, Updates
 from strategies.defense import TRAIN, Defense, Reply, Request, Round, overrides
+from strategies.fedavg import FedAvg
 from strategies.pipeline import aggregate
 from strategies.validity import InvalidReply, check_reply
 
@@ -390,7 +391,8 @@ class DefendedStrategy(Strategy):
         return torch.cat([parameters.to(self._vector), buffers]) if len(buffers) else parameters.to(self._vector)
 
     def _changed(self, updates: Updates, result: Aggregate) -> bool:
-        if not any(overrides(part, stage) for part in self.defenses for stage in ("transform", "select", "combine")):
+        parts = [part for part in self.defenses if not isinstance(part, FedAvg)]
+        if not any(overrides(part, stage) for part in parts for stage in ("transform", "select", "combine")):
             return False
         total = updates.num_examples.sum()
         if total > 0 and not torch.allclose(result.weights, updates.num_examples / total, atol=1e-12, rtol=1e-9):
