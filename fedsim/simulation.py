@@ -6,6 +6,7 @@ A round is: configure → train (the adversary in between) → aggregate → eva
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -37,6 +38,8 @@ from strategies.strategy import DefendedStrategy, Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger("fedsim")
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -378,6 +381,8 @@ def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
         )
     elif attacked and not any(line["attack_acted"] for line in played):
         notes.append("The attack never changed what a malicious client sent: this run shows no attack.")
+    if played and scenario.guest and scenario.evaluate.clients:
+        notes.append("The worst-10 % accuracy is not measured behind a stock Flower strategy: it owns the evaluation.")
     skipped = [line["round"] for line in played if any(fault["client"] == -1 for fault in line["faults"])]
     if skipped:
         notes.append(
@@ -436,6 +441,7 @@ def _interruptible() -> Iterator[threading.Event]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        log.warning("stopping after this round; Ctrl-C once more ends at once")
 
     signal.signal(signal.SIGINT, note)
     try:

@@ -131,7 +131,9 @@ def summary(cell: Cell) -> dict[str, Any]:
     row["chance"] = kept / asked if asked else None
     weights = [line["malicious_weight"] for line in attacked if line["malicious_weight"] is not None]
     row["malicious_weight"] = sum(weights) / len(weights) if weights else None
-    row["floor"] = (said.get("floor") or {}).get("asr")
+    calm = (said.get("floor") or {}).get("rounds", {})
+    floors = [calm[str(line["round"])] for line in played if str(line["round"]) in calm][-LAST:]
+    row["floor"] = sum(floors) / len(floors) if floors else None
     row["digest"], row["notes"] = said["digest"], said["notes"]
     return row
 
