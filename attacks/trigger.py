@@ -55,7 +55,8 @@ class Trigger:
             yield Fault("name", getattr(self, "name", type(self).__name__), "one pixel or more")
         outside = [list(p) for p in pixels if not (0 <= p[0] < height and 0 <= p[1] < width)]
         if outside:
-            yield Fault(self.placed_by(), outside[0], f"pixels inside of the image, {height} rows by {width} columns")
+            accepted = f"pixels inside of the image, {height} rows by {width} columns; {outside[0]} is not"
+            yield Fault(self.placed_by(), getattr(self, self.placed_by(), outside[0]), accepted)
         if isinstance(self.value, list) and len(self.value) != channels:
             yield Fault("value", self.value, f"one value, or one for each of {channels} channels")
 

@@ -76,10 +76,18 @@ def one_thread() -> Iterator[None]:
 
 
 def prepare_device(name: str) -> torch.device:
-    """The torch device by its name (``cpu``, ``cuda``, ``cuda:1``, ``mps``), set to repeatable numerics."""
+    """The torch device by its name (``cpu``, ``cuda``, ``cuda:1``, ``mps``), set to repeatable numerics.
+
+    Raises:
+        ScenarioError: this machine has no such device.
+    """
     import torch
 
     device = torch.device(name)
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    if name not in here and not (name == "cuda" and "cuda:0" in here):
+        raise ScenarioError([Fault("engine.device", name, f"what PyTorch finds on this machine: {', '.join(here)}")])
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False

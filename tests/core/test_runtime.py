@@ -8,9 +8,11 @@ import subprocess
 import sys
 from contextlib import suppress
 
+import pytest
 import torch
 
 from fedsim import runtime
+from fedsim.errors import ScenarioError
 
 
 def child(code: str, **environment: str) -> str:
@@ -56,3 +58,18 @@ def test_a_run_can_tell_what_its_bits_depend_on() -> None:
 
 def test_devices_by_name() -> None:
     assert runtime.prepare_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:99", "mps"])
+def test_a_device_that_is_not_there_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ScenarioError, match=f"engine.device: given '{name}'; accepted: .*: cpu$"):
+        runtime.prepare_device(name)
+
+
+def test_devices_that_are_there_have_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [runtime.prepare_device(name).index for name in ("cuda", "cuda:1")] == [None, 1]
+    with pytest.raises(ScenarioError, match="cpu, cuda:0, cuda:1"):
+        runtime.prepare_device("cuda:2")

@@ -46,6 +46,8 @@ ONE = [
     ("seed = -1", "seed", "given -1; accepted: int ≥ 0"),
     ("roundz = 3", "roundz", "no such key (did you mean 'rounds'?); keys here: title, rounds"),
     ("clients = 3", "clients", "no such key (did you mean 'data.clients'?)"),
+    ("[data]\nclient = 3", "data.client", "no such key (did you mean 'clients'?)"),
+    ("[client]\nclients = 3", "client.clients", "no such key (did you mean 'data.clients'?)"),
     ('"a\\nb" = 1', '"a\\nb"', "no such key"),
     ('"ü.x" = 1', '"ü.x"', "no such key"),
     ('"" = 1', '""', "no such key"),
@@ -134,7 +136,12 @@ ONE = [
     (
         "[adversary]\ncount = 1\nattacks = [{ name = 'badnets', size = 20 }]",
         "adversary.attacks[0].size",
-        "8 rows by 8 columns",
+        "given 20; accepted: pixels inside of the image, 8 rows by 8 columns",
+    ),
+    (
+        "[adversary]\ncount = 1\nattacks = [{ name = 'badnets', position = [6, 0] }]",
+        "adversary.attacks[0].position",
+        "given [6, 0]; accepted: pixels inside of the image, 8 rows by 8 columns; [8, 0] is not",
     ),
     (
         "[adversary]\ncount = 1\nattacks = [{ name = 'badnets', trigger = { name = 'patch', sise = 3 } }]",
