@@ -83,6 +83,8 @@ def prepare_device(name: str) -> torch.device:
     """
     import torch
 
+    from fedsim.errors import Fault, ScenarioError
+
     device = torch.device(name)
     here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     here += ["mps"] if torch.backends.mps.is_available() else []
