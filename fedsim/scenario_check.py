@@ -198,9 +198,8 @@ class _Examination:
 
     def _unknown(self, key: str, prefix: str, given: Any, known: Sequence[str]) -> None:
         homes = [f"{name}.{key}" for name, section in SECTIONS.items() if key in section.model_fields]
-        homes += [key] if key in Tables.model_fields else []
-        own = nearest(key, known, 0.8)
-        hint = own or (f" (did you mean '{homes[0]}'?)" if homes else nearest(key, known))
+        homes += [key] if key in Tables.model_fields and not nearest(key, known, 0.8) else []
+        hint = f" (did you mean '{homes[0]}'?)" if homes else nearest(key, known)
         self.faults.append(Fault(prefix + quoted(key), given, f"no such key{hint}; keys here: {', '.join(known)}"))
 
     def _plain(self, given: Mapping[Any, Any], key: str) -> dict[str, Any]:
