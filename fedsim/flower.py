@@ -265,6 +265,13 @@ class Directory:
     def partition(self, node: int) -> int:
         return node - FIRST_NODE if self.ours else self._partition[node]
 
+    def find(self, node: int) -> int | None:
+        """The partition of whoever sent something; None for a node that is not of this federation."""
+        if self.ours:
+            partition = node - FIRST_NODE
+            return partition if 0 <= partition < self.population else None
+        return self._partition.get(node)
+
     def _ask(self, grid: Grid, population: int, patience: float) -> None:
         import time
 

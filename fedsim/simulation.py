@@ -319,7 +319,7 @@ class _Run:
 
 def _guest_outcome(strategy: Any, server_round: int) -> Outcome:
     """What a stock Flower strategy did, its weights unknown."""
-    faults = sorted(strategy.faults.items())
+    faults = [*sorted(strategy.faults.items()), *strategy.ignored]
     outcome = Outcome(server_round, list(strategy.cohort), [], faults, strategy.updates, acted=strategy.failure is None)
     if strategy.failure is not None:
         outcome.faults.append((-1, f"round skipped: {strategy.failure}"))
@@ -383,7 +383,9 @@ def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
         notes.append("The attack never changed what a malicious client sent: this run shows no attack.")
     if played and scenario.guest and scenario.evaluate.clients:
         notes.append("The worst-10 % accuracy is not measured behind a stock Flower strategy: it owns the evaluation.")
-    skipped = [line["round"] for line in played if any(fault["client"] == -1 for fault in line["faults"])]
+    skipped = [
+        line["round"] for line in played if any(fault["reason"].startswith("round skipped") for fault in line["faults"])
+    ]
     if skipped:
         notes.append(
             f"{len(skipped)} rounds changed nothing, since no rule could work on their replies: {_few(skipped)}."

@@ -34,7 +34,7 @@ from fedsim.flower import Directory, Flat, addressed, flatten, set_identity, wit
 from fedsim.registry import register
 from fedsim.updates import Layout, Updates
 from strategies.memory import restored, saved
-from strategies.validity import EXAMPLES, InvalidReply, check_reply, one_line
+from strategies.validity import EXAMPLES, SECOND, InvalidReply, check_reply, one_line, uninvited
 
 COHORT: dict[str, Any] = {
     "fraction_train": (
@@ -61,7 +61,8 @@ UNUSABLE = {
 class Guest(Strategy):
     """A stock Flower strategy, guarded and resumable.
 
-    After each ``aggregate_train``: ``faults`` (partition → reason), ``cohort`` (partitions asked, ascending),
+    After each ``aggregate_train``: ``faults`` (partition → reason), ``ignored`` ((partition, reason) of replies beside
+    the one that was asked for, -1 for nodes of no partition), ``cohort`` (partitions asked, ascending),
     ``updates`` (the valid rows as deltas, None if there are none) and ``failure`` (why the strategy gave nothing).
     """
 
@@ -79,6 +80,7 @@ class Guest(Strategy):
         self._directory: Directory | None = None
         self._reference: torch.Tensor | None = None
         self.faults: dict[int, str] = {}
+        self.ignored: list[tuple[int, str]] = []
         self.cohort: list[int] = []
         self.updates: Updates | None = None
         self.failure: str | None = None
@@ -215,10 +217,18 @@ class Guest(Strategy):
         """Replies that may reach the strategy, in ascending partition id, rebuilt from what was checked."""
         assert self._directory is not None
         assert self._layout is not None
-        self.faults = dict.fromkeys(self.cohort, "no reply")
+        self.faults, self.ignored = dict.fromkeys(self.cohort, "no reply"), []
+        asked, heard = set(self.cohort), set[int]()
         found: dict[int, tuple[Message, torch.Tensor, int, dict[str, Any]]] = {}
         for reply in replies:
-            client = self._directory.partition(reply.metadata.src_node_id)
+            client = self._directory.find(reply.metadata.src_node_id)
+            if client is None or client not in asked:
+                self.ignored.append((-1 if client is None else client, uninvited(reply)))
+                continue
+            if client in heard:
+                self.ignored.append((client, SECOND))
+                continue
+            heard.add(client)
             try:
                 vector, count, metrics = check_reply(reply, self._layout, "weights", self._limit, self._dtype)
                 found[client] = (reply, vector, count, metrics)

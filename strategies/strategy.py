@@ -32,7 +32,7 @@ from fedsim.updates import Aggregate, Layout, Updates
 from strategies.defense import TRAIN, Defense, Reply, Request, Round, overrides
 from strategies.fedavg import FedAvg
 from strategies.pipeline import aggregate
-from strategies.validity import InvalidReply, check_reply
+from strategies.validity import SECOND, InvalidReply, check_reply, uninvited
 
 log = logging.getLogger("fedsim")
 
@@ -47,7 +47,8 @@ class Outcome:
         round: the round.
         cohort: partition ids that were asked, ascending.
         forced: (attacker, client whose draw it took).
-        faults: (client, reason) of every reply that did not count; client -1 is the server itself.
+        faults: (client, reason) of every reply that did not count; client -1 is the server itself, or a
+            node that holds no partition of this federation.
         updates: the valid rows, or None where there were none.
         aggregate: what the defenses made of them.
         acted: whether the defenses changed anything against the weighted mean.
@@ -207,16 +208,16 @@ class DefendedStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Mean accuracy of the clients, and of the worst tenth of them (at least one)."""
         accuracies = []
+        awaited = set(self.evaluate_clients)
         for reply in replies:
+            client = self._sender(reply)
+            if client not in awaited:
+                continue
+            awaited.discard(client)
             if reply.has_content() and "metrics" in reply.content.metric_records:
                 metrics = reply.content.metric_records["metrics"]
                 accuracy, count = metrics.get("accuracy"), metrics.get("num-examples", 0)
-                if (
-                    isinstance(accuracy, (int, float))
-                    and math.isfinite(accuracy)
-                    and isinstance(count, int)
-                    and count > 0
-                ):
+                if isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1 and isinstance(count, int) and count > 0:
                     accuracies.append(float(accuracy))
         if not accuracies:
             return None
@@ -316,11 +317,10 @@ class DefendedStrategy(Strategy):
         return [answered[client] for client in sorted(answered)]
 
     def _sender(self, reply: Message) -> int:
+        """The partition that answers; -1 for a node that is not of this federation."""
         assert self.directory is not None
-        try:
-            return self.directory.partition(reply.metadata.src_node_id)
-        except KeyError:
-            return -1
+        partition = self.directory.find(reply.metadata.src_node_id)
+        return -1 if partition is None else partition
 
     def _collect(self, replies: Iterable[Message]) -> Updates | None:
         """The valid rows in ascending partition id; everything else is named in the outcome's faults."""
@@ -332,10 +332,10 @@ class DefendedStrategy(Strategy):
         for reply in replies:
             client = self._sender(reply)
             if client not in asked:
-                outcome.faults.append((client, "a reply that no one asked for"))
+                outcome.faults.append((client, uninvited(reply)))
                 continue
             if client in rows or client in refused:
-                outcome.faults.append((client, "a second reply"))
+                outcome.faults.append((client, SECOND))
                 continue
             try:
                 vector, count, metrics = check_reply(reply, self.layout, "delta", self.limit, self.dtype)
@@ -352,6 +352,9 @@ class DefendedStrategy(Strategy):
         if total:
             outcome.train_loss = sum(losses[client][0] * losses[client][1] for client in sorted(losses)) / total
         if not rows:
+            return None
+        if not any(count for _, count in rows.values()):
+            outcome.faults.append((-1, "round skipped: no client has examples"))
             return None
         clients = sorted(rows)
         matrix = stack([rows[client][0] for client in clients], size).to(self.device)

@@ -24,6 +24,9 @@ MOST_EXAMPLES = 2**53
 """Counts above this are no longer exact in float64."""
 
 
+SECOND = "a second reply"
+
+
 class InvalidReply(FedsimError):
     """A reply that must not reach the model; the message is the reason, one line."""
 
@@ -35,6 +38,11 @@ def one_line(reason: object) -> str:
     """Any text as one line of bounded length."""
     text = " ".join(str(reason).split())
     return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
+
+
+def uninvited(reply: Message) -> str:
+    """The reason why a reply of someone who was not in the cohort does not count."""
+    return f"a reply of node {reply.metadata.src_node_id} that no one asked for"
 
 
 def check_reply(

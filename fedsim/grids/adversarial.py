@@ -7,6 +7,7 @@ crafted on its way back, seeing just what the threat model allows. Every message
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from attacks.adversary import Adversary
 from attacks.attack import overrides
 from fedsim.flower import Directory, Flat, flatten, with_content
 from fedsim.updates import Layout, Updates
+
+log = logging.getLogger("fedsim")
 
 
 class AdversarialGrid(Grid):
@@ -137,7 +140,7 @@ class AdversarialGrid(Grid):
     ) -> list[Message]:
         assert self._directory is not None
         hooks = ("poison", "objective", "after_step")
-        trained = {self._directory.partition(reply.metadata.src_node_id) for reply in replies if reply.has_content()}
+        trained = {self._directory.find(reply.metadata.src_node_id) for reply in replies if reply.has_content()}
         self.acted = bool(malicious & trained) and any(
             overrides(attack, hook) for attack in self.adversary.attacks for hook in hooks
         )
@@ -147,19 +150,24 @@ class AdversarialGrid(Grid):
         d = self.layout.d
         as_weights = "reply" not in sent[0].content.config_records.get("config", {})
         omniscient = self.adversary.knowledge == "omniscient"
+        asked = {self._directory.partition(message.metadata.dst_node_id) for message in sent}
         rows: dict[bool, list[tuple[int, int, Tensor, int]]] = {True: [], False: []}
         for position, reply in enumerate(replies):
-            client = self._directory.partition(reply.metadata.src_node_id)
-            if not reply.has_content() or (client not in malicious and not omniscient):
+            client = self._directory.find(reply.metadata.src_node_id)
+            if client is None or client not in asked or not reply.has_content():
                 continue
+            if client not in malicious and not omniscient:
+                continue
+            asked.discard(client)
             try:
                 vector = flatten(next(iter(reply.content.array_records.values())), self.layout, self.dtype)
-                count = int(next(iter(reply.content.metric_records.values())).get("num-examples", 0))  # type: ignore[arg-type]
-            except (ValueError, StopIteration):
+                count = int(next(iter(reply.content.metric_records.values()))["num-examples"])  # type: ignore[arg-type]
+            except Exception:
+                log.debug("client %d: its reply cannot be read and is left as it is", client)
                 continue
             if as_weights:
                 vector = vector - reference
-            if client in malicious or bool(torch.isfinite(vector).all()):
+            if count >= 0 and bool(torch.isfinite(vector).all()):
                 rows[client in malicious].append((client, position, vector, count))
         own = sorted(rows[True], key=lambda row: row[0])
         if not own:
