@@ -8,6 +8,7 @@ Flower's simulation gives them. Run-config keys:
 ``scenario``  path of a scenario file, or the name of one that ships with fedsim
 ``set``       overrides as on the command line, parted by semicolons
 ``out``       folder of the run on the server's machine; empty keeps the results in memory
+``resume``    true: go on with the run in that folder (refused where parts keep memory on the clients)
 ===========  ============================================================================================
 """
 
@@ -58,7 +59,8 @@ def main(grid: Grid, context: Context) -> None:
     from fedsim.simulation import simulate
 
     scenario = _scenario(_text(context, "scenario"), _text(context, "set"))
-    result = simulate(scenario, out=_text(context, "out") or None, grid=grid, progress=_progress)
+    out, resume = _text(context, "out") or None, bool(context.run_config.get("resume", False))
+    result = simulate(scenario, out, resume, progress=_progress, grid=grid)
     log.info("finished: %s", result)
 
 

@@ -22,7 +22,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim import runtime
+from fedsim import registry, runtime
 from fedsim.data.describe import labels_of, partition_table
 from fedsim.data.examples import Shares
 from fedsim.errors import Fault, ResumeError, ScenarioError
@@ -178,13 +178,14 @@ class _Run:
         if resume and self.folder is not None and (self.folder / "state.json").exists():
             check_continues(self.folder, self.keys, self.scenario)
             self.recorder, done, model, state = Recorder.resume(self.folder)
+            self._check_memory(state, done)
             layout = self.federation.layout
             vector = layout.flatten({k: torch.from_numpy(np.array(v)) for k, v in model.items()}, self.federation.dtype)
             self.arrays = Flat(vector, layout)
             self.strategy.load_state_dict(state["strategy"])  # type: ignore[attr-defined]
             self.grid.load_state_dict(state["adversary"])
-            if state["clients"]:
-                self.inner.client_state.update(state["clients"])  # type: ignore[attr-defined]
+            if isinstance(state["clients"], dict) and hasattr(self.inner, "client_state"):
+                self.inner.client_state.update(state["clients"])
             self.next_round = done + 1
         else:
             self.recorder = Recorder.start(self.folder)
@@ -198,6 +199,22 @@ class _Run:
             write_json(self.folder / "run.json", described)
             write_bytes(self.folder / "scenario.toml", self.scenario.toml().encode())
             self._describe_data()
+
+    @property
+    def _remembered_elsewhere(self) -> str:
+        """The parts whose memory lies on nodes that are not ours, where no checkpoint gets at it."""
+        if self.scenario.guest or hasattr(self.inner, "client_state"):
+            return ""
+        names = [part.name for part in self.scenario.server.defenses if registry.get("defense", part.name).handlers]
+        return ", ".join(names)
+
+    def _check_memory(self, state: dict[str, Any], done: int) -> None:
+        parts = self._remembered_elsewhere or (state["clients"] if isinstance(state["clients"], str) else "")
+        if parts and done < self.scenario.rounds:
+            raise ResumeError(
+                f"{self.folder}: given --resume of a run with '{parts}'; accepted: a run from its start, since what "
+                "this part keeps on the clients lies on Flower's own nodes, or the whole run on fedsim's engines"
+            )
 
     def play(self) -> None:
         """The rounds that are left."""
@@ -262,10 +279,11 @@ class _Run:
 
     def _record(self, line: dict[str, Any], clients: list[dict[str, Any]]) -> None:
         states = getattr(self.inner, "client_state", {})
+        held = {client: content for client, content in sorted(states.items()) if len(content)}
         state = {
             "strategy": self.strategy.state_dict(),  # type: ignore[attr-defined]
             "adversary": self.grid.state_dict(),
-            "clients": {client: content for client, content in sorted(states.items()) if len(content)},
+            "clients": self._remembered_elsewhere or held,
         }
         self.recorder.write(line, clients, named_arrays(self._vector(), self.federation.layout), state)
 
@@ -398,8 +416,6 @@ def _few(rounds: list[int]) -> str:
 
 
 def _parts_bound_to_rounds(scenario: Scenario) -> str:
-    from fedsim import registry
-
     parts = {
         "client.lr_schedule": ("lr_schedule", scenario.client.lr_schedule),
         "adversary.schedule": ("schedule", scenario.adversary.schedule),

@@ -92,10 +92,7 @@ def as_asked(message: Message, content: RecordDict) -> RecordDict:
     asked = arrays_of(message.content)
     if asked is None or isinstance(asked, Flat):
         return content
-    for key, record in list(content.items()):
-        if isinstance(record, Flat):
-            content[key] = record.plain()
-    return content
+    return RecordDict({key: each.plain() if isinstance(each, Flat) else each for key, each in content.items()})
 
 
 def alike(orders: list[Order], separate: bool) -> list[list[Order]]:

@@ -2,69 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 
-from fedsim import registry
+from fedsim.errors import ResumeError
+from fedsim.record import Recorder
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from strategies.defense import TRAIN, Defense, Request, Round, defense
 from tests.simulation.test_runs import small
 
+PART = f"{Path(__file__).with_name('three_exchanges.py')}:ThreeExchanges"
 
-@defense("three_exchanges")
-class ThreeExchanges(Defense):
-    """Asks how often each client was asked before, trains, then asks for a vote on the step's size.
 
-    Args:
-        shrink: factor on the step where most clients vote against it.
-    """
+class Stop(Exception):
+    """Ends a run after its second round."""
 
-    shrink: float = 0.5
-    handlers = {"query.visits": "visits", "train.vote": "vote"}
 
-    def exchanges(self, ctx: Round) -> Generator[Request, Any, None]:
-        visits = yield Request("visits", "query.visits")
-        counts = {reply.client: int(reply.content["visits"]["count"]) for reply in visits}
-        ctx.state["visits"] = {str(client): count for client, count in counts.items()}
-        ctx.records["hint"] = ConfigRecord({"most": max(counts.values())})
-        updates = yield TRAIN
-        assert ctx.aggregate is not None
-        assert ctx.parameters is not None
-        assert len(updates) > 0
-        votes = yield Request("vote", "train.vote", parameters=ctx.parameters + ctx.aggregate.update)
-        against = sum(float(reply.content["vote"]["loss"]) > 2.0 for reply in votes)
-        ctx.state["against"] = against
-        if against > len(votes) / 2:
-            ctx.aggregate.update = ctx.aggregate.update * self.shrink
-
-    def visits(self, node: Any, content: RecordDict) -> RecordDict:
-        record = node.state.get("visits", MetricRecord({"count": 0}))
-        node.state["visits"] = MetricRecord({"count": int(record["count"]) + 1})
-        return RecordDict({"visits": node.state["visits"].copy()})
-
-    def vote(self, node: Any, content: RecordDict) -> RecordDict:
-        import torch
-
-        examples = node.examples()
-        loss = torch.nn.functional.cross_entropy(node.predict(examples.inputs), examples.targets)
-        node.state["last"] = ArrayRecord({"head": loss.reshape(1)})
-        return RecordDict({"vote": MetricRecord({"loss": float(loss)})})
+def stop(line: dict[str, Any]) -> None:
+    if line["round"] == 2:
+        raise Stop
 
 
 @pytest.fixture(scope="module")
 def scenario() -> Scenario:
-    assert "three_exchanges" in registry.names("defense")
-    return small(server={"defenses": ["three_exchanges", "median"]}, rounds=5)
+    return small(server={"defenses": [PART, "median"]}, rounds=5)
 
 
 def test_the_exchanges_are_played_and_remembered(scenario: Scenario, tmp_path: Path) -> None:
-    from fedsim.record import Recorder
-
     result = simulate(scenario, tmp_path)
     _, done, _, state = Recorder.resume(tmp_path)
     asked: dict[int, int] = {}
@@ -79,13 +48,6 @@ def test_the_exchanges_are_played_and_remembered(scenario: Scenario, tmp_path: P
 
 def test_client_state_is_resumed(scenario: Scenario, tmp_path: Path) -> None:
     whole = simulate(scenario)
-
-    class Stop(Exception):
-        pass
-
-    def stop(line: dict[str, Any]) -> None:
-        if line["round"] == 2:
-            raise Stop
 
     with pytest.raises(Stop):
         simulate(scenario, tmp_path, progress=stop)
@@ -110,3 +72,85 @@ def test_it_runs_in_flowers_own_loop(scenario: Scenario) -> None:
     final = named_arrays(found.arrays.vector, federation.layout)  # type: ignore[attr-defined]
     for name, tensor in expected.parameters.items():
         np.testing.assert_array_equal(final[name], tensor.numpy())
+
+
+@pytest.mark.slow
+def test_ray_plays_them_and_goes_on_with_a_run_of_threads(scenario: Scenario, tmp_path: Path) -> None:
+    """Half of the rounds on LocalGrid, the rest on RayGrid: the clients' memory goes along."""
+    whole = simulate(scenario, tmp_path / "whole")
+    with pytest.raises(Stop):
+        simulate(scenario, tmp_path / "both", progress=stop)
+    on_ray = scenario.changed(engine={"name": "ray", "workers": 2})
+    assert simulate(on_ray, tmp_path / "both", resume=True).digest == whole.digest
+    (_, _, _, here), (_, _, _, there) = (Recorder.resume(tmp_path / name) for name in ("whole", "both"))
+    assert {client: int(records["visits"]["count"]) for client, records in there["clients"].items()} == {
+        client: int(records["visits"]["count"]) for client, records in here["clients"].items()
+    }
+
+
+class Foreign(Grid):
+    """Flower's grids as fedsim sees them: nodes of any number, and no hold of what they remember."""
+
+    def __init__(self, grid: Any) -> None:
+        self.grid = grid
+
+    def set_run(self, run: Any) -> None:
+        self.grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self.grid.run
+
+    def create_message(self, *args: Any, **names: Any) -> Any:
+        return self.grid.create_message(*args, **names)
+
+    def get_node_ids(self) -> Any:
+        return self.grid.get_node_ids()
+
+    def push_messages(self, messages: Any) -> Any:
+        return self.grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        return self.grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+        return self.grid.send_and_receive(messages, timeout=timeout)
+
+
+@pytest.fixture
+def foreign(scenario: Scenario) -> Iterator[Foreign]:
+    from fedsim.federation import build
+
+    with build(scenario).engine() as grid:  # type: ignore[attr-defined]
+        yield Foreign(grid)
+
+
+def test_what_flowers_nodes_remember_is_not_resumed(scenario: Scenario, foreign: Foreign, tmp_path: Path) -> None:
+    whole = simulate(scenario)
+    with pytest.raises(Stop):
+        simulate(scenario, tmp_path / "there", progress=stop, grid=foreign)
+    with pytest.raises(ResumeError, match=r"three_exchanges\.py:ThreeExchanges.*Flower's own nodes"):
+        simulate(scenario, tmp_path / "there", resume=True, grid=foreign)
+    with pytest.raises(ResumeError, match="Flower's own nodes"):
+        simulate(scenario, tmp_path / "there", resume=True)
+    assert simulate(scenario, tmp_path / "done", grid=foreign).finished
+    assert simulate(scenario, tmp_path / "done", resume=True).finished
+    with pytest.raises(Stop):
+        simulate(scenario, tmp_path / "here", progress=stop)
+    with pytest.raises(ResumeError, match="Flower's own nodes"):
+        simulate(scenario, tmp_path / "here", resume=True, grid=foreign)
+    assert simulate(scenario, tmp_path / "here", resume=True).digest == whole.digest
+
+
+def test_without_memory_on_the_clients_a_run_is_resumed_on_flowers_nodes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedsim.federation import build
+
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    scenario = small()
+    with build(scenario).engine() as grid:  # type: ignore[attr-defined]
+        with pytest.raises(Stop):
+            simulate(scenario, tmp_path, progress=stop, grid=Foreign(grid))
+        assert simulate(scenario, tmp_path, resume=True, grid=Foreign(grid)).digest == simulate(scenario).digest
+    assert caplog.messages == []
