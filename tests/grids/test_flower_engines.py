@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import fedsim
+from fedsim.record import Recorder
 
 pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).resolve().parents[2]
@@ -52,10 +53,17 @@ def app(tmp_path: Path) -> Path:
     shutil.copy(PROJECT / "pyproject.toml", folder)
     for package in ("fedsim", "strategies", "attacks", "scenarios"):
         shutil.copytree(PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    sets = "; ".join(SETS).replace('"', '\\"')
-    config = f'scenario = "quickstart"\nset = "{sets}"\nout = "{tmp_path / "run"}"\n'
-    (folder / "run.toml").write_text(config)
+    configure(folder, SETS)
     return folder
+
+
+def configure(app: Path, sets: Sequence[str], resume: bool = False) -> None:
+    """Writes the run config: the quickstart with these settings, its folder beside the app's."""
+    joined = "; ".join(sets).replace('"', '\\"')
+    config = (
+        f'scenario = "quickstart"\nset = "{joined}"\nout = "{app.with_name("run")}"\nresume = {str(resume).lower()}\n'
+    )
+    (app / "run.toml").write_text(config)
 
 
 def free_port() -> int:
@@ -104,12 +112,12 @@ def give_way() -> None:
     subprocess.run([sys.executable, "-c", ""], check=True)
 
 
-def same_parameters(run: Path, streamed: str) -> None:
+def same_parameters(run: Path, streamed: str, sets: Sequence[str] = SETS) -> None:
     checkpoint = run / "checkpoint-2.safetensors"
     assert checkpoint.exists(), streamed
     saved = load_file(checkpoint)
     found = {name.removeprefix("model."): value for name, value in saved.items() if name.startswith("model.")}
-    expected = fedsim.run(fedsim.Scenario.load("quickstart", sets=SETS)).parameters
+    expected = fedsim.run(fedsim.Scenario.load("quickstart", sets=sets)).parameters
     assert sorted(found) == sorted(expected)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
@@ -123,6 +131,29 @@ def test_flowers_own_simulation_gives_the_same_parameters(
     with program(superlink, environment, tmp_path / "superlink.log"):
         streamed = flwr_run(app, port, environment, "--federation-config", "num-supernodes=3")
     same_parameters(tmp_path / "run", streamed)
+
+
+def test_several_exchanges_and_memory_on_flowers_own_nodes(
+    app: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The part with three exchanges: the same parameters and memory; going on with such a run is refused."""
+    part = PROJECT / "tests" / "simulation" / "three_exchanges.py"
+    sets = (*SETS[:-2], f'server.defenses=["{part}:ThreeExchanges", "median"]', SETS[-1])
+    port = free_port()
+    superlink = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    with program(superlink, environment, tmp_path / "superlink.log"):
+        configure(app, sets)
+        same_parameters(
+            tmp_path / "run", flwr_run(app, port, environment, "--federation-config", "num-supernodes=3"), sets
+        )
+        fedsim.run(fedsim.Scenario.load("quickstart", sets=sets), tmp_path / "here")
+        memory = [Recorder.resume(tmp_path / name)[3]["strategy"]["defenses"][0] for name in ("run", "here")]
+        assert memory[0] == memory[1]
+        assert max(memory[0]["visits"].values()) == 2
+        configure(app, [*sets[:2], "rounds=3", *sets[3:]], resume=True)
+        refused = flwr_run(app, port, environment, "--federation-config", "num-supernodes=3")
+    assert "lies on Flower's own nodes" in refused
+    assert not (tmp_path / "run" / "checkpoint-3.safetensors").exists()
 
 
 def test_a_deployment_gives_the_same_parameters(app: Path, environment: dict[str, str], tmp_path: Path) -> None:
