@@ -109,6 +109,8 @@ def run(
             result = launch(
                 scenario, out=folder, resume=resume, progress=lambda line: bar.show(line, scenario.rounds), floor=floor
             )
+    except ScenarioError as error:
+        raise ScenarioError(error.faults, file) from error
     except KeyboardInterrupt:
         _interrupted("stopped at once", again)
     if not result.finished:

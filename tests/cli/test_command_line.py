@@ -108,6 +108,15 @@ def test_a_bad_scenario_is_one_line_a_fault_and_writes_nothing(small: Path, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("key", ["matrix.seed=[1, 2]", "engine.device='cuda:99'"])
+def test_what_only_the_run_finds_names_the_file_too(small: Path, tmp_path: Path, key: str) -> None:
+    done = call("run", str(small), "--set", key)
+    assert done.exit_code == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"{small}: {key.partition('=')[0].removesuffix('.seed')}: given ")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_missing_file_names_what_there_is() -> None:
     done = call("run", "quickstrat")
     assert done.exit_code == 2
