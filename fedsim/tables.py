@@ -73,7 +73,7 @@ class Model(PartSection):
     name: str = "mlp"
     """Registry name, or ``module:function`` that returns an nn.Module."""
     init: str | None = None
-    """A .safetensors file of named parameters to start from."""
+    """A .safetensors file of named parameters to start from; a run's checkpoint is one."""
     standardize: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """Mean and standard deviation with which the model itself standardises its inputs; pixels stay in [0, 1]."""
 

@@ -18,6 +18,9 @@ from fedsim.models.standardize import standardized
 
 _lock = threading.Lock()
 
+CHECKPOINT = "model."
+"""What the names of the model's tensors begin with in a run's checkpoint."""
+
 
 class ModelPart(Protocol):
     """What :func:`build_model` reads of a scenario's model."""
@@ -65,6 +68,8 @@ def build_model(part: ModelPart, info: DataInfo, seed: int, precision: str = "fl
 def warm_start(model: nn.Module, file: Path) -> None:
     """Set a model's parameters, and those buffers that are there, from a .safetensors file of named tensors.
 
+    A run's own ``checkpoint-R.safetensors`` is one too: of what is in it the model is taken.
+
     Raises:
         FedsimError: there is no such file, or names or shapes differ; all differences at once.
     """
@@ -79,6 +84,8 @@ def warm_start(model: nn.Module, file: Path) -> None:
         ) from error
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     needed = {name for name, _ in model.named_parameters()}
+    if all(f"{CHECKPOINT}{name}" in given for name in own):
+        given = {name: given[f"{CHECKPOINT}{name}"] for name in own}
     faults = [f"'{name}' is not in it" for name in sorted(needed - set(given))]
     faults += [f"'{name}' is not in the model{nearest(name, own)}" for name in sorted(set(given) - set(own))]
     faults += [
