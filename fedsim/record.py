@@ -59,8 +59,8 @@ class Recorder:
         """A new run; the folder is made."""
         recorder = cls(folder)
         if folder is not None:
+            make_folder(folder)
             with _writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
                 for name in recorder._lengths:
                     (folder / name).write_bytes(b"")
         return recorder
@@ -208,6 +208,12 @@ def _checkpoint(path: Path, sha256: str) -> dict[str, NDArray[Any]]:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ResumeError(f"{path}: its hash is not the one that state.json names")
     return load(content)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder, with those above it."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from fedsim.errors import FedsimError
 from fedsim.federation import key, make
 from fedsim.launch import add_floor, run
-from fedsim.record import write_json
+from fedsim.record import make_folder, write_json
 from fedsim.scenario import Part, Scenario, cells, read
 
 CellProgress = Callable[["Cell", dict[str, Any] | None], None]
@@ -76,6 +76,7 @@ def run_matrix(
         Cell(i + 1, len(product), values, scenario, folder / _name(scenario))
         for i, (values, scenario) in enumerate(product)
     ]
+    make_folder(folder)
     for cell in found:
         _play(cell, folder, progress)
         write_json(folder / "summary.json", [summary(each) for each in found])
