@@ -1,0 +1,183 @@
+"""Sums of clipped per-example gradients, and of clipped per-example gradient differences.
+
+    Σ_i clip(∇ℓ(x, z_i), C)    and    Σ_i clip(∇ℓ(x, z_i) − ∇ℓ(x', z_i), C),    clip(g, C) = g · min(1, C/|g|)
+
+on any model and any loss that gives one number an example. One example moves a sum by no more than C(1 + 1e-6) when it
+comes or goes, 2C when it is replaced. An example whose gradient is not finite adds zero and is counted. Models of
+linear layers take norms from activations and signals (:mod:`fedsim.privacy.ghost`); all others form the gradients of a
+few examples at a time. Either way memory is bounded, whatever the number of examples. The model runs in evaluation
+mode; one that lets examples meet (batch normalisation) is refused.
+
+Abadi et al., CCS 2016, 1607.00133 (DP-SGD's sum); Murata and Suzuki, 2023, 2302.03884 (DIFF2's difference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedsim.errors import FedsimError
+from fedsim.privacy import ghost, materialised
+from fedsim.privacy.ghost import Loss, ghost_layers
+from fedsim.privacy.rows import check_clip, clip_factors, clip_rows
+from fedsim.updates import Layout
+
+__all__ = ["ClippedSum", "clip_rows", "clipped_difference_sum", "clipped_gradient_sum", "ghost_layers"]
+
+Point = Mapping[str, Tensor]
+Part = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class ClippedSum:
+    """A sum of clipped per-example vectors. All but ``total`` is a diagnostic: it is not covered by any noise.
+
+    Args:
+        total: (d,) the sum, in the model's precision, ordered as :class:`fedsim.updates.Layout` has it.
+        count: n, examples that were summed over, those that are not finite included.
+        clipped: share of the examples that were longer than C.
+        nonfinite: examples that added zero because their vector is not finite.
+        norms: (n,) float64 norms before the clip.
+    """
+
+    total: Tensor
+    count: int
+    clipped: float
+    nonfinite: int
+    norms: Tensor
+
+
+def clipped_gradient_sum(
+    module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, clip: float, *, chunk: int | None = None
+) -> ClippedSum:
+    """Σ_i clip(∇ℓ(x, z_i), C) at the module's parameters x: a step of DP-SGD or DP-GD before the noise.
+
+    Args:
+        module: in float32 or float64; another thread may not use it meanwhile.
+        loss: (outputs (B, …), targets (B, …)) -> (B,) losses, each of its own example alone.
+        inputs: (n, …).
+        targets: (n, …).
+        clip: C ≥ 0; inf for no clipping.
+        chunk: examples at once, for memory's sake; chosen by the model's size if absent.
+
+    Raises:
+        FedsimError: a module, loss or clip that this is not defined for; the text says which.
+    """
+    layout = _checked(module, inputs, targets)
+    point = {name: value.detach() for name, value in module.named_parameters()}
+
+    def by_norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return ghost.single(ghost.layers_at(module, point, loss, x, y), layout, clip)
+
+    def by_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return materialised.clipped(rows(point, x, y), clip)
+
+    rows = materialised.gradient_rows(module, loss, layout)
+    return _summed(module, layout, inputs, targets, clip, chunk, by_norms, by_rows)
+
+
+def clipped_difference_sum(
+    module: nn.Module,
+    parameters_now: Tensor,
+    parameters_before: Tensor,
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
+    clip: float,
+    *,
+    chunk: int | None = None,
+) -> ClippedSum:
+    """Σ_i clip(∇ℓ(x, z_i) − ∇ℓ(x', z_i), C): the difference is clipped, not the gradients.
+
+    Args:
+        module: see :func:`clipped_gradient_sum`; its own parameters are neither read nor changed.
+        parameters_now: (d,) the point x.
+        parameters_before: (d,) the point x'.
+        loss, inputs, targets, clip, chunk: see :func:`clipped_gradient_sum`.
+
+    Raises:
+        FedsimError: see :func:`clipped_gradient_sum`; or a point is not (d,).
+    """
+    layout = _checked(module, inputs, targets)
+    now, before = (_point(module, layout, vector) for vector in (parameters_now, parameters_before))
+
+    def by_norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        new, old = (ghost.layers_at(module, point, loss, x, y) for point in (now, before))
+        return ghost.difference(new, old, layout, clip)
+
+    def by_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return materialised.clipped(rows(now, x, y).sub_(rows(before, x, y)), clip)
+
+    rows = materialised.gradient_rows(module, loss, layout)
+    return _summed(module, layout, inputs, targets, clip, chunk, by_norms, by_rows)
+
+
+def _summed(
+    module: nn.Module, layout: Layout, inputs: Tensor, targets: Tensor, clip: float, chunk: int | None,
+    by_norms: Part, by_rows: Part,
+) -> ClippedSum:  # fmt: skip
+    check_clip(clip)
+    if chunk is not None and chunk < 1:
+        raise FedsimError(f"chunk: given {chunk}; accepted: 1 or more examples")
+    first = next(module.parameters())
+    total, norms = torch.zeros(layout.d, dtype=first.dtype, device=first.device), torch.zeros(0, dtype=torch.float64)
+    if not len(inputs):
+        return ClippedSum(total, 0, 0.0, 0, norms)
+    with _evaluating(module):
+        fast = ghost_layers(module, inputs) is not None
+        size = chunk or (ghost.chunk_size(inputs, layout) if fast else materialised.chunk_size(layout))
+        part = by_norms if fast else by_rows
+        pieces = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
+        sums = (part(x.to(first.dtype) if x.is_floating_point() else x, y) for x, y in pieces)
+        exact_total, own_norms = next(sums)
+        found = [own_norms]
+        for part_total, part_norms in sums:
+            exact_total += part_total
+            found.append(part_norms)
+    norms = torch.cat(found)
+    _, ignored = clip_factors(norms, clip, first.dtype)
+    nonfinite = int(ignored.sum())
+    clipped = int((~ignored & (norms > clip)).sum())
+    total.copy_(exact_total)
+    return ClippedSum(total, len(inputs), clipped / len(inputs), nonfinite, norms)
+
+
+def _checked(module: nn.Module, inputs: Tensor, targets: Tensor) -> Layout:
+    mixing = next((name for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)), None)
+    if mixing is not None:
+        raise FedsimError(
+            f"model: given batch normalisation ('{mixing}'), whose statistics are of other examples; accepted: layers "
+            "that keep examples apart, such as GroupNorm or LayerNorm"
+        )
+    kinds = {value.dtype for value in module.parameters()}
+    if len(kinds) != 1 or not kinds <= {torch.float32, torch.float64}:
+        raise FedsimError(f"model: given parameters in {kinds or 'no precision'}; accepted: all float32 or all float64")
+    if not any(value.requires_grad for value in module.parameters()):
+        raise FedsimError("model: given frozen parameters alone; accepted: at least one that requires_grad")
+    if len(inputs) != len(targets):
+        raise FedsimError(f"targets: given {len(targets)}; accepted: one for each of {len(inputs)} inputs")
+    return Layout.of(module)
+
+
+def _point(module: nn.Module, layout: Layout, vector: Tensor) -> Point:
+    if vector.shape != (layout.d,):
+        raise FedsimError(f"parameters: given shape {tuple(vector.shape)}; accepted: ({layout.d},)")
+    first = next(module.parameters())
+    return layout.views(vector.detach().to(dtype=first.dtype, device=first.device))
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode; afterwards each of its parts is in its own mode again."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

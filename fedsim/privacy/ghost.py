@@ -1,0 +1,216 @@
+"""Clipped sums of per-example gradients of linear layers, from norms, without the gradients.
+
+A linear layer's gradient of one example is the outer product b ⊗ a of the signal b that comes back to its outputs and
+the input a (with a 1 appended where there is a bias): |b ⊗ a|² = |b|²|a|². Between two points,
+
+    |b' ⊗ a' − b ⊗ a|² = |Δb|²|a'|² + |b|²|Δa|² + 2⟨Δb, b⟩⟨a', Δa⟩,
+
+summed over all layers. With w_i = min(1, C/|·|_i) the clipped sum is (wΔb)ᵀa' + (wb)ᵀΔa: two products of matrices.
+
+Inner products are in float64. The three terms can cancel: in float32 the products then round by a share of the terms,
+not of the difference. Examples whose sum is a small share of its terms are formed in float64 and clipped as rows.
+
+Goodfellow, "Efficient Per-Example Gradient Computations", 2015, 1510.01799; the difference is DIFF2's, Murata and
+Suzuki, 2023, 2302.03884.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.blocks import exact
+from fedsim.errors import FedsimError
+from fedsim.privacy.recorder import Call, Recorder, Unsuited
+from fedsim.privacy.rows import clip_factors, row_norms, scaled
+from fedsim.updates import Layout
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+CHUNK = 1024
+"""Examples at once: their float64 copies stay in the processor's cache."""
+
+CHUNK_NUMBERS = 1 << 22
+"""Numbers of a chunk's activations and signals."""
+
+CANCELLED = {torch.float32: 0.25, torch.float64: 1e-6}
+"""A squared norm below this share of its terms is computed from the example's gradient itself.
+
+In float32 the product rounds by at most 2.4e-7 · √2 of the terms: with half of them left, by less than 1e-6 of C.
+"""
+
+
+@dataclass
+class Layer:
+    """A linear layer on one batch, at one point.
+
+    Args:
+        call: names and inputs.
+        signal: (B, out) gradient of the examples' losses by the outputs.
+    """
+
+    call: Call
+    signal: Tensor
+
+
+def ghost_layers(module: nn.Module, inputs: Tensor) -> tuple[str, ...] | None:
+    """Names of the weights of the linear layers if norms suffice for this model, else None.
+
+    They do if every parameter is trained and used in at most one linear layer, which is called once, on
+    (batch, features), and all else keeps examples apart: activations, flattening, dropout in evaluation mode,
+    arithmetic with constants, sums of equal shapes.
+
+    Args:
+        module: in evaluation mode.
+        inputs: (n, …), of which two are tried.
+    """
+    parameters = {name: value.detach() for name, value in module.named_parameters()}
+    if not all(value.requires_grad for value in module.parameters()):
+        return None
+    try:
+        recorder = Recorder(module, parameters, inputs[:2].to(next(iter(parameters.values())).dtype))
+        recorder.run()
+    except Unsuited:
+        return None
+    return tuple(call.weight for call in recorder.calls) or None
+
+
+def chunk_size(inputs: Tensor, layout: Layout) -> int:
+    """Examples at once."""
+    widths = inputs[0].numel() + sum(sum(shape) for _, shape in layout.parameters)
+    return max(1, min(CHUNK, CHUNK_NUMBERS // max(widths, 1)))
+
+
+def layers_at(
+    module: nn.Module, parameters: Mapping[str, Tensor], loss: Loss, inputs: Tensor, targets: Tensor
+) -> list[Layer]:
+    """One forward and one backward pass that stops at the layers' outputs."""
+    recorder = Recorder(module, parameters, inputs)
+    outputs = recorder.run()
+    with torch.enable_grad():
+        losses = loss(outputs, targets)
+        check_losses(losses, len(inputs))
+        ends = [call.outputs for call in recorder.calls]
+        if not losses.requires_grad:
+            signals: Sequence[Tensor] = [torch.zeros_like(end) for end in ends]
+        else:
+            signals = torch.autograd.grad(losses.sum(), ends, allow_unused=True, materialize_grads=True)
+    return [Layer(call, signal) for call, signal in zip(recorder.calls, signals, strict=True)]
+
+
+def check_losses(losses: Tensor, count: int) -> None:
+    """Raise unless there is one loss for each example."""
+    if losses.shape != (count,):
+        raise FedsimError(
+            f"loss: given a function with values of shape {tuple(losses.shape)} on {count} examples; accepted: one "
+            "loss for each example (reduction='none')"
+        )
+
+
+def single(layers: Sequence[Layer], layout: Layout, clip: float) -> tuple[Tensor, Tensor]:
+    """Clipped sum (d,) float64 of the gradients at one point, and their norms (B,) float64."""
+    squares = torch.stack([_square(layer.signal) * _inputs_square(layer) for layer in layers]).sum(0)
+    norms = squares.sqrt()
+    factors, ignored = clip_factors(norms, clip, layers[0].signal.dtype)
+    kept = _only(~ignored)
+    total = layers[0].signal.new_zeros(layout.d)
+    views = layout.views(total)
+    weights = _chosen(factors, kept)
+    for layer in layers:
+        _add(views, layer.call, _weighted(layer.signal, kept, weights), _chosen(layer.call.inputs, kept))
+    return exact(total), norms
+
+
+def difference(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, clip: float) -> tuple[Tensor, Tensor]:
+    """Clipped sum (d,) float64 of the gradients' differences between two points, and their norms (B,) float64."""
+    dtype = now[0].signal.dtype
+    signals = [new.signal - old.signal for new, old in zip(now, before, strict=True)]
+    steps = [
+        None if new.call.fixed else new.call.inputs - old.call.inputs for new, old in zip(now, before, strict=True)
+    ]
+    squares, terms = _difference_squares(now, before, signals, steps)
+    norms = squares.sqrt()
+    cancelled = squares < CANCELLED[dtype] * terms
+    total = torch.zeros(layout.d, dtype=torch.float64, device=squares.device)
+    for index in torch.split(cancelled.nonzero().flatten(), max(1, CHUNK_NUMBERS // layout.d)):
+        rows = _formed(now, before, layout, index)
+        norms[index] = row_norms(rows)
+        total += scaled(rows, *clip_factors(norms[index], clip, dtype)).sum(0)
+    factors, ignored = clip_factors(norms, clip, dtype)
+    kept = _only(~ignored & ~cancelled)
+    weights = _chosen(factors, kept)
+    plain = now[0].signal.new_zeros(layout.d)
+    views = layout.views(plain)
+    for new, old, signal, step in zip(now, before, signals, steps, strict=True):
+        _add(views, new.call, _weighted(signal, kept, weights), _chosen(new.call.inputs, kept))
+        if step is not None:
+            views[new.call.weight].addmm_(_weighted(old.signal, kept, weights).T, _chosen(step, kept))
+    return total.add_(exact(plain)), norms
+
+
+def _difference_squares(
+    now: Sequence[Layer], before: Sequence[Layer], signals: Sequence[Tensor], steps: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor]:
+    """(B,) squared norms, and what their terms amount to without their signs."""
+    squares, terms = [], []
+    for new, old, signal, step in zip(now, before, signals, steps, strict=True):
+        change = exact(signal)
+        first = torch.linalg.vecdot(change, change) * _inputs_square(new)
+        squares.append(first)
+        terms.append(first)
+        if step is not None:
+            back, move = exact(old.signal), exact(step)
+            second = torch.linalg.vecdot(back, back) * torch.linalg.vecdot(move, move)
+            cross = 2 * torch.linalg.vecdot(change, back) * torch.linalg.vecdot(exact(new.call.inputs), move)
+            squares.append(second + cross)
+            terms.append(second + cross.abs())
+    return torch.stack(squares).sum(0).clamp_(min=0), torch.stack(terms).sum(0)
+
+
+def _formed(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, index: Tensor) -> Tensor:
+    """(m, d) float64 differences of these examples' gradients, each number rounded once."""
+    rows = torch.zeros(len(index), layout.d, dtype=torch.float64, device=index.device)
+    views = layout.views(rows)
+    for new, old in zip(now, before, strict=True):
+        signal, previous = exact(new.signal)[index], exact(old.signal)[index]
+        inputs, earlier = exact(new.call.inputs)[index], exact(old.call.inputs)[index]
+        weight = views[new.call.weight]
+        torch.mul(signal.unsqueeze(2), inputs.unsqueeze(1), out=weight)
+        weight.sub_(previous.unsqueeze(2) * earlier.unsqueeze(1))
+        if new.call.bias is not None:
+            views[new.call.bias].copy_(signal - previous)
+    return rows
+
+
+def _square(values: Tensor) -> Tensor:
+    wide = exact(values)
+    square: Tensor = torch.linalg.vecdot(wide, wide)
+    return square
+
+
+def _inputs_square(layer: Layer) -> Tensor:
+    square = _square(layer.call.inputs)
+    return square if layer.call.bias is None else square + 1.0
+
+
+def _add(views: Mapping[str, Tensor], call: Call, signal: Tensor, inputs: Tensor) -> None:
+    torch.mm(signal.T, inputs, out=views[call.weight])
+    if call.bias is not None:
+        torch.sum(signal, 0, out=views[call.bias])
+
+
+def _only(mask: Tensor) -> Tensor | None:
+    """Positions where the mask holds; None where it holds everywhere."""
+    return None if bool(mask.all()) else mask.nonzero().flatten()
+
+
+def _chosen(values: Tensor, index: Tensor | None) -> Tensor:
+    return values if index is None else values[index.to(values.device)]
+
+
+def _weighted(signal: Tensor, index: Tensor | None, weights: Tensor) -> Tensor:
+    rows = _chosen(signal, index)
+    return rows * weights.to(dtype=rows.dtype, device=rows.device).unsqueeze(1)
