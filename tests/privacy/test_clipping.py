@@ -1,0 +1,518 @@
+"""Clipped sums against the plain loop of autograd over examples; each example's contribution against C."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsim.errors import FedsimError
+from fedsim.models.standardize import standardized
+from fedsim.privacy.clipping import (
+    clip_rows,
+    clipped_difference_sum,
+    clipped_gradient_sum,
+    ghost_layers,
+)
+from fedsim.updates import Layout
+
+FLOATS = [torch.float64, torch.float32]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-6}
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.reshape(targets.shape) - targets).square()
+
+
+class Written(nn.Module):
+    """A perceptron as people write it, with a sum of two branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 8)
+        self.second = nn.Linear(8, 8, bias=False)
+        self.third = nn.Linear(8, 5)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(torch.relu(self.first(x.view(x.size(0), -1))))
+        return self.third(functional.silu(self.second(x)) + x)
+
+
+class Twice(nn.Module):
+    """The same layer applied two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.layer(torch.tanh(self.layer(x.flatten(1))))))
+
+
+class Scaled(nn.Module):
+    """A parameter beside the linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 5)
+        self.scale = nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1)) * self.scale
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 5)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.two(torch.tanh(self.one(x.flatten(1))))))
+
+
+class Centred(nn.Module):
+    """Takes the batch's mean off: examples meet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.Softplus(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 5))
+
+
+def logistic() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+
+
+def in_place() -> nn.Module:
+    return standardized(nn.Sequential(nn.Linear(12, 8), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8, 5)), 0.3, 0.4)
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 3, 2), nn.ReLU(), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(18, 5)
+    )
+
+
+def tokens() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (3, 4)), nn.Linear(4, 6), nn.ReLU(), nn.Flatten(), nn.Linear(18, 5))
+
+
+GHOST = [mlp, logistic, in_place, Written]
+ROWS = [cnn, tokens, Twice, Scaled, Tied]
+
+
+def task(build: Callable[[], nn.Module], dtype: torch.dtype, n: int = 23) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(3)
+    return build().to(dtype), torch.randn(n, 12, dtype=dtype), torch.randint(5, (n,))
+
+
+def vector(module: nn.Module) -> Tensor:
+    return Layout.of(module).flatten(dict(module.named_parameters()), next(module.parameters()).dtype)
+
+
+def moved(x: Tensor, step: float) -> Tensor:
+    direction = torch.randn(len(x), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return x + (step / direction.norm() * direction).to(x.dtype)
+
+
+def gradients(
+    module: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    at: Tensor | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+) -> Tensor:
+    """(n, d), one example at a time."""
+    module = module.eval()
+    if at is not None:
+        Layout.of(module).load(module, at)
+    rows = []
+    for i in range(len(inputs)):
+        value = loss(module(inputs[i : i + 1]), targets[i : i + 1]).sum()
+        rows.append(torch.cat([each.flatten() for each in torch.autograd.grad(value, list(module.parameters()))]))
+    return torch.stack(rows)
+
+
+def clipped(rows: Tensor, clip: float) -> Tensor:
+    rows = rows.double()
+    return sum((row * min(1.0, clip / max(float(row.norm()), 1e-300)) for row in rows), torch.zeros(rows.shape[1]))
+
+
+def middle(rows: Tensor) -> float:
+    """A clip that lies halfway between two norms, so that no rounding decides who is clipped."""
+    half = len(rows) // 2
+    return float(rows.double().norm(dim=1).sort().values[half : half + 2].mean())
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert float((found.double() - expected).norm()) <= tolerance * float(expected.norm())
+
+
+def contributions(call: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    """(n,) norms of what each example adds."""
+    return torch.stack([call(inputs[i : i + 1], targets[i : i + 1]).double().norm() for i in range(len(inputs))])
+
+
+@pytest.mark.parametrize("build", GHOST)
+def test_norms_suffice_for_linear_layers_called_once(build: Callable[[], nn.Module]) -> None:
+    module, inputs, _ = task(build, torch.float32)
+    weights = [name for name, value in module.named_parameters() if value.ndim == 2]
+    assert sorted(ghost_layers(module.eval(), inputs) or ()) == sorted(weights)
+
+
+@pytest.mark.parametrize("build", ROWS)
+def test_norms_do_not_suffice_for_others(build: Callable[[], nn.Module]) -> None:
+    module, inputs, _ = task(build, torch.float32)
+    assert ghost_layers(module.eval(), inputs) is None
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [Centred(), nn.Linear(12, 5)],
+        [nn.Flatten(0), nn.Unflatten(0, (2, 12)), nn.Linear(12, 5)],
+        [nn.Linear(12, 5), nn.Softmax(0)],
+        [nn.Linear(12, 5), nn.PReLU()],
+        [nn.utils.parametrizations.weight_norm(nn.Linear(12, 5))],
+    ],
+)
+def test_norms_do_not_suffice_where_examples_meet(layers: Sequence[nn.Module]) -> None:
+    assert ghost_layers(nn.Sequential(*layers).eval(), torch.randn(2, 12)) is None
+
+
+def test_dropout_that_drops_is_not_taken_for_none() -> None:
+    module = nn.Sequential(nn.Dropout(0.5), nn.Linear(12, 5))
+    assert ghost_layers(module.train(), torch.randn(2, 12)) is None
+    assert ghost_layers(module.eval(), torch.randn(2, 12)) is not None
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("build", GHOST + ROWS)
+def test_gradient_sum_is_the_loop_over_examples(
+    build: Callable[[], nn.Module], chunk: int | None, dtype: torch.dtype
+) -> None:
+    module, inputs, targets = task(build, dtype)
+    rows = gradients(module, inputs, targets)
+    clip = middle(rows)
+    found = clipped_gradient_sum(module.train(), cross_entropy, inputs, targets, clip, chunk=chunk)
+    close(found.total, clipped(rows, clip), TOLERANCE[dtype])
+    assert found.total.dtype == dtype
+    assert (found.count, found.nonfinite, found.clipped) == (23, 0, 11 / 23)
+    torch.testing.assert_close(found.norms, rows.double().norm(dim=1), rtol=TOLERANCE[dtype], atol=0)
+    assert module.training
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("build", GHOST + ROWS)
+def test_difference_sum_is_the_loop_over_examples(
+    build: Callable[[], nn.Module], chunk: int | None, dtype: torch.dtype
+) -> None:
+    module, inputs, targets = task(build, dtype)
+    before, now = vector(module), moved(vector(module), 3.0)
+    rows = gradients(module, inputs, targets, now) - gradients(module, inputs, targets, before)
+    clip = middle(rows)
+    with torch.no_grad():
+        for value in module.parameters():
+            value.fill_(torch.nan)
+    found = clipped_difference_sum(module, now, before, cross_entropy, inputs, targets, clip, chunk=chunk)
+    close(found.total, clipped(rows, clip), TOLERANCE[dtype])
+    assert (found.count, found.nonfinite, found.clipped) == (23, 0, 11 / 23)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_without_a_clip_it_is_the_gradient_of_the_sum(build: Callable[[], nn.Module]) -> None:
+    module, inputs, targets = task(build, torch.float64)
+    found = clipped_gradient_sum(module, cross_entropy, inputs, targets, float("inf"))
+    whole = torch.autograd.grad(cross_entropy(module(inputs), targets).sum(), list(module.parameters()))
+    close(found.total, torch.cat([each.flatten() for each in whole]), 1e-12)
+    assert found.clipped == 0.0
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("step", [1.0, 1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("build", [mlp, Written, cnn])
+def test_no_example_adds_more_than_the_clip(build: Callable[[], nn.Module], step: float, dtype: torch.dtype) -> None:
+    module, inputs, targets = task(build, dtype)
+    before, now = vector(module), moved(vector(module), step)
+    norms = clipped_difference_sum(module, now, before, cross_entropy, inputs, targets, 1.0).norms
+    clip = float(norms[norms > 0].median() / 2)
+
+    def call(x: Tensor, y: Tensor) -> Tensor:
+        return clipped_difference_sum(module, now, before, cross_entropy, x, y, clip).total
+
+    added = contributions(call, inputs, targets)
+    assert float(added.max()) <= clip * (1 + 1e-6)
+    assert float(added.max()) >= clip * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("step", [1e-2, 1e-4, 1e-6])
+def test_small_steps_lose_nothing_in_double(step: float) -> None:
+    module, inputs, targets = task(mlp, torch.float64)
+    before, now = vector(module), moved(vector(module), step)
+    rows = gradients(module, inputs, targets, now) - gradients(module, inputs, targets, before)
+    clip = middle(rows)
+    found = clipped_difference_sum(module, now, before, cross_entropy, inputs, targets, clip)
+    close(found.total, clipped(rows, clip), 1e-14 / step + 1e-13)
+
+
+def two_layers(dtype: torch.dtype, first: float, second: float) -> tuple[nn.Module, Tensor]:
+    """x · first · second, linear, on one number: the second layer's input is first · x."""
+    module = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).to(dtype)
+    return module, torch.tensor([first, second], dtype=dtype)
+
+
+def quotient(outputs: Tensor, targets: Tensor) -> Tensor:
+    """targets · log(output): the signal is targets/output, so that signal times input does not depend on the point."""
+    return targets * outputs.flatten().log()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("away", [0.0, 1e-7, 1e-5, 1e-3, 1e-1])
+def test_terms_that_cancel(dtype: torch.dtype, away: float) -> None:
+    # By the second weight v the gradient is t/v, by the first t/u: the input u·x of the second layer drops out.
+    # Moving u alone, |Δb||a'| and |b||Δa| of the second layer are large and their difference is nothing; ``away``
+    # moves v a little. The first layer's own difference is made small by a huge u.
+    module, before = two_layers(dtype, 1e6, 2.0)
+    now = before * torch.tensor([4.0, 1.0 + away], dtype=dtype)
+    inputs = torch.tensor([[0.7], [1.3], [2.9]], dtype=dtype)
+    targets = torch.tensor([3.0, 11.0, 0.1], dtype=dtype)
+    wide = [each.double() for each in (now, before)]
+    exact = targets.double()[:, None] * (1 / wide[0] - 1 / wide[1])
+    clip = float(exact.norm(dim=1).median()) / 2
+    found = clipped_difference_sum(module, now, before, quotient, inputs, targets, clip)
+    # Signals and inputs themselves are rounded: what they are off by is a share of the terms, t/v.
+    rounding = 8 * torch.finfo(dtype).eps * float(targets.max()) / 2
+    torch.testing.assert_close(found.norms, exact.norm(dim=1), rtol=1e-6, atol=rounding)
+
+    def call(x: Tensor, y: Tensor) -> Tensor:
+        return clipped_difference_sum(module, now, before, quotient, x, y, clip).total
+
+    assert float(contributions(call, inputs, targets).max()) <= clip * (1 + 1e-6)
+    if away >= 1e-3:
+        close(found.total, clipped(exact, clip), 1e-6 + 10 * torch.finfo(dtype).eps / away)
+
+
+def test_terms_that_cancel_in_wide_layers_keep_the_clip() -> None:
+    # logits = W2 · W1 x with W1 scaled up and W2 down by one factor: the function stays, and with it the signal at
+    # the logits times the hidden layer grows, while the first layer's gradients shrink.
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 10))
+    inputs, targets = torch.randn(40, 30), torch.rand(40) + 0.5
+
+    def loss(outputs: Tensor, weights: Tensor) -> Tensor:
+        return weights * outputs.square().sum(1).log()
+
+    start = vector(module)
+    for factor in (1.0 + 1e-6, 1.001, 1.5, 30.0):
+        scale = torch.ones_like(start)
+        scale[: 30 * 20 + 20] = factor
+        now = start * scale
+        norms = clipped_difference_sum(module, now, start, loss, inputs, targets, 1.0).norms
+        clip = float(norms.min() / 2)
+
+        def call(x: Tensor, y: Tensor, now: Tensor = now, clip: float = clip) -> Tensor:
+            return clipped_difference_sum(module, now, start, loss, x, y, clip).total
+
+        assert float(contributions(call, inputs, targets).max()) <= clip * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_order_of_the_examples_does_not_matter(build: Callable[[], nn.Module]) -> None:
+    module, inputs, targets = task(build, torch.float64)
+    before, now = vector(module), moved(vector(module), 0.1)
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(1))
+    one = clipped_difference_sum(module, now, before, cross_entropy, inputs, targets, 0.05)
+    other = clipped_difference_sum(module, now, before, cross_entropy, inputs[order], targets[order], 0.05)
+    close(other.total, one.total, 1e-13)
+    torch.testing.assert_close(other.norms, one.norms[order], rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_the_same_call_gives_the_same_bits(build: Callable[[], nn.Module]) -> None:
+    module, inputs, targets = task(build, torch.float32)
+    before, now = vector(module), moved(vector(module), 0.1)
+    one, other = (
+        clipped_difference_sum(module, now, before, cross_entropy, inputs, targets, 0.05).total for _ in range(2)
+    )
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("build", [mlp, logistic, cnn])
+def test_examples_that_are_not_finite_add_zero(build: Callable[[], nn.Module], bad: float, dtype: torch.dtype) -> None:
+    module, inputs, targets = task(build, dtype)
+    inputs[4, 2] = inputs[17, 0] = bad
+    rest = torch.tensor([i for i in range(23) if i not in (4, 17)])
+    before, now = vector(module), moved(vector(module), 0.5)
+    for clip in (0.05, float("inf")):
+        found = clipped_difference_sum(module, now, before, cross_entropy, inputs, targets, clip)
+        alone = clipped_difference_sum(module, now, before, cross_entropy, inputs[rest], targets[rest], clip)
+        assert (found.count, found.nonfinite) == (23, 2)
+        close(found.total, alone.total.double(), 1e-6 if dtype == torch.float32 else 1e-13)
+        found = clipped_gradient_sum(module, cross_entropy, inputs, targets, clip)
+        alone = clipped_gradient_sum(module, cross_entropy, inputs[rest], targets[rest], clip)
+        assert found.nonfinite == 2
+        close(found.total, alone.total.double(), 1e-6 if dtype == torch.float32 else 1e-13)
+
+
+def test_one_point_that_is_not_finite_is_enough_to_be_ignored() -> None:
+    module, inputs, targets = task(mlp, torch.float32)
+    now = vector(module)
+    found = clipped_difference_sum(module, now, now * torch.inf, cross_entropy, inputs, targets, 1.0)
+    assert found.nonfinite == 23
+    assert not found.total.any()
+
+
+@pytest.mark.parametrize("build", [logistic, cnn])
+@pytest.mark.parametrize("clip", [0.0, 1e-12, 1.0, float("inf")])
+def test_zero_gradients_add_zero(build: Callable[[], nn.Module], clip: float) -> None:
+    module, inputs, targets = task(build, torch.float32)
+    now = vector(module)
+    found = clipped_difference_sum(module, now, now, cross_entropy, inputs, targets, clip)
+    assert not found.total.any()
+    assert (found.nonfinite, found.clipped) == (0, 0.0)
+
+    def nothing(outputs: Tensor, targets: Tensor) -> Tensor:
+        return 0.0 * outputs.sum(1)
+
+    found = clipped_gradient_sum(module, nothing, inputs, targets, clip)
+    assert not found.total.any()
+    assert found.nonfinite == 0
+
+
+def test_a_clip_of_zero_leaves_nothing() -> None:
+    module, inputs, targets = task(mlp, torch.float32)
+    found = clipped_gradient_sum(module, cross_entropy, inputs, targets, 0.0)
+    assert not found.total.any()
+    assert found.clipped == 1.0
+
+
+def test_regression_and_a_module_that_is_one_layer() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(4, 1).double()
+    inputs, targets = torch.randn(9, 4, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    rows = gradients(module, inputs, targets, loss=squared_error)
+    close(clipped_gradient_sum(module, squared_error, inputs, targets, 0.7).total, clipped(rows, 0.7), 1e-12)
+    assert ghost_layers(module, inputs) == ("weight",)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_frozen_parameters_have_no_gradient(build: Callable[[], nn.Module]) -> None:
+    module, inputs, targets = task(build, torch.float64)
+    rows = gradients(module, inputs, targets)
+    name, value = next(iter(module.named_parameters()))
+    value.requires_grad_(False)
+    rows[:, : value.numel()] = 0.0
+    assert name == Layout.of(module).parameters[0][0]
+    found = clipped_gradient_sum(module, cross_entropy, inputs, targets, 0.3)
+    close(found.total, clipped(rows, 0.3), 1e-12)
+
+
+def test_no_examples() -> None:
+    module, inputs, targets = task(mlp, torch.float32)
+    found = clipped_gradient_sum(module, cross_entropy, inputs[:0], targets[:0], 1.0)
+    assert (found.count, found.clipped, found.nonfinite, len(found.norms)) == (0, 0.0, 0, 0)
+    assert not found.total.any()
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    module, inputs, targets = task(mlp, torch.float32)
+    module.train()
+    module[2].eval()
+    before = vector(module)
+    clipped_difference_sum(module, before + 1, before - 1, cross_entropy, inputs, targets, 1.0)
+    assert torch.equal(vector(module), before)
+    assert [part.training for part in module] == [True, True, False, True, True, True]
+    assert all(value.grad is None for value in module.parameters())
+
+
+def test_rows() -> None:
+    rows = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0], [torch.nan, 1.0], [torch.inf, 0.0], [1e30, 0.0]])
+    expected = torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    torch.testing.assert_close(clip_rows(rows, 1.0), expected)
+    assert torch.equal(clip_rows(rows[:3], float("inf")), rows[:3])
+
+
+def test_rows_keep_the_clip_to_the_last_digits() -> None:
+    rows = torch.randn(200, 1000, generator=torch.Generator().manual_seed(0)) * 1e-4
+    for clip in (1e-9, 1e-4, 2.9e-3):
+        assert float(clip_rows(rows, clip).double().norm(dim=1).max()) <= clip * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("clip", [-1.0, float("nan")])
+def test_clips_that_are_none(clip: float) -> None:
+    module, inputs, targets = task(mlp, torch.float32)
+    with pytest.raises(FedsimError, match="clip: given"):
+        clipped_gradient_sum(module, cross_entropy, inputs, targets, clip)
+    with pytest.raises(FedsimError, match="clip: given"):
+        clip_rows(inputs, clip)
+
+
+def test_what_is_refused() -> None:
+    module, inputs, targets = task(mlp, torch.float32)
+    normed = nn.Sequential(nn.Linear(12, 5), nn.BatchNorm1d(5))
+    with pytest.raises(FedsimError, match=r"batch normalisation \('1'\)"):
+        clipped_gradient_sum(normed, cross_entropy, inputs, targets, 1.0)
+    with pytest.raises(FedsimError, match="float32 or all float64"):
+        clipped_gradient_sum(mlp().bfloat16(), cross_entropy, inputs, targets, 1.0)
+    with pytest.raises(FedsimError, match="at least one that requires_grad"):
+        clipped_gradient_sum(mlp().requires_grad_(False), cross_entropy, inputs, targets, 1.0)
+    with pytest.raises(FedsimError, match="one for each of 23 inputs"):
+        clipped_gradient_sum(module, cross_entropy, inputs, targets[:5], 1.0)
+    with pytest.raises(FedsimError, match="chunk: given 0"):
+        clipped_gradient_sum(module, cross_entropy, inputs, targets, 1.0, chunk=0)
+    with pytest.raises(FedsimError, match="parameters: given shape"):
+        clipped_difference_sum(module, torch.zeros(3), torch.zeros(3), cross_entropy, inputs, targets, 1.0)
+    for build in (mlp, cnn):
+        with pytest.raises(FedsimError, match="one loss for each example"):
+            clipped_gradient_sum(build(), functional.cross_entropy, inputs, targets, 1.0)
+
+
+MEMORY = """
+import resource, sys
+import fedsim, torch
+from torch import nn
+from torch.nn import functional
+from fedsim.privacy.clipping import clipped_difference_sum, clipped_gradient_sum
+torch.set_num_threads(1)
+torch.manual_seed(0)
+norms, n = sys.argv[1] == "norms", int(sys.argv[2])
+net = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+if not norms:
+    net[0] = nn.Sequential(nn.Unflatten(1, (1, 784)), net[0], nn.Flatten())
+inputs, targets = torch.rand(n, 784), torch.randint(10, (n,))
+loss = lambda outputs, labels: functional.cross_entropy(outputs, labels, reduction="none")
+now = torch.cat([value.detach().flatten() for value in net.parameters()])
+assert len(now) == 50890
+unit = 1 if sys.platform == "darwin" else 1024
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+clipped_difference_sum(net, now, now + 1e-3, loss, inputs, targets, 0.1)
+clipped_gradient_sum(net, loss, inputs, targets, 0.1)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "n"), [("norms", 60_000), ("rows", 6_000)])
+def test_memory_does_not_grow_with_the_examples(way: str, n: int) -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY, way, str(n)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) <= 500
