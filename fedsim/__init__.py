@@ -19,7 +19,7 @@ runtime.set_up()
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fedsim import analysis, bench, data, errors, grids, losses, models, optim, report, rng, testing
+    from fedsim import analysis, bench, data, errors, grids, losses, models, optim, privacy, report, rng, testing
     from fedsim.launch import run
     from fedsim.registry import make, names
     from fedsim.scenario import Scenario
@@ -36,7 +36,20 @@ _HOME = {
     "names": "fedsim.registry",
     "run": "fedsim.launch",
 }
-_ROOMS = ("analysis", "bench", "data", "errors", "grids", "losses", "models", "optim", "report", "rng", "testing")
+_ROOMS = (
+    "analysis",
+    "bench",
+    "data",
+    "errors",
+    "grids",
+    "losses",
+    "models",
+    "optim",
+    "privacy",
+    "report",
+    "rng",
+    "testing",
+)
 
 __all__ = [
     "Aggregate",
@@ -54,6 +67,7 @@ __all__ = [
     "models",
     "names",
     "optim",
+    "privacy",
     "report",
     "rng",
     "run",

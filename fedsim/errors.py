@@ -74,6 +74,10 @@ class RecordError(FedsimError):
     """A run's folder that cannot be written (a full disk, missing rights)."""
 
 
+class PrivacyError(FedsimError):
+    """A privacy claim that does not hold, or that cannot be computed as asked."""
+
+
 class UpdatesError(FedsimError):
     """A matrix of updates whose parts do not fit each other or the rule that is asked of it."""
 
