@@ -70,7 +70,10 @@ SAMPLE_ORDERS = tuple(
 GROUPS = 64
 """Poisson releases of more kinds than this are rounded to so many, none to a cheaper one."""
 POINTS = 1_000_000
-"""Points on which the loss distributions of Poisson releases are held, in all: 5 s of work."""
+"""Points on which all the loss distributions together are held, at most: a few seconds of work."""
+
+TAIL = 1e-18
+"""Probability that composing may count as a total loss: far below any delta."""
 
 
 def epsilon(
@@ -283,18 +286,24 @@ def _loss(groups: Sequence[Release], neighbours: Neighbours) -> Any:
             raise PrivacyError("accountant: given 'pld' for samples without replacement; accepted: 'rdp'")
     mu = _mu((each for each in groups if not each.sampled), neighbours)
     poisson = _rounded([each for each in groups if each.sampled])
-    span = sum(_span(SENSITIVITY[neighbours] / each.noise_multiplier) for each in poisson)
-    interval = max(1e-4, span / POINTS) if poisson else _span(mu) / 10_000
-    if poisson and mu:
-        interval = max(interval, _span(mu) / POINTS)
+    interval = _interval(mu, poisson, neighbours)
     whole = None
     if mu:
         whole = privacy_loss_distribution.from_gaussian_mechanism(1 / mu, value_discretization_interval=interval)
     for each in poisson:
         once = _poisson_loss(each.noise_multiplier, each.sampling_rate, neighbours, interval)
-        part = once.self_compose(each.count)
-        whole = part if whole is None else whole.compose(part)
+        part = once.self_compose(each.count, TAIL)
+        whole = part if whole is None else whole.compose(part, TAIL)
     return whole
+
+
+def _interval(mu: float, poisson: Sequence[Release], neighbours: Neighbours) -> float:
+    """Distance of the points: fine beside the spread of a release's loss, as coarse as their number asks."""
+    if not poisson:
+        return max(mu / 1000, _span(mu) / POINTS)
+    mus = [SENSITIVITY[neighbours] / each.noise_multiplier for each in poisson]
+    spread = min(one * each.sampling_rate for one, each in zip(mus, poisson, strict=True))
+    return max(min(max(spread / 100, 1e-4), 1e-3), (_span(mu) + sum(map(_span, mus))) / POINTS)
 
 
 def _span(mu: float) -> float:
@@ -302,7 +311,7 @@ def _span(mu: float) -> float:
     return mu * mu + 20 * mu
 
 
-@lru_cache(maxsize=GROUPS)
+@lru_cache(maxsize=8)
 def _poisson_loss(multiplier: float, rate: float, neighbours: Neighbours, interval: float) -> Any:
     return privacy_loss_distribution.from_gaussian_mechanism(
         multiplier,

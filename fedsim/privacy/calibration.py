@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
+import numpy as np
 from scipy.optimize import brentq
 
 from fedsim.errors import PrivacyError
@@ -92,8 +93,8 @@ def diff2_noise(
     check_choice("neighbours", neighbours, get_args(Neighbours))
     _check_target(epsilon, delta)
     first, second = _counts(rounds, restart)
-    shares = _shares(clients, trust, colluding)
     records = _records(clients, examples_per_client, trust, unit)
+    shares = _shares(clients, trust, colluding)
     if math.isinf(epsilon):
         return 0.0, 0.0
     alpha = 1 + math.ceil(2 * math.log(1 / delta) / epsilon)
@@ -212,7 +213,7 @@ def _check_target(epsilon: float, delta: float) -> None:
 
 
 def _check_count(name: str, given: int) -> None:
-    if given != int(given) or given < 1:
+    if not float(given).is_integer() or given < 1:
         raise PrivacyError(f"{name}: given {given!r}; accepted: an integer of 1 or more")
 
 
@@ -231,8 +232,8 @@ def _records(clients: int, examples_per_client: int | Sequence[int], trust: Trus
     check_choice("trust", trust, get_args(Trust))
     check_choice("unit", unit, get_args(Unit))
     _check_count("clients", clients)
-    sizes = [examples_per_client] if isinstance(examples_per_client, int) else list(examples_per_client)
-    if not isinstance(examples_per_client, int) and len(sizes) != clients:
+    sizes = np.atleast_1d(examples_per_client).tolist()
+    if np.ndim(examples_per_client) and len(sizes) != clients:
         raise PrivacyError(f"examples_per_client: given {len(sizes)} numbers; accepted: one, or {clients}")
     for size in sizes:
         _check_count("examples_per_client", size)
@@ -266,7 +267,7 @@ def _smallest(account: Callable[[float], float], target: float) -> float:
     while excess(low) <= 0:
         high, low = low, low - math.log(2)
     width = tolerance / (8 * target)
-    while width > 1e-15:
+    while width > 1e-12:
         log_scale = float(brentq(excess, low, high, xtol=width))
         if abs(excess(log_scale)) <= tolerance / 2:
             return math.exp(log_scale)

@@ -36,7 +36,7 @@ class Release:
     def __post_init__(self) -> None:
         if not self.noise_multiplier >= 0:
             raise PrivacyError(f"noise_multiplier: given {self.noise_multiplier!r}; accepted: 0 or more, or infinity")
-        if self.count != int(self.count) or self.count < 0:
+        if not float(self.count).is_integer() or self.count < 0:
             raise PrivacyError(f"count: given {self.count!r}; accepted: an integer of 0 or more")
         if not 0 < self.sampling_rate <= 1:
             raise PrivacyError(f"sampling_rate: given {self.sampling_rate!r}; accepted: above 0, up to 1")
