@@ -21,15 +21,16 @@ from fedsim.optim.gns import LowRank, Products
 
 def exact(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """∇²f by autograd; it need not be positive semidefinite."""
-    return torch.func.hessian(function)
+    gradient = torch.func.grad(function)
+    return lambda x: _jacobian(gradient, x)
 
 
 def exact_products(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Products]:
     """v → ∇²f(x) v by autograd, for d where a matrix is too large."""
 
     def curvature(x: Tensor) -> Products:
-        gradient = torch.func.grad(function)
-        return Products(lambda v: torch.func.jvp(gradient, (x,), (v,))[1])
+        pull = torch.func.vjp(torch.func.grad(function), x)[1]
+        return Products(lambda v: pull(v)[0])
 
     return curvature
 
