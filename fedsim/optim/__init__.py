@@ -15,12 +15,13 @@ from fedsim.optim.softmax_radius import RadiusControl, softmax_radius
 
 if TYPE_CHECKING:
     from fedsim.optim import gns
+    from fedsim.optim.diffgrad import DiffGrad
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {"DiffGrad": "diffgrad"}
 """Names by the module that they live in."""
 _MODULES = ("gns",)
 
-__all__ = ["RadiusControl", "gns", "softmax_radius"]
+__all__ = ["DiffGrad", "RadiusControl", "gns", "softmax_radius"]
 
 
 def __getattr__(name: str) -> Any:
