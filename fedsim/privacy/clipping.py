@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedsim.blocks import exact
 from fedsim.errors import FedsimError
 from fedsim.privacy import ghost, materialised
 from fedsim.privacy.ghost import Loss, ghost_layers
@@ -124,27 +125,27 @@ def _summed(
     check_clip(clip)
     if chunk is not None and chunk < 1:
         raise FedsimError(f"chunk: given {chunk}; accepted: 1 or more examples")
-    first = next(module.parameters())
-    total, norms = torch.zeros(layout.d, dtype=first.dtype, device=first.device), torch.zeros(0, dtype=torch.float64)
+    first = next(module.parameters()).detach()
+    total = exact(first.new_zeros(layout.d))
+    norms = exact(first.new_zeros(len(inputs)))
     if not len(inputs):
-        return ClippedSum(total, 0, 0.0, 0, norms)
+        return ClippedSum(total.to(dtype=first.dtype, device=first.device), 0, 0.0, 0, norms)
     with _evaluating(module):
         fast = ghost_layers(module, inputs) is not None
         size = chunk or (ghost.chunk_size(inputs, layout) if fast else materialised.chunk_size(layout))
         part = by_norms if fast else by_rows
-        pieces = zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
-        sums = (part(x.to(first.dtype) if x.is_floating_point() else x, y) for x, y in pieces)
-        exact_total, own_norms = next(sums)
-        found = [own_norms]
-        for part_total, part_norms in sums:
-            exact_total += part_total
-            found.append(part_norms)
-    norms = torch.cat(found)
+        # Nothing that stays is allocated between chunks: it would keep the heap from reusing their memory.
+        for start in range(0, len(inputs), size):
+            x, y = inputs[start : start + size], targets[start : start + size]
+            part_total, part_norms = part(x.to(first.dtype) if x.is_floating_point() else x, y)
+            norms[start : start + size] = part_norms
+            total += part_total
     _, ignored = clip_factors(norms, clip, first.dtype)
     nonfinite = int(ignored.sum())
     clipped = int((~ignored & (norms > clip)).sum())
-    total.copy_(exact_total)
-    return ClippedSum(total, len(inputs), clipped / len(inputs), nonfinite, norms)
+    return ClippedSum(
+        total.to(dtype=first.dtype, device=first.device), len(inputs), clipped / len(inputs), nonfinite, norms
+    )
 
 
 def _checked(module: nn.Module, inputs: Tensor, targets: Tensor) -> Layout:

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedsim.blocks import exact
 from fedsim.privacy.ghost import Loss, check_losses
-from fedsim.privacy.rows import clip_factors, row_norms, scaled
+from fedsim.privacy.rows import block_rows, clip_factors, row_norms, scaled
 from fedsim.updates import Layout
 
 CHUNK = 256
@@ -57,4 +57,9 @@ def gradient_rows(module: nn.Module, loss: Loss, layout: Layout) -> Rows:
 def clipped(rows: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """Sum (d,) float64 of the clipped rows, and their norms (B,) float64."""
     norms = row_norms(rows)
-    return exact(scaled(rows, *clip_factors(norms, clip, rows.dtype))).sum(0), norms
+    factors, ignored = clip_factors(norms, clip, rows.dtype)
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=norms.device)
+    size = block_rows(rows.shape[1])
+    for block in zip(torch.split(rows, size), torch.split(factors, size), torch.split(ignored, size), strict=True):
+        total += exact(scaled(*block)).sum(0)
+    return total, norms

@@ -37,8 +37,13 @@ def clip_rows(matrix: Tensor, clip: float) -> Tensor:
 
 def row_norms(matrix: Tensor) -> Tensor:
     """(n,) float64 Euclidean norms of the rows."""
-    blocks = (exact(block) for block in torch.split(matrix, max(1, BLOCK_NUMBERS // max(matrix.shape[1], 1))))
+    blocks = (exact(block) for block in torch.split(matrix, block_rows(matrix.shape[1])))
     return torch.cat([torch.linalg.vecdot(block, block).sqrt() for block in blocks])
+
+
+def block_rows(d: int) -> int:
+    """Rows of d numbers whose float64 copies lie in memory at once."""
+    return max(1, BLOCK_NUMBERS // max(d, 1))
 
 
 def clip_factors(norms: Tensor, clip: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
