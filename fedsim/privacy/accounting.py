@@ -32,14 +32,15 @@ from dp_accounting import (
     SampledWithoutReplacementDpEvent,
     get_epsilon_gaussian,
 )
-from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.rdp import RdpAccountant
 from dp_accounting.rdp.rdp_privacy_accountant import compute_delta, compute_epsilon
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
 from fedsim.errors import PrivacyError
+from fedsim.privacy.loss_distribution import loss_distribution
 from fedsim.privacy.releases import (
+    SENSITIVITY,
     Accountant,
     Neighbours,
     Release,
@@ -48,10 +49,6 @@ from fedsim.privacy.releases import (
     check_delta,
     grouped,
 )
-
-RELATION = {"replace_one": NeighboringRelation.REPLACE_ONE, "add_or_remove": NeighboringRelation.ADD_OR_REMOVE_ONE}
-SENSITIVITY = {"replace_one": 2.0, "add_or_remove": 1.0}
-"""How far a record moves a sum, in units of its largest contribution."""
 
 ORDERS = (
     *(1 + tenth / 10 for tenth in range(1, 100)),
@@ -66,14 +63,6 @@ SAMPLE_ORDERS = tuple(
     order for order in ORDERS if order <= 32 or order in (36, 40, 48, 56, 64, 80, 96, 128, 192, 256, 512, 1024, 2048)
 )
 """Those at which samples are accounted: the bound takes seconds at all of them."""
-
-GROUPS = 64
-"""Poisson releases of more kinds than this are rounded to so many, none to a cheaper one."""
-POINTS = 1_000_000
-"""Points on which all the loss distributions together are held, at most: a few seconds of work."""
-
-TAIL = 1e-18
-"""Probability that composing may count as a total loss: far below any delta."""
 
 
 def epsilon(
@@ -157,7 +146,7 @@ def gaussian_mu(releases: Iterable[ReleaseLike], neighbours: Neighbours = "repla
     Raises:
         PrivacyError: a release of a sample.
     """
-    check_choice("neighbours", neighbours, tuple(RELATION))
+    check_choice("neighbours", neighbours, get_args(Neighbours))
     groups = grouped(releases)
     for release in groups:
         if release.sampled:
@@ -231,7 +220,7 @@ class _Loss:
 
 def _cost(releases: Iterable[ReleaseLike], accountant: Accountant, neighbours: Neighbours) -> _Cost:
     check_choice("accountant", accountant, get_args(Accountant))
-    check_choice("neighbours", neighbours, tuple(RELATION))
+    check_choice("neighbours", neighbours, get_args(Neighbours))
     groups = grouped(releases)
     if not groups:
         return _Nothing()
@@ -239,14 +228,22 @@ def _cost(releases: Iterable[ReleaseLike], accountant: Accountant, neighbours: N
         return _Everything()
     if accountant == "gdp":
         return _Gaussian(gaussian_mu(groups, neighbours))
+    groups = _merged(groups, neighbours)
     if accountant == "rdp":
         return _Renyi(sum((each.count * _renyi(each, neighbours) for each in groups), np.zeros(len(ORDERS))))
-    return _Loss(_loss(groups, neighbours))
+    return _Loss(loss_distribution(groups, neighbours))
 
 
 def _mu(groups: Iterable[Release], neighbours: Neighbours) -> float:
     squares = math.fsum(each.count / each.noise_multiplier**2 if each.noise_multiplier else math.inf for each in groups)
     return SENSITIVITY[neighbours] * math.sqrt(squares)
+
+
+def _merged(groups: list[Release], neighbours: Neighbours) -> list[Release]:
+    """The unsampled as one Gaussian, which they are together, exactly; and the sampled as they stand."""
+    mu = _mu((each for each in groups if not each.sampled), neighbours)
+    sampled = [each for each in groups if each.sampled]
+    return [Release(SENSITIVITY[neighbours] / mu), *sampled] if mu else sampled
 
 
 def _renyi(release: Release, neighbours: Neighbours) -> NDArray[np.float64]:
@@ -277,73 +274,3 @@ def _renyi_once(multiplier: float, rate: float, sampling: str, neighbours: Neigh
     at = np.isin(ORDERS, SAMPLE_ORDERS)
     divergences[at] = np.minimum(divergences[at], accountant.rdp)
     return divergences
-
-
-def _loss(groups: Sequence[Release], neighbours: Neighbours) -> Any:
-    """Loss distribution of all: the unsampled are one Gaussian, exactly; the others compose group by group."""
-    for each in groups:
-        if each.sampled and each.sampling == "without_replacement":
-            raise PrivacyError("accountant: given 'pld' for samples without replacement; accepted: 'rdp'")
-    mu = _mu((each for each in groups if not each.sampled), neighbours)
-    poisson = _rounded([each for each in groups if each.sampled])
-    interval = _interval(mu, poisson, neighbours)
-    whole = None
-    if mu:
-        whole = privacy_loss_distribution.from_gaussian_mechanism(1 / mu, value_discretization_interval=interval)
-    for each in poisson:
-        once = _poisson_loss(each.noise_multiplier, each.sampling_rate, neighbours, interval)
-        part = once.self_compose(each.count, TAIL)
-        whole = part if whole is None else whole.compose(part, TAIL)
-    return whole
-
-
-def _interval(mu: float, poisson: Sequence[Release], neighbours: Neighbours) -> float:
-    """Distance of the points: fine beside the spread of a release's loss, as coarse as their number asks."""
-    if not poisson:
-        return max(mu / 1000, _span(mu) / POINTS)
-    mus = [SENSITIVITY[neighbours] / each.noise_multiplier for each in poisson]
-    spread = min(one * each.sampling_rate for one, each in zip(mus, poisson, strict=True))
-    return max(min(max(spread / 100, 1e-4), 1e-3), (_span(mu) + sum(map(_span, mus))) / POINTS)
-
-
-def _span(mu: float) -> float:
-    """Width of the losses of a Gaussian mechanism, tails of 1e-22 left out."""
-    return mu * mu + 20 * mu
-
-
-@lru_cache(maxsize=8)
-def _poisson_loss(multiplier: float, rate: float, neighbours: Neighbours, interval: float) -> Any:
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        multiplier,
-        sampling_prob=rate,
-        neighboring_relation=RELATION[neighbours],
-        value_discretization_interval=interval,
-    )
-
-
-def _rounded(poisson: list[Release]) -> list[Release]:
-    """At most GROUPS groups, by a grid over multiplier and rate, each cell at its smallest and largest of the two.
-
-    Less noise and a larger rate can only tell more (the less telling release is a post-processing of the other), so
-    that the bound stays one; the cells are as fine as the number of groups allows.
-    """
-    width = 1e-3
-    rounded = poisson
-    while len(rounded) > GROUPS:
-        cells: dict[tuple[int, int], list[Release]] = {}
-        for each in poisson:
-            cell = (
-                math.floor(math.log(each.noise_multiplier) / width),
-                math.ceil(math.log(each.sampling_rate) / width),
-            )
-            cells.setdefault(cell, []).append(each)
-        rounded = [
-            Release(
-                min(each.noise_multiplier for each in cell),
-                sum(each.count for each in cell),
-                max(each.sampling_rate for each in cell),
-            )
-            for cell in cells.values()
-        ]
-        width *= 1.25
-    return rounded

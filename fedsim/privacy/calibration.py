@@ -23,6 +23,7 @@ from scipy.optimize import brentq
 from fedsim.errors import PrivacyError
 from fedsim.privacy import accounting
 from fedsim.privacy.releases import (
+    SENSITIVITY,
     Accountant,
     Neighbours,
     Release,
@@ -98,7 +99,7 @@ def diff2_noise(
     if math.isinf(epsilon):
         return 0.0, 0.0
     alpha = 1 + math.ceil(2 * math.log(1 / delta) / epsilon)
-    unit_noise = accounting.SENSITIVITY[neighbours] * math.sqrt(alpha / epsilon) / (records * math.sqrt(shares))
+    unit_noise = SENSITIVITY[neighbours] * math.sqrt(alpha / epsilon) / (records * math.sqrt(shares))
     sigma1 = unit_noise * math.sqrt(first * (SPLIT if second else 1.0))
     sigma2 = unit_noise * math.sqrt(rounds * SPLIT / (SPLIT - 1)) if second else 0.0
 
@@ -267,7 +268,7 @@ def _smallest(account: Callable[[float], float], target: float) -> float:
     while excess(low) <= 0:
         high, low = low, low - math.log(2)
     width = tolerance / (8 * target)
-    while width > 1e-12:
+    while width > 1e-8:
         log_scale = float(brentq(excess, low, high, xtol=width))
         if abs(excess(log_scale)) <= tolerance / 2:
             return math.exp(log_scale)

@@ -13,6 +13,9 @@ Accountant = Literal["pld", "rdp", "gdp"]
 Neighbours = Literal["replace_one", "add_or_remove"]
 Sampling = Literal["poisson", "without_replacement"]
 
+SENSITIVITY: dict[Neighbours, float] = {"replace_one": 2.0, "add_or_remove": 1.0}
+"""How far a record moves a sum, in units of its largest contribution."""
+
 
 @dataclass(frozen=True)
 class Release:

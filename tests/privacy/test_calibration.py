@@ -177,6 +177,7 @@ def test_noise_for_one_release_is_the_analytic_gaussian_mechanism() -> None:
     assert noise_for(1.0, DELTA, 1, neighbours="replace_one") == pytest.approx(2 * 3.7304, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_an_epsilon_that_no_noise_reaches_is_refused() -> None:
     with pytest.raises(PrivacyError, match="accountant"):
         noise_for(1.0, 1e-30, 1)
