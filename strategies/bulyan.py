@@ -70,15 +70,20 @@ class Bulyan(Defense):
         n = len(updates)
         beta = n - 2 * self.malicious
         require(beta >= 1, "bulyan", f"{n} selected clients", f"more than {2 * self.malicious}")
-        rows = updates.values
-        update = torch.empty(updates.d, dtype=rows.dtype, device=rows.device)
+        return Aggregate(around_median(updates.values, beta), torch.full((n,), torch.nan, dtype=torch.float64))
 
-        def block(columns: slice) -> None:
-            mean = _mean_around_median([exact(row) for row in ranks(rows[:, columns], 0, n - 1)], beta)
-            update[columns] = mean.to(dtype=rows.dtype, device=rows.device)
 
-        map_blocks(block, n, updates.d, columns=COLUMNS, parallel=rows.device.type == "cpu")
-        return Aggregate(update, torch.full((n,), torch.nan, dtype=torch.float64))
+def around_median(rows: Tensor, count: int) -> Tensor:
+    """(d,) mean, in every coordinate, of the ``count`` values of the (n, d) rows closest to their median."""
+    n, d = rows.shape
+    result = torch.empty(d, dtype=rows.dtype, device=rows.device)
+
+    def block(columns: slice) -> None:
+        mean = _mean_around_median([exact(row) for row in ranks(rows[:, columns], 0, n - 1)], count)
+        result[columns] = mean.to(dtype=rows.dtype, device=rows.device)
+
+    map_blocks(block, n, d, columns=COLUMNS, parallel=rows.device.type == "cpu")
+    return result
 
 
 def _mean_around_median(ordered: Sequence[Tensor], count: int) -> Tensor:

@@ -27,10 +27,15 @@ class NormBound(Defense):
     radius: Annotated[float, Field(gt=0)] = 5.0
 
     def transform(self, updates: Updates, ctx: Round) -> Updates:
-        long = (updates.norms > self.radius).nonzero().flatten()
-        if len(long) == 0:
-            return updates
-        values = updates.values.clone()
-        for row in long.tolist():
-            values[row] *= self.radius / float(updates.norms[row])
-        return updates.replace(values=values)
+        return shortened(updates, self.radius)
+
+
+def shortened(updates: Updates, radius: float) -> Updates:
+    """The updates with rows longer than the radius cut to it; the object itself where none is."""
+    long = (updates.norms > radius).nonzero().flatten()
+    if len(long) == 0:
+        return updates
+    values = updates.values.clone()
+    for row in long.tolist():
+        values[row] *= radius / float(updates.norms[row])
+    return updates.replace(values=values)

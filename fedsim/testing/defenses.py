@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.data.examples import Examples
 from fedsim.errors import UpdatesError
-from fedsim.updates import Aggregate, Updates
+from fedsim.updates import Aggregate, Layout, Updates
 from strategies.defense import Defense, Round
 
 Make = Callable[[], Defense]
@@ -29,6 +30,9 @@ Make = Callable[[], Defense]
 CLIENTS = 15
 DIMENSION = 60
 MOST_CLIENTS = 40
+INPUTS, CLASSES = 14, 4
+LAYOUT = Layout((("weight", (CLASSES, INPUTS)), ("bias", (CLASSES,))))
+"""The toy model is linear; its parameters are the sixty numbers of a row."""
 TOLERANCE = 1e-6
 
 
@@ -191,12 +195,26 @@ def updates(clients: int = CLIENTS, *, seed: int = 0, dtype: torch.dtype = torch
         [2 * i + i // 3 for i in range(clients)],
         torch.randn(DIMENSION, generator=generator).to(dtype),
         extras={"buffers": torch.randn(clients, 4, generator=generator).to(dtype)},
+        layout=LAYOUT,
     )
 
 
 def context(part: Defense, state: dict[str, Any], number: int = 1) -> Round:
     """A round of this part alone, with its state."""
-    return Round(round=number, seed=7, part=getattr(part, "name", type(part).__name__), state=state)
+    name = getattr(part, "name", type(part).__name__)
+    return Round(round=number, seed=7, part=name, layout=LAYOUT, root=root_data(), predict=predict, state=state)
+
+
+def root_data() -> Examples:
+    """Clean examples that the server holds: forty of them, in four classes."""
+    generator = torch.Generator().manual_seed(5)
+    return Examples(torch.randn(40, INPUTS, generator=generator), torch.arange(40) % CLASSES)
+
+
+def predict(parameters: Tensor, inputs: Tensor) -> Tensor:
+    """(m, 4) logits of the toy model."""
+    views = LAYOUT.views(parameters)
+    return torch.nn.functional.linear(inputs.to(parameters.dtype), views["weight"], views["bias"])
 
 
 def run(make: Make, rows: Updates) -> Aggregate:

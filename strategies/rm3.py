@@ -1,0 +1,34 @@
+"""RM3: the coordinate-wise median of the last three rounds' mean updates.
+
+    Δ = median(mean_t, mean_{t−1}, mean_{t−2}),   nothing in the first two rounds
+
+with means weighted by example count. What only one round wants does not enter the model; on mini-batches the rule keeps
+a model from memorising. The weights reported are those of this round's mean.
+
+Chatterjee & Zielinski, "Making Coherence Out of Nothing At All: Measuring the Evolution of Gradient Alignment", 2020,
+arXiv 2008.01217; "On the Generalization Mystery in Deep Learning", 2022, arXiv 2203.10036 (RM3).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fedsim.updates import Aggregate, Updates
+from strategies.defense import Defense, Round, defense
+
+ROUNDS = 3
+
+
+@defense("rm3")
+class RM3(Defense):
+    """The median over three rounds of the mean update."""
+
+    scale_equivariant = True
+
+    def combine(self, updates: Updates, ctx: Round) -> Aggregate:
+        result = super().combine(updates, ctx)
+        means = [*ctx.state.get("means", {}).values(), result.update][-ROUNDS:]
+        ctx.state["means"] = {str(age): mean for age, mean in enumerate(means)}
+        if len(means) < ROUNDS:
+            return Aggregate(torch.zeros_like(result.update), result.weights)
+        return Aggregate(torch.stack(means).median(dim=0).values, result.weights)
