@@ -7,6 +7,7 @@ the old ``state.json`` with everything it names, or the new one. Nothing is pick
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -249,7 +250,8 @@ class _writing:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            raise RecordError(
-                f"{self.folder}: cannot be written: {error.strerror or error}; "
-                "the last whole round is safe, free some space and go on with --resume"
-            ) from error
+            hint = f"{error.strerror or error}"
+            if (self.folder / "state.json").exists():
+                space = "free some space and " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+                hint += f"; the last whole round is safe, {space}go on with --resume"
+            raise RecordError(f"{self.folder}: cannot be written: {hint}") from error

@@ -179,6 +179,8 @@ class _Bound:
 
     def __init__(self, function: Callable[..., Any], values: dict[str, Any]) -> None:
         self.function, self.values = function, values
+        if hasattr(function, "check"):
+            self.check = function.check
 
     def __call__(self, *args: Any) -> Any:
         return self.function(*args, **self.values)

@@ -229,6 +229,7 @@ class _Run:
 
     def _round(self, server_round: int) -> None:
         strategy, grid, timeout = self.strategy, self.grid, self.scenario.server.timeout
+        grid.attacking, grid.acted = [], False
         began = time.perf_counter()
         config = ConfigRecord({"scale": self.federation.scale(server_round)})
         messages = strategy.configure_train(server_round, self.arrays, config, grid)
@@ -388,7 +389,14 @@ def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
     played = [line for line in lines if line["round"] > 0]
     notes = []
     defended = [part.name for part in scenario.server.defenses if part.name != "fedavg"]
-    if played and defended and not scenario.guest and not any(line["defense_acted"] for line in played):
+    silent = [line["round"] for line in played if _silent(line)]
+    if silent:
+        notes.append(
+            f"{len(silent)} of {len(played)} rounds changed nothing, since every reply was missing or refused: "
+            f"{_few(silent)}; the first reason: {_first_reason(played)}."
+        )
+    heard = len(silent) < len(played)
+    if heard and defended and not scenario.guest and not any(line["defense_acted"] for line in played):
         notes.append(
             f"The defense ({', '.join(defended)}) never changed an aggregate: the result is that of plain averaging."
         )
@@ -409,6 +417,14 @@ def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
             f"{len(skipped)} rounds changed nothing, since no rule could work on their replies: {_few(skipped)}."
         )
     return notes
+
+
+def _silent(line: dict[str, Any]) -> bool:
+    return bool(line["cohort"]) and set(line["cohort"]) <= {fault["client"] for fault in line["faults"]}
+
+
+def _first_reason(lines: list[dict[str, Any]]) -> str:
+    return next(str(fault["reason"]) for line in lines for fault in line["faults"]).rstrip(".")
 
 
 def _few(rounds: list[int]) -> str:

@@ -28,6 +28,7 @@ class Bar:
         if self.display is not None:
             if self.task is not None:
                 self.display.remove_task(self.task)
+            self.display.start()
             self.said = ""
             self.task = self.display.add_task("", total=None, title=title, measured="")
 
@@ -64,8 +65,13 @@ def progress(quiet: bool) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[measured]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as display:
-        yield Bar(display)
+    bar = Bar(Progress(*columns, console=Console(stderr=True)))
+    try:
+        yield bar
+    finally:
+        # What was never started has nothing to end: stopping it would print an empty line before an error.
+        if bar.task is not None and bar.display is not None:
+            bar.display.stop()
 
 
 def show(content: object) -> None:

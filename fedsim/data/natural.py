@@ -13,7 +13,7 @@ from fedsim import rng
 from fedsim.data.dirichlet import proportional
 from fedsim.data.examples import Dataset, Shares
 from fedsim.data.partition import Partition, by_owner
-from fedsim.errors import Fault, FedsimError, ScenarioError, nearest
+from fedsim.errors import Fault, ScenarioError, nearest
 from fedsim.registry import register
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ def column(dataset: Dataset, name: str) -> NDArray[Any]:
     """A column of the training examples.
 
     Raises:
-        FedsimError: there is none of this name.
+        ScenarioError: there is none of this name.
     """
     if name == "target":
         return dataset.train.targets.cpu().numpy()
     if name not in dataset.columns:
         known = ["target", *dataset.columns]
-        raise FedsimError(f"data.partition.column: given {name!r}; accepted: {', '.join(known)}{nearest(name, known)}")
+        raise ScenarioError([Fault("data.partition.column", name, f"{', '.join(known)}{nearest(name, known)}")])
     return dataset.columns[name]

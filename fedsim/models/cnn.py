@@ -8,12 +8,16 @@ from __future__ import annotations
 from torch import nn
 
 from fedsim.data.examples import DataInfo
-from fedsim.models.images import image_shape
+from fedsim.models.images import at_least, image_shape
 from fedsim.models.mlp import Width, outputs_of
 from fedsim.registry import register
 
+SMALLEST = 16
+"""Pixels of a side at the least."""
+
 
 @register("model", "cnn")
+@at_least(SMALLEST)
 def cnn(info: DataInfo, *, width: Width = 16, hidden: Width = 64) -> nn.Module:
     """Two 5 × 5 convolutions with pooling, then two linear layers; images of 16 × 16 pixels or more.
 
@@ -22,7 +26,7 @@ def cnn(info: DataInfo, *, width: Width = 16, hidden: Width = 64) -> nn.Module:
         width: channels of the first convolution; the second has twice as many.
         hidden: width of the hidden linear layer.
     """
-    channels, height, breadth = image_shape(info, "cnn", smallest=16)
+    channels, height, breadth = image_shape(info, "cnn", SMALLEST)
     features = 2 * width * reduced(height) * reduced(breadth)
     return nn.Sequential(
         nn.Conv2d(channels, width, 5),

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from fedsim.data.examples import DataInfo
-from fedsim.errors import FedsimError
+from fedsim.data.partition import known_info
+from fedsim.errors import Fault, FedsimError
+
+
+def at_least(smallest: int) -> Callable[[Any], Any]:
+    """Give a model's function the ``check`` that the scenario asks: images, and of that size, wherever it is known."""
+
+    def check(scenario: Any) -> Iterable[Fault]:
+        info = known_info(scenario)
+        if info is not None and not _large_enough(info, smallest):
+            yield Fault("name", scenario.model.name, _accepted(info, smallest), ("data.dataset",))
+
+    def decorate(function: Any) -> Any:
+        function.check = check
+        return function
+
+    return decorate
 
 
 def image_shape(info: DataInfo, model: str, smallest: int) -> tuple[int, int, int]:
@@ -12,10 +31,19 @@ def image_shape(info: DataInfo, model: str, smallest: int) -> tuple[int, int, in
     Raises:
         FedsimError: its examples are no images, or smaller than the model's layers can reduce.
     """
-    if len(info.shape) != 3 or min(info.shape[1:]) < smallest:
-        raise FedsimError(
-            f"model '{model}': given inputs of shape {info.shape}; accepted: images (C, H, W) of {smallest} × "
-            f"{smallest} pixels or more (mlp and logistic take any shape)"
-        )
+    if not _large_enough(info, smallest):
+        raise FedsimError(f"model '{model}': given inputs of shape {info.shape}; accepted: {_images(smallest)}")
     channels, height, width = info.shape
     return channels, height, width
+
+
+def _large_enough(info: DataInfo, smallest: int) -> bool:
+    return len(info.shape) == 3 and min(info.shape[1:]) >= smallest
+
+
+def _images(smallest: int) -> str:
+    return f"images (C, H, W) of {smallest} × {smallest} pixels or more (mlp and logistic take any shape)"
+
+
+def _accepted(info: DataInfo, smallest: int) -> str:
+    return f"a model for inputs of shape {info.shape}; this one takes {_images(smallest)}"

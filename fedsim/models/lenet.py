@@ -8,12 +8,16 @@ from __future__ import annotations
 from torch import nn
 
 from fedsim.data.examples import DataInfo
-from fedsim.models.images import image_shape
+from fedsim.models.images import at_least, image_shape
 from fedsim.models.mlp import outputs_of
 from fedsim.registry import register
 
+SMALLEST = 12
+"""Pixels of a side at the least."""
+
 
 @register("model", "lenet")
+@at_least(SMALLEST)
 def lenet(info: DataInfo) -> nn.Module:
     """LeNet-5 (6 and 16 channels, 120 and 84 units), ReLU, max pooling; images of 12 × 12 pixels or more.
 
@@ -22,7 +26,7 @@ def lenet(info: DataInfo) -> nn.Module:
     Args:
         info: shape (C, H, W) of an image and number of classes.
     """
-    channels, height, width = image_shape(info, "lenet", smallest=12)
+    channels, height, width = image_shape(info, "lenet", SMALLEST)
     pad = 2 if min(height, width) < 32 else 0
     rows, columns = (((side + 2 * pad - 4) // 2 - 4) // 2 for side in (height, width))
     return nn.Sequential(

@@ -17,14 +17,19 @@ from torch.nn import functional
 
 from fedsim.data.examples import DataInfo
 from fedsim.errors import FedsimError
-from fedsim.models.images import image_shape
+from fedsim.models.images import at_least, image_shape
 from fedsim.models.mlp import outputs_of
 from fedsim.registry import register
 
 WIDTHS = (64, 128, 256, 512)
 
 
+SMALLEST = 8
+"""Pixels of a side at the least."""
+
+
 @register("model", "resnet18")
+@at_least(SMALLEST)
 def resnet18(
     info: DataInfo, *, norm: Literal["group", "batch"] = "group", groups: Annotated[int, Field(ge=1)] = 32
 ) -> nn.Module:
@@ -35,7 +40,7 @@ def resnet18(
         norm: normalisation after each convolution.
         groups: channels are normalised in this many groups (norm = "group"); divides 64.
     """
-    channels, _, _ = image_shape(info, "resnet18", smallest=8)
+    channels, _, _ = image_shape(info, "resnet18", SMALLEST)
     if norm == "group" and WIDTHS[0] % groups:
         raise FedsimError(f"model 'resnet18': groups: given {groups}; accepted: a divisor of {WIDTHS[0]}")
     return ResNet(channels, outputs_of(info), 0 if norm == "batch" else groups)

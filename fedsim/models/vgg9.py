@@ -9,21 +9,26 @@ from __future__ import annotations
 from torch import nn
 
 from fedsim.data.examples import DataInfo
-from fedsim.models.images import image_shape
+from fedsim.models.images import at_least, image_shape
 from fedsim.models.mlp import outputs_of
 from fedsim.registry import register
 
 GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
+SMALLEST = 32
+"""Pixels of a side at the least."""
+
+
 @register("model", "vgg9")
+@at_least(SMALLEST)
 def vgg9(info: DataInfo) -> nn.Module:
     """Eight 3 × 3 convolutions in five groups with pooling, then one linear layer; images of 32 × 32 pixels or more.
 
     Args:
         info: shape (C, H, W) of an image and number of classes.
     """
-    channels, height, width = image_shape(info, "vgg9", smallest=32)
+    channels, height, width = image_shape(info, "vgg9", SMALLEST)
     layers: list[nn.Module] = []
     for group in GROUPS:
         for out in group:

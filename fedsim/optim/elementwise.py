@@ -9,7 +9,7 @@ torch.optim, https://docs.pytorch.org/docs/stable/optim.html.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedsim.errors import Fault
 from fedsim.registry import register
 
 optimizer = partial(register, "optimizer")
@@ -73,6 +74,11 @@ class SGD(Elementwise):
     dampening: NonNegative = 0.0
     weight_decay: NonNegative = 0.0
     nesterov: bool = False
+
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        """Nesterov's step is defined with momentum and without dampening."""
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            yield Fault("nesterov", True, "false, or momentum above 0 and dampening 0 with it")
 
     def plain_rate(self, scale: float = 1.0) -> float | None:
         return self.lr * scale if not (self.momentum or self.weight_decay or self.nesterov) else None

@@ -83,6 +83,7 @@ def compared(runs: Sequence[RunFolder]) -> list[Compared]:
     order = list(dict.fromkeys(settings))
     titles = [run.title for run in runs]
     named = len(set(titles)) == len(order) == len(set(zip(titles, settings, strict=True)))
+    alike = Counter(titles)
     found = []
     for run, table, setting in zip(runs, tables, settings, strict=True):
         differs = {key: _told(json.loads(table[key])) if key in table else "–" for key in different}
@@ -92,6 +93,8 @@ def compared(runs: Sequence[RunFolder]) -> list[Compared]:
             if not (grouped and key == "seed")
         )
         name = run.title if named or not short else short
+        if not short and not grouped and alike[run.title] > 1:
+            name = f"{words.cut(name, 60)} ({run.path.resolve().name})"
         position = order.index(setting)
         again = min(position // COLOURS, 3)
         style = f"run-{position % COLOURS + 1}" + (f" again-{again}" if again else "")

@@ -68,7 +68,7 @@ def last_round_table(rounds: Rows, clients: Rows, scenario: Any = None) -> Table
         table.add_row(
             "Weight of the malicious",
             words.percent(weight),
-            "" if weight is not None else "the rule gives no linear weights",
+            "" if weight is not None else "the rule gives no linear weights" if kept else "no reply reached the model",
         )
     faults = sum(len(_list(line.get("faults"))) for line in lines)
     if faults:

@@ -57,6 +57,7 @@ def contents(run: RunFolder) -> dict[str, Any]:
     reasons = Counter(words.cut(reason, 120) for _, _, reason in faults)
     return {
         "run": run,
+        "unheard": not _heard(run),
         "title": run.title,
         "lead": lead(run, measures),
         "sentences": words.sentences(run.scenario, len(run.malicious_clients)),
@@ -126,6 +127,8 @@ def lead(run: RunFolder, measures: Measures) -> str:
     found = measures.passed
     if found is None:
         return text
+    if not _heard(run):
+        return f"{text} No reply reached the model in any round: see the faults."
     if not measures.selects:
         return f"{text} No client was dropped in any round: this defense does not select."
     if not found.slips:
@@ -179,9 +182,11 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
                 words.percent(measures.weight),
                 f"their share of the cohort: {words.percent(measures.cohort_share)}"
                 if measures.weight is not None
+                else "the strategy does not tell"
+                if run.guest
                 else "this rule gives no linear weights"
-                if not run.guest
-                else "the strategy does not tell",
+                if _heard(run)
+                else "no reply reached the model",
                 "attack",
             )
         )
@@ -190,6 +195,11 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
     if measures.epsilon is not None:
         found.append(Card("Privacy spent", f"ε = {words.number(measures.epsilon)}"))
     return found
+
+
+def _heard(run: RunFolder) -> bool:
+    """Whether a reply ever reached the model."""
+    return any(line.get("kept") for line in run.rounds)
 
 
 def detection(measures: Measures) -> list[tuple[str, str, str]]:

@@ -250,3 +250,15 @@ def test_an_installed_command_runs_anywhere(tmp_path: Path) -> None:
     done = subprocess.run([command, "list", "scenario"], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0
     assert "quickstart" in done.stdout
+
+
+def test_an_error_stands_alone(small: Path, tmp_path: Path) -> None:
+    """No empty line of a progress bar before it, and no advice that does not fit."""
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    done = call("run", str(small), "--out", str(taken))
+    assert done.exit_code == 1
+    assert done.stderr == f"fedsim: {taken}: cannot be written: File exists\n"
+    column = call("run", str(small), "--set", "data.partition={name='natural', column='writer'}", "--out", str(taken))
+    assert column.exit_code == 2
+    assert column.stderr == f"{small}: data.partition.column: given 'writer'; accepted: target\n"

@@ -8,7 +8,8 @@ from torch import nn
 
 from fedsim import registry
 from fedsim.data.examples import DataInfo
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, ScenarioError
+from fedsim.scenario import Scenario
 
 GREY = DataInfo((1, 28, 28), 10)
 DIGITS = DataInfo((1, 8, 8), 10)
@@ -98,3 +99,12 @@ def test_resnet18_takes_small_images():
 def test_mlp_activations(activation):
     model = registry.make("model", "mlp", activation=activation)(DIGITS)
     assert type(model[2]).__name__.lower() == activation
+
+
+@pytest.mark.parametrize("name", ["cnn", "lenet", "vgg9"])
+def test_a_model_that_the_images_are_too_small_for_is_a_fault_of_the_scenario(name: str):
+    with pytest.raises(
+        ScenarioError, match=rf"model\.name: given '{name}'; accepted: a model for inputs of .*\(1, 8, 8\)"
+    ):
+        Scenario(model={"name": name}, data={"dataset": "digits"})
+    Scenario(model={"name": "resnet18"}, data={"dataset": "digits"})

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from fedsim import registry
+from fedsim.errors import ScenarioError
 from fedsim.optim.elementwise import REFUSED, Elementwise
+from fedsim.scenario import Scenario
 
 
 def test_every_optimizer_of_torch_is_a_part_or_refused():
@@ -33,3 +35,11 @@ def test_plain_sgd_says_its_rate():
     for options in ({"momentum": 0.9}, {"weight_decay": 0.1}, {"momentum": 0.9, "nesterov": True}):
         assert registry.make("optimizer", "sgd", **options).plain_rate() is None
     assert registry.make("optimizer", "adam").plain_rate() is None
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "dampening": 0.5}])
+def test_nesterov_without_what_it_needs_is_a_fault_of_the_scenario(options):
+    optimizer = {"name": "sgd", "nesterov": True, **options}
+    with pytest.raises(ScenarioError, match=r"client\.optimizer\.nesterov: given True; accepted: false, or momentum"):
+        Scenario(client={"optimizer": optimizer})
+    Scenario(client={"optimizer": {**optimizer, "momentum": 0.9, "dampening": 0.0}})

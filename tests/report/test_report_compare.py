@@ -113,3 +113,10 @@ def test_summary_table_holds_any_row() -> None:
     )
     for words in ("Bench", "[bold]a", "0.123", "–", "true"):
         assert words in text
+
+
+def test_runs_of_one_scenario_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [fake_run(tmp_path / name, rounds=4, title="Same") for name in ("first", "second")]
+    page = Page(compare_report(folders, tmp_path / "compare.html").read_text("utf-8"))
+    assert "Same (first)" in page.text
+    assert "Same (second)" in page.text

@@ -169,3 +169,11 @@ def test_defenses_compose(baseline: Result) -> None:
     assert result.finished
     assert result.digest != baseline.digest
     assert all(len(line["kept"]) == 4 for line in result.lines[1:] if len(line["cohort"]) == 8 and not line["faults"])
+
+
+def test_rounds_in_which_nobody_was_heard_are_said() -> None:
+    result = simulate(small(rounds=2, adversary={"fraction": 1.0, "attacks": ["non_finite"]}))
+    said = [note for note in result.notes if note.startswith("2 of 2 rounds changed nothing")]
+    assert len(said) == 1
+    assert "1, 2; the first reason: array" in said[0]
+    assert not any("plain averaging" in note for note in result.notes)
