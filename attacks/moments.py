@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedsim.blocks import exact, map_blocks, sum_blocks
+from fedsim.blocks import exact, has_float64, map_blocks, sum_blocks
 
 
 def mean(rows: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def centred_mix(weights: Tensor, rows: Tensor, center: Tensor) -> Tensor:
 
 def _by_coordinate(function: Callable[[Tensor, slice], Tensor], rows: Tensor) -> Tensor:
     """(d,) float64, block by block from float64 copies of the rows' blocks."""
-    device = "cpu" if rows.device.type == "mps" else rows.device
+    device = rows.device if has_float64(rows.device) else "cpu"
     result = torch.empty(rows.shape[1], dtype=torch.float64, device=device)
 
     def block(columns: slice) -> None:

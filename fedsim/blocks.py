@@ -107,9 +107,14 @@ def sum_blocks(
     return total
 
 
+def has_float64(device: torch.device | str) -> bool:
+    """Whether the device computes in float64."""
+    return torch.device(device).type != "mps"
+
+
 def exact(block: Tensor) -> Tensor:
     """A block in float64, on its own device where that has float64, else on the CPU."""
-    return (block.cpu() if block.device.type == "mps" else block).double()
+    return (block if has_float64(block.device) else block.cpu()).double()
 
 
 def scratch(slot: str, n: int, columns: int, dtype: torch.dtype = torch.float64) -> Tensor:

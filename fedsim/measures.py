@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim import runtime
 from fedsim.analysis.statistics import auc, wilson
+from fedsim.blocks import has_float64
 from fedsim.data.examples import Examples
 from fedsim.updates import Layout
 from strategies.strategy import Outcome
@@ -152,8 +153,9 @@ def round_line(
 
 def row_norms(values: Tensor) -> list[float]:
     """Euclidean norms of the rows, accumulated in float64 in one thread, row by row."""
+    rows = values if has_float64(values.device) else values.cpu()
     with runtime.one_thread():
-        return [float(torch.linalg.vector_norm(row, dtype=torch.float64)) for row in values]
+        return [float(torch.linalg.vector_norm(row, dtype=torch.float64)) for row in rows]
 
 
 def _median(values: list[float]) -> float | None:

@@ -1,7 +1,8 @@
 """The state of a run as JSON and named arrays, and back: nothing is pickled.
 
 Dicts keep the types and the order of their keys, tuples stay tuples, Flower's records stay records, numbers that are
-not finite and bytes survive; every array keeps its dtype and its shape.
+not finite and bytes survive; every array keeps its dtype and its shape, every
+tensor its device.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def pack(tree: Any, tensors: dict[str, NDArray[Any]], path: str = "state") -> An
         RecordError: something in the tree is none of these.
     """
     if isinstance(tree, Tensor):
-        return _packed_tensor(tree, tensors, path)
+        packed = _packed_tensor(tree, tensors, path)
+        return packed if tree.device.type == "cpu" else {"$device": [str(tree.device), packed]}
     if isinstance(tree, np.ndarray):
         return {"$array": _stored(tree, tensors, path)}
     if isinstance(tree, (np.floating, np.integer, np.bool_)):
@@ -85,6 +87,9 @@ def _unpacked(kind: str, value: Any, tensors: Mapping[str, NDArray[Any]]) -> Any
         return torch.from_numpy(tensors[value].copy())
     if kind == "$bfloat16":
         return torch.from_numpy(tensors[value].copy()).view(torch.bfloat16)
+    if kind == "$device":
+        device, packed = value
+        return unpack(packed, tensors).to(device)
     if kind == "$array":
         return tensors[value].copy()
     if kind == "$float":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedsim.blocks import exact_rows, gram, map_blocks, squared_distances
+from fedsim.blocks import exact_rows, gram, has_float64, map_blocks, squared_distances
 from fedsim.errors import UpdatesError
 
 if TYPE_CHECKING:
@@ -203,11 +203,13 @@ class Updates:
         used = weights.nonzero().flatten()
         only = None if len(used) == len(rows) else used
         chosen = weights[used].double()
-        result = torch.empty(rows.shape[1], dtype=out or rows.dtype, device=rows.device)
+        kind = out or rows.dtype
+        there = has_float64(rows.device) or kind != torch.float64
+        result = torch.empty(rows.shape[1], dtype=kind, device=rows.device if there else "cpu")
 
         def block(columns: slice) -> None:
             piece = exact_rows(rows, columns, only)
-            result[columns] = (chosen.to(piece.device) @ piece).to(dtype=result.dtype, device=rows.device)
+            result[columns] = (chosen.to(piece.device) @ piece).to(dtype=kind, device=result.device)
 
         map_blocks(block, len(used), rows.shape[1], parallel=rows.device.type == "cpu")
         return result

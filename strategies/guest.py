@@ -231,6 +231,7 @@ class Guest(Strategy):
             heard.add(client)
             try:
                 vector, count, metrics = check_reply(reply, self._layout, "weights", self._limit, self._dtype)
+                vector = vector.cpu()
                 found[client] = (reply, vector, count, metrics)
                 self.faults.pop(client, None)
             except InvalidReply as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.attack import Compromised, LocalStep
+from fedsim.blocks import has_float64
 from fedsim.client.hooks import Hooks
 from fedsim.client.job import Job, as_index, augment
 from fedsim.client.workload import Workload
@@ -168,7 +169,8 @@ class Chunk:
         self.runs = runs(jobs)
         self.batches = Batches(workload, jobs, engine.flat_inputs)
         self.rows = torch.empty((len(jobs), len(vector)), dtype=vector.dtype, device=vector.device).copy_(vector)
-        self.totals = torch.zeros(len(jobs), dtype=torch.float64, device=vector.device)
+        wide = torch.float64 if has_float64(vector.device) else torch.float32
+        self.totals = torch.zeros(len(jobs), dtype=wide, device=vector.device)
 
     def train(self) -> tuple[Tensor, list[float]]:
         """(k, d) deltas and mean training losses, in the order of the jobs."""

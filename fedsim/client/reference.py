@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.attack import LocalStep
+from fedsim.blocks import has_float64
 from fedsim.client.hooks import Hooks
 from fedsim.client.job import Job, as_index, augment
 from fedsim.client.replica import Replica
@@ -25,7 +26,8 @@ def train(
     start = replica.flat.clone() if proximal else None
     optimizer = workload.optimizer.build([replica.whole] if replica.one_vector else replica.parameters, scale)
     order = as_index(job.order, workload.device)
-    total = torch.zeros((), dtype=torch.float64, device=workload.device)
+    wide = torch.float64 if has_float64(workload.device) else torch.float32
+    total = torch.zeros((), dtype=wide, device=workload.device)
     position = 0
     with replica.randomness(job):
         for step, size in enumerate(job.sizes, start=1):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from fedsim.blocks import exact
+
 
 def mean_loss(outputs: Tensor, targets: Tensor, num_classes: int) -> Tensor:
     """Mean loss of a batch: cross-entropy, or squared error for regression (``num_classes`` 0).
@@ -25,4 +27,4 @@ def correct(outputs: Tensor, targets: Tensor, num_classes: int) -> float:
     if not num_classes:
         return 0.0
     hits = outputs.argmax(-1) == targets
-    return float(hits.reshape(len(targets), -1).double().mean(1).sum())
+    return float(exact(hits.reshape(len(targets), -1)).mean(1).sum())

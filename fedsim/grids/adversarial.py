@@ -160,7 +160,8 @@ class AdversarialGrid(Grid):
                 continue
             asked.discard(client)
             try:
-                vector = flatten(next(iter(reply.content.array_records.values())), self.layout, self.dtype)
+                record = next(iter(reply.content.array_records.values()))
+                vector = flatten(record, self.layout, self.dtype).to(reference.device)
                 count = int(next(iter(reply.content.metric_records.values()))["num-examples"])  # type: ignore[arg-type]
             except Exception:
                 log.debug("client %d: its reply cannot be read and is left as it is", client)
