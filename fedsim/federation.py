@@ -72,7 +72,8 @@ class Federation:
         """The grid that the scenario names, with the clients on it."""
         table = self.scenario.engine
         part = registry.make("engine", table.name, **table.options)
-        return part.grid(self.app, num_clients=self.scenario.data.clients)  # type: ignore[no-any-return]
+        nodes, seed = self.scenario.data.clients, self.scenario.seed
+        return part.grid(self.app, num_clients=nodes, seed=seed)  # type: ignore[no-any-return]
 
     def scale(self, server_round: int) -> float:
         """Factor on the clients' learning rate in a round."""

@@ -47,6 +47,8 @@ class Request:
         records: what goes down beside the parameters.
         cohort: partition ids; None asks the round's cohort.
         parameters: (d,) parameters to send in place of the current ones.
+        uniform: replies whose records are not like most clients' (names, shapes, lengths) are faults; False: the
+            part looks at them itself.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Request:
     records: Mapping[str, ArrayRecord | ConfigRecord | MetricRecord] = field(default_factory=dict)
     cohort: Sequence[int] | None = None
     parameters: Tensor | None = None
+    uniform: bool = True
 
 
 @dataclass(frozen=True)

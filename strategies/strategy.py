@@ -32,7 +32,7 @@ from fedsim.updates import Aggregate, Layout, Updates
 from strategies.defense import TRAIN, Defense, Reply, Request, Round, overrides
 from strategies.fedavg import FedAvg
 from strategies.pipeline import aggregate
-from strategies.validity import SECOND, InvalidReply, check_reply, uninvited
+from strategies.validity import SECOND, InvalidReply, check_answer, check_reply, form, uninvited, usual
 
 log = logging.getLogger("fedsim")
 
@@ -138,6 +138,7 @@ class DefendedStrategy(Strategy):
         self._contexts: list[Round] = []
         self._talks: list[tuple[Generator[Request, Any, None], Round]] = []
         self._grid: Grid | None = None
+        self._skipped = False
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -155,11 +156,17 @@ class DefendedStrategy(Strategy):
         self.outcome = Outcome(server_round, cohort, forced)
         self._contexts = [self._context(i, server_round, len(cohort)) for i in range(len(self.defenses))]
         self._talks = []
-        for part, ctx in zip(self.defenses, self._contexts, strict=True):
-            if overrides(part, "exchanges"):
-                talk = part.exchanges(ctx)
-                self._advance(talk, None, ctx, until_train=True)
-                self._talks.append((talk, ctx))
+        self._skipped = False
+        try:
+            for part, ctx in zip(self.defenses, self._contexts, strict=True):
+                if overrides(part, "exchanges"):
+                    talk = part.exchanges(ctx)
+                    self._advance(talk, None, ctx, until_train=True)
+                    self._talks.append((talk, ctx))
+        except UpdatesError as error:
+            self.outcome.faults.append((-1, f"round skipped: {error}"))
+            self._skipped = True
+            return []
         records = {key: record for ctx in self._contexts for key, record in ctx.records.items()}
         return self._messages(MessageType.TRAIN, cohort, self._vector, records, server_round)
 
@@ -168,7 +175,7 @@ class DefendedStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Validate, defend, step; the parameters stay as they are where no valid row came or no rule could work."""
         outcome = self.outcome
-        updates = self._collect(replies)
+        updates = None if self._skipped else self._collect(replies)
         outcome.updates = updates
         vector = self._vector
         if updates is not None:
@@ -184,15 +191,24 @@ class DefendedStrategy(Strategy):
         return Flat(vector, self.layout), MetricRecord(metrics)  # type: ignore[arg-type]
 
     def preview(self, updates: Updates, server_round: int) -> Tensor:
-        """(d,) parameters that these valid rows would lead to: the server run on copied state."""
+        """(d,) parameters that these rows would lead to: the server, checks of replies included, on copied state."""
         kept = self.states, self.optimizer_state, self.outcome
         self.states, self.optimizer_state = copy.deepcopy(self.states), copy.deepcopy(self.optimizer_state)
-        self.outcome = Outcome(server_round)
+        self.outcome = Outcome(server_round, kept[-1].cohort)
         try:
-            contexts = [self._context(i, server_round, self.per_round) for i in range(len(self.defenses))]
-            return self._step(updates, contexts, talks=False)[: self.layout.d]
+            asked = len(self.outcome.cohort) or self.per_round
+            contexts = [self._context(i, server_round, asked) for i in range(len(self.defenses))]
+            return self._step(self._presentable(updates), contexts, talks=False)[: self.layout.d]
+        except UpdatesError:
+            return self._vector[: self.layout.d].clone()
         finally:
             self.states, self.optimizer_state, self.outcome = kept
+
+    def _presentable(self, updates: Updates) -> Updates:
+        """The rows that would pass the checks of :func:`~strategies.validity.check_reply`."""
+        rows = [updates.values, *(extra for name, extra in updates.extras.items() if name == "buffers")]
+        good = torch.stack([(each.abs() <= self.limit).all(dim=1) & each.isfinite().all(dim=1) for each in rows])
+        return updates.rows(good.all(dim=0).nonzero().flatten().cpu())
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -301,19 +317,29 @@ class DefendedStrategy(Strategy):
             vector = torch.cat([request.parameters.to(self._vector), self._vector[self.layout.d :]])
         messages = self._messages(request.handler, cohort, vector, dict(request.records), ctx.round)
         answered: dict[int, Reply] = {}
+        refused: dict[int, str] = {}
         for reply in self._grid.send_and_receive(messages=messages, timeout=self.timeout):
             client = self._sender(reply)
-            if client not in cohort or client in answered:
-                continue
-            reason = reply.error.reason if reply.has_error() else _not_finite(reply.content)
-            if reason:
-                self.outcome.faults.append((client, f"{request.name}: {reason}"))
+            if client not in cohort:
+                self.outcome.faults.append((client, f"{request.name}: {uninvited(reply)}"))
+            elif client in answered or client in refused:
+                self.outcome.faults.append((client, f"{request.name}: {SECOND}"))
             else:
-                answered[client] = Reply(client, reply.content)
-        said = {client for client, _ in self.outcome.faults}
-        for client in cohort:
-            if client not in answered and client not in said:
-                self.outcome.faults.append((client, f"{request.name}: no reply"))
+                try:
+                    check_answer(reply, self.limit)
+                    answered[client] = Reply(client, reply.content)
+                except InvalidReply as error:
+                    refused[client] = str(error)
+        if request.uniform:
+            forms = {client: form(reply.content) for client, reply in answered.items()}
+            expected = usual(forms.values())
+            for client in [client for client, found in forms.items() if found != expected]:
+                refused[client] = "its records are not like those of most clients"
+                del answered[client]
+        refused |= dict.fromkeys(set(cohort) - answered.keys() - refused.keys(), "no reply")
+        self.outcome.faults += [(client, f"{request.name}: {refused[client]}") for client in sorted(refused)]
+        if cohort and not answered:
+            raise UpdatesError(f"{request.name}: no valid reply")
         return [answered[client] for client in sorted(answered)]
 
     def _sender(self, reply: Message) -> int:
@@ -420,20 +446,3 @@ def stack(rows: Sequence[Tensor], size: int) -> Tensor:
     if in_place:
         return first.as_strided((len(rows), size), (size, 1))
     return torch.stack(list(rows))
-
-
-def _not_finite(content: RecordDict) -> str:
-    """Why a reply's records cannot be used: the first number in them that is not finite; '' if all are."""
-    for key, arrays in content.array_records.items():
-        for name, array in arrays.items():
-            try:
-                values = array.numpy()
-            except Exception as error:
-                return f"record '{key}': array '{name}': {error}"
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                return f"record '{key}': array '{name}' is not finite"
-    for key, metrics in content.metric_records.items():
-        for name, value in metrics.items():
-            if not np.isfinite(np.asarray(value, dtype=np.float64)).all():
-                return f"record '{key}': metric '{name}' is not finite"
-    return ""

@@ -8,10 +8,13 @@ further.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsim.errors import FedsimError
@@ -84,6 +87,53 @@ def check_reply(
             if not all(math.isfinite(number) for number in numbers):
                 raise InvalidReply(f"metric '{name}' is not finite")
     return vector, count, values
+
+
+def check_answer(message: Message, limit: float = math.inf) -> None:
+    """Look at the numbers of a reply in an exchange that a part asked for.
+
+    Raises:
+        InvalidReply: it is an error, or holds what is not finite, or in its arrays what is beyond the limit.
+    """
+    if message.has_error():
+        raise InvalidReply(message.error.reason or f"error {message.error.code}")
+    for key, arrays in message.content.array_records.items():
+        for name, array in arrays.items():
+            try:
+                values = array.numpy()
+            except Exception as error:
+                raise InvalidReply(f"record '{key}': array '{name}': {error}") from error
+            if values.dtype.kind not in "fiub":
+                raise InvalidReply(f"record '{key}': array '{name}' holds {values.dtype}, no numbers")
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise InvalidReply(f"record '{key}': array '{name}' is not finite")
+            if values.size and float(np.abs(values.astype(np.float64)).max()) > limit:
+                raise InvalidReply(f"record '{key}': array '{name}' goes beyond the limit {limit:g}")
+    for key, metrics in message.content.metric_records.items():
+        for name, value in metrics.items():
+            if not np.isfinite(np.asarray(value, dtype=np.float64)).all():
+                raise InvalidReply(f"record '{key}': metric '{name}' is not finite")
+
+
+Form = tuple[tuple[str, ...], ...]
+
+
+def form(content: RecordDict) -> Form:
+    """Which records a reply has, and what they are made of: names, shapes of arrays, lengths of lists."""
+    found: list[tuple[str, ...]] = []
+    for key, record in content.items():
+        kind = "arrays" if isinstance(record, ArrayRecord) else type(record).__name__
+        found.append((key, kind))
+        for name, value in record.items():
+            shape = tuple(value.shape) if isinstance(value, Array) else len(value) if isinstance(value, list) else ""
+            found.append((key, kind, name, str(shape)))
+    return tuple(sorted(found))
+
+
+def usual(forms: Iterable[Form]) -> Form:
+    """The commonest form; of equally common ones the first in order."""
+    counts = Counter(forms)
+    return min(counts, key=lambda each: (-counts[each], each), default=())
 
 
 def _records(content: RecordDict, strict: bool) -> tuple[ArrayRecord, MetricRecord]:

@@ -6,7 +6,6 @@ crafted on its way back, seeing just what the threat model allows. Every message
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -226,9 +225,14 @@ class AdversarialGrid(Grid):
     def _show(self, attack: Any, sent: list[Message], replies: list[Message]) -> None:
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
         for message in sent:
-            seen = with_content(message, RecordDict({k: r.copy() for k, r in message.content.items()}))
             reply = by_node.get(message.metadata.dst_node_id)
-            attack.observe(seen, copy.copy(reply) if reply is not None else None)
+            seen = reply if reply is None or reply.has_error() else with_content(reply, _copied(reply.content))
+            attack.observe(with_content(message, _copied(message.content)), seen)
+
+
+def _copied(content: RecordDict) -> RecordDict:
+    """Each record copied; vectors, which are read-only, are shared."""
+    return RecordDict({key: record.copy() for key, record in content.items()})
 
 
 def _round_of(message: Message) -> int:
