@@ -28,6 +28,7 @@ from fedsim.measures import Evaluator
 from fedsim.models.build import build_model
 from fedsim.scenario import Part, Scenario
 from fedsim.updates import Layout
+from strategies.estimator import Estimator, Setting
 from strategies.strategy import DefendedStrategy
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
@@ -114,6 +115,7 @@ class Federation:
             defenses,
             make("server_optimizer", scenario.server.optimizer),
             make("sampler", scenario.server.sampler),
+            estimator=make_estimator(scenario, self.shares.sizes),
             layout=self.layout,
             sizes=self.shares.sizes,
             per_round=scenario.cohort,
@@ -133,7 +135,8 @@ class Federation:
 
     def adversarial(self, grid: Grid, strategy: Strategy) -> AdversarialGrid:
         """The grid with the adversary's nodes on it."""
-        preview = strategy.preview if isinstance(strategy, DefendedStrategy) else None
+        ours = strategy if isinstance(strategy, DefendedStrategy) else None
+        preview = None if ours is None else ours.preview
         return AdversarialGrid(
             grid,
             self.adversary,
@@ -141,6 +144,7 @@ class Federation:
             self.scenario.data.clients,
             server_lr=float(self.scenario.server.optimizer.options.get("lr", 1.0)),
             preview=preview if self.scenario.adversary.knows_defense else None,
+            estimating=ours if ours is not None and ours.estimator is not None else None,
             dtype=self.dtype,
         )
 
@@ -194,20 +198,28 @@ def build(scenario: Scenario) -> Federation:
         device=scenario.engine.device,
         path=scenario.engine.path,
     )
-    app = FederatedClient(workload, adversary.attacks, handlers(scenario))
+    app = FederatedClient(workload, adversary.attacks, handlers(scenario, shares))
     initial = layout.flatten(named, DTYPES[scenario.engine.precision])
     return Federation(scenario, dataset, shares, root, layout, initial, module, adversary, app)
 
 
-def handlers(scenario: Scenario) -> dict[str, Any]:
-    """The handlers that the scenario's defenses want on the clients: message type → callable(node, content)."""
+def handlers(scenario: Scenario, shares: Shares) -> dict[str, Any]:
+    """The handlers that the scenario's server parts want on the clients: message type → callable(node, content)."""
     if scenario.guest:
         return {}
-    found: dict[str, Any] = {}
-    for part in scenario.server.defenses:
-        built = make("defense", part)
-        found |= {kind: getattr(built, method) for kind, method in built.handlers.items()}
-    return found
+    parts: list[Any] = [make("defense", part) for part in scenario.server.defenses]
+    estimator = make_estimator(scenario, shares.sizes)
+    parts += [] if estimator is None else [estimator]
+    return {kind: getattr(part, method) for part in parts for kind, method in part.handlers.items()}
+
+
+def make_estimator(scenario: Scenario, sizes: NDArray[Any]) -> Estimator | None:
+    """The scenario's estimator, its noise calibrated."""
+    if scenario.server.estimator is None:
+        return None
+    part: Estimator = make("estimator", scenario.server.estimator)
+    part.set_up(Setting(scenario.rounds, scenario.seed, [int(n) for n in sizes], scenario.privacy))
+    return part
 
 
 @dataclass

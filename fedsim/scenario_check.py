@@ -131,6 +131,8 @@ class _Examination:
             value = given.get(field, default)
             if listed:
                 clean[field] = self._list(f"{name}.{field}", kind, value, default)
+            elif value is None:
+                clean[field] = None
             else:
                 clean[field] = self._part(f"{name}.{field}", kind, value, default) or default
         return section(**clean)

@@ -30,12 +30,15 @@ def json_schema() -> dict[str, Any]:
             definitions.setdefault(kind, _part(kind))
             if listed:
                 shape = {"type": "array", "items": {"$ref": f"#/$defs/{kind}"}, "minItems": len(defaults[table][field])}
+            elif field not in defaults[table]:
+                shape = {"$ref": f"#/$defs/{kind}"}
             else:
                 name = f"{table}.{field}"
                 definitions[name] = _part(kind, defaults[table][field]["name"])
                 shape = {"$ref": f"#/$defs/{name}"}
             own["properties"][field] = shape | {"description": own["properties"][field].get("description", "")}
-            own["properties"][field]["default"] = defaults[table][field]
+            if field in defaults[table]:
+                own["properties"][field]["default"] = defaults[table][field]
     values = {"type": "array", "minItems": 1}
     definitions["matrix"] = {
         "type": "object",

@@ -137,12 +137,39 @@ class Server(Section):
     """The defenses, from the clients to the model."""
     optimizer: Annotated[Part, Kind("server_optimizer")] = Part(name="sgd")
     """The server's optimizer on the aggregated update."""
+    estimator: Annotated[Part | None, Kind("estimator")] = None
+    """What the clients estimate in place of training, and the step that the server makes of it; None: they train."""
     sampler: Annotated[Part, Kind("sampler")] = Part(name="uniform")
     """How the cohort of a round is drawn."""
     limit: Annotated[float, Field(gt=0)] = 1e8
     """A reply with a number of larger magnitude is invalid, as one that is not finite is."""
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     """Seconds that the server waits for replies."""
+
+
+class Privacy(Section):
+    """What privacy is asked for; nothing is claimed where neither ``epsilon`` nor ``noise`` is given."""
+
+    epsilon: Annotated[float, Field(gt=0)] | Literal["inf"] | None = None
+    """The target ε, for which the noise is calibrated; ``inf``: clipped, but free of noise."""
+    noise: list[Annotated[float, Field(ge=0)]] | None = None
+    """The noise itself, in place of ``epsilon``: for diff2 (σ1, σ2), for others one noise multiplier (sd / clip)."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """The δ at which ε is told."""
+    unit: Literal["example", "client"] = "example"
+    """Whose privacy: one example of one client, or a client with all that it holds."""
+    trust: Literal["central", "distributed", "local"] = "central"
+    """Who draws the noise: the server, once; all clients, a share each, behind secure summation; each for itself."""
+    neighbours: Literal["replace_one", "add_or_remove"] = "replace_one"
+    """Which data sets are neighbours; under diff2 add_or_remove means that one example's contribution is zero."""
+    colluding: Annotated[int, Field(ge=0)] = 0
+    """With ``distributed``: clients whose share of the noise may be missing, or known to the observer."""
+    calibration: Literal["paper", "tight"] = "tight"
+    """The noise of the estimator's paper, or the least that meets ε by the accountant."""
+    accountant: Literal["pld", "rdp", "gdp"] = "pld"
+    """Privacy loss distributions, Rényi DP, or the closed form (unsampled Gaussian releases)."""
+    claim: Literal["derived", "none"] = "derived"
+    """``none`` runs a pipeline that guarantees nothing, and the report says so."""
 
 
 class Evaluate(Section):
@@ -189,6 +216,7 @@ class Tables(Section):
     client: Client = Field(default_factory=Client)
     adversary: AdversaryTable = Field(default_factory=AdversaryTable)
     server: Server = Field(default_factory=Server)
+    privacy: Privacy = Field(default_factory=Privacy)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     engine: Engine = Field(default_factory=Engine)
     matrix: dict[str, list[Any]] = Field(default_factory=dict)

@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from fedsim.errors import FedsimError, UpdatesError
 from fedsim.flower import Directory, Flat, flatten, send
 from fedsim.updates import Aggregate, Layout, Updates
 from strategies.defense import TRAIN, Defense, Reply, Request, Round, overrides
+from strategies.estimator import Estimator
 from strategies.fedavg import FedAvg
 from strategies.pipeline import aggregate
 from strategies.validity import SECOND, InvalidReply, check_answer, check_reply, form, uninvited, usual
@@ -73,6 +74,7 @@ class DefendedStrategy(Strategy):
         defenses: in order, from the clients to the model.
         optimizer: server optimizer part, ``step(parameters, update, state, round)``.
         sampler: sampler part, ``sample(round, sizes, per_round, generator)``.
+        estimator: estimator part, set up; None where clients train.
         layout: parameters (d) and buffers (b) of the model.
         sizes: (clients,) examples of each client.
         per_round: clients asked in a round.
@@ -99,6 +101,7 @@ class DefendedStrategy(Strategy):
         layout: Layout,
         sizes: NDArray[Any],
         per_round: int,
+        estimator: Estimator | None = None,
         seed: int = 0,
         limit: float = 1e8,
         timeout: float = 3600.0,
@@ -115,6 +118,7 @@ class DefendedStrategy(Strategy):
         self.defenses = list(defenses)
         self.optimizer = optimizer
         self.sampler = sampler
+        self.estimator = estimator
         self.layout = layout
         self.sizes = sizes
         self.per_round = per_round
@@ -132,6 +136,7 @@ class DefendedStrategy(Strategy):
         self.device = torch.device(device)
         self.states: list[dict[str, Any]] = [{} for _ in self.defenses]
         self.optimizer_state: dict[str, Any] = {}
+        self.estimator_state: dict[str, Any] = {}
         self.outcome = Outcome(0)
         self.directory: Directory | None = None
         self._vector = torch.zeros(layout.d + layout.b, dtype=dtype)
@@ -168,7 +173,11 @@ class DefendedStrategy(Strategy):
             self._skipped = True
             return []
         records = {key: record for ctx in self._contexts for key, record in ctx.records.items()}
-        return self._messages(MessageType.TRAIN, cohort, self._vector, records, server_round)
+        kind: str = MessageType.TRAIN
+        if self.estimator is not None:
+            kind = self.estimator.message
+            records |= self.estimator.request(self._estimator_context(server_round, len(cohort)))
+        return self._messages(kind, cohort, self._vector, records, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -191,24 +200,44 @@ class DefendedStrategy(Strategy):
         return Flat(vector, self.layout), MetricRecord(metrics)  # type: ignore[arg-type]
 
     def preview(self, updates: Updates, server_round: int) -> Tensor:
-        """(d,) parameters that these rows would lead to: the server, checks of replies included, on copied state."""
-        kept = self.states, self.optimizer_state, self.outcome
-        self.states, self.optimizer_state = copy.deepcopy(self.states), copy.deepcopy(self.optimizer_state)
+        """(d,) parameters that these rows would lead to: the server, checks of replies included, on copied state.
+
+        Args:
+            updates: (n, d) steps, also where an estimator's rows are no steps.
+            server_round: the round.
+        """
+        kept = self.states, self.optimizer_state, self.estimator_state, self.outcome
+        self.states, self.optimizer_state, self.estimator_state = copy.deepcopy(kept[:3])
         self.outcome = Outcome(server_round, kept[-1].cohort)
         try:
             asked = len(self.outcome.cohort) or self.per_round
             contexts = [self._context(i, server_round, asked) for i in range(len(self.defenses))]
+            if self.estimator is not None:
+                ctx = self._estimator_context(server_round, asked)
+                updates = updates.replace(values=self.estimator.to_rows(updates.values, ctx), kind="gradient")
             return self._step(self._presentable(updates), contexts, talks=False)[: self.layout.d]
         except UpdatesError:
             return self._vector[: self.layout.d].clone()
         finally:
-            self.states, self.optimizer_state, self.outcome = kept
+            self.states, self.optimizer_state, self.estimator_state, self.outcome = kept
 
     def _presentable(self, updates: Updates) -> Updates:
         """The rows that would pass the checks of :func:`~strategies.validity.check_reply`."""
         rows = [updates.values, *(extra for name, extra in updates.extras.items() if name == "buffers")]
         good = torch.stack([(each.abs() <= self.limit).all(dim=1) & each.isfinite().all(dim=1) for each in rows])
         return updates.rows(good.all(dim=0).nonzero().flatten().cpu())
+
+    def to_steps(self, rows: Tensor) -> Tensor:
+        """(n, d) the change of the model that each row of this round alone would cause."""
+        if self.estimator is None:
+            return rows
+        return self.estimator.to_steps(rows, self._estimator_context(self.outcome.round, len(self.outcome.cohort)))
+
+    def to_rows(self, steps: Tensor) -> Tensor:
+        """Inverse of :meth:`to_steps`."""
+        if self.estimator is None:
+            return steps
+        return self.estimator.to_rows(steps, self._estimator_context(self.outcome.round, len(self.outcome.cohort)))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -248,10 +277,14 @@ class DefendedStrategy(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Memory of the defenses and of the server optimizer (tensors, numbers, strings)."""
-        return {"defenses": self.states, "optimizer": self.optimizer_state}
+        state: dict[str, Any] = {"defenses": self.states, "optimizer": self.optimizer_state}
+        if self.estimator is not None:
+            state["estimator"] = self.estimator_state
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.states, self.optimizer_state = list(state["defenses"]), dict(state["optimizer"])
+        self.estimator_state = dict(state.get("estimator", {}))
 
     def _connect(self, grid: Grid) -> None:
         if self._grid is not grid:
@@ -259,18 +292,25 @@ class DefendedStrategy(Strategy):
             self.directory = Directory(grid, len(self.sizes))
 
     def _context(self, position: int, server_round: int, num_clients: int) -> Round:
-        d = self.layout.d
         part = self.defenses[position]
+        name = f"{position}.{getattr(part, 'name', type(part).__name__)}"
+        return self._round_of(name, self.states[position], server_round, num_clients)
+
+    def _estimator_context(self, server_round: int, num_clients: int) -> Round:
+        return self._round_of("estimator", self.estimator_state, server_round, num_clients)
+
+    def _round_of(self, part: str, state: dict[str, Any], server_round: int, num_clients: int) -> Round:
+        d = self.layout.d
         return Round(
             round=server_round,
             seed=self.seed,
-            part=f"{position}.{getattr(part, 'name', type(part).__name__)}",
+            part=part,
             layout=self.layout,
             num_clients=num_clients,
             root=self.root,
             predict=self._predict if self.predict is not None else None,
             buffers=self._vector[d:] if self.layout.b else None,
-            state=self.states[position],
+            state=state,
             parameters=self._vector[:d],
         )
 
@@ -388,16 +428,20 @@ class DefendedStrategy(Strategy):
         counts = torch.tensor([rows[client][1] for client in clients], dtype=torch.float64)
         return Updates(
             matrix[:, : self.layout.d],
-            counts,
+            counts if self.estimator is None else (counts > 0).double(),
             clients,
             self._vector[: self.layout.d],
+            kind="delta" if self.estimator is None else "gradient",
             extras=extras,
             layout=self.layout,
         )
 
     def _step(self, updates: Updates, contexts: list[Round], talks: bool = True) -> Tensor:
         """The new (d + b,) vector."""
-        d, outcome = self.layout.d, self.outcome
+        d, outcome, rows = self.layout.d, self.outcome, updates
+        if self.estimator is not None:
+            updates = updates.replace(values=self.to_steps(updates.values), kind="delta")
+            outcome.updates = updates
         result = aggregate(self.defenses, updates, contexts)
         outcome.acted = self._changed(updates, result)
         for talk, ctx in self._talks if talks else ():
@@ -406,6 +450,8 @@ class DefendedStrategy(Strategy):
             outcome.acted |= ctx.aggregate is not result
             result = ctx.aggregate
         outcome.aggregate = result
+        if self.estimator is not None:
+            result = replace(result, update=self._estimated(rows, result, talks))
         parameters = self.optimizer.step(self._vector[:d], result.update, self.optimizer_state, outcome.round)
         for part, ctx in zip(self.defenses, contexts, strict=True):
             if overrides(part, "finish"):
@@ -419,9 +465,36 @@ class DefendedStrategy(Strategy):
             buffers = buffers + result.buffers.to(buffers)
         return torch.cat([parameters.to(self._vector), buffers]) if len(buffers) else parameters.to(self._vector)
 
+    def _estimated(self, rows: Updates, result: Aggregate, talks: bool) -> Tensor:
+        """(d,) change of the parameters by the estimator, whose rows the defenses have judged as steps."""
+        assert self.estimator is not None
+        ctx = self._estimator_context(self.outcome.round, len(self.outcome.cohort))
+        if not self._acting("transform", "select", "combine"):
+            row = rows.weighted_sum(rows.num_examples / self.estimator.divisor(len(rows)))
+        elif not self._acting("transform", "combine"):
+            row = rows.weighted_sum(result.weights)
+        else:
+            row = self.estimator.to_rows(result.update, ctx)
+        step = self.estimator.step(row, ctx)
+        return self._talk_afterwards(ctx, step) if talks else step
+
+    def _talk_afterwards(self, ctx: Round, step: Tensor) -> Tensor:
+        assert self.estimator is not None
+        talk = self.estimator.afterwards(ctx)
+        replies = None
+        while True:
+            try:
+                request = talk.send(replies) if replies is not None else next(talk)
+            except StopIteration as end:
+                return step if end.value is None else end.value
+            replies = self._play(request, ctx)
+
+    def _acting(self, *stages: str) -> bool:
+        """Whether a defense other than plain averaging defines one of these stages."""
+        return any(overrides(part, stage) for part in self.defenses if not isinstance(part, FedAvg) for stage in stages)
+
     def _changed(self, updates: Updates, result: Aggregate) -> bool:
-        parts = [part for part in self.defenses if not isinstance(part, FedAvg)]
-        if not any(overrides(part, stage) for part in parts for stage in ("transform", "select", "combine")):
+        if not self._acting("transform", "select", "combine"):
             return False
         total = updates.num_examples.sum()
         if total > 0 and not torch.allclose(result.weights, updates.num_examples / total, atol=1e-12, rtol=1e-9):

@@ -109,7 +109,7 @@ class FederatedClient(ClientApp):
             try:
                 if message.metadata.message_type in TRAIN:
                     order = self.reader.order(position, message, context, received)
-                    if self._drops_out(order):
+                    if self._drops_out(order.client, order.round):
                         replies[position] = error_reply(message, "dropped out")
                     else:
                         orders.append(order)
@@ -126,10 +126,10 @@ class FederatedClient(ClientApp):
                     replies[order.position] = self._reply(message, order, *outcome)
         return [replies[position] for position in range(len(messages))]
 
-    def _drops_out(self, order: Order) -> bool:
+    def _drops_out(self, client: int, round: int) -> bool:
         if not self.workload.dropout:
             return False
-        stream = rng.stream(self.workload.seed, "client.dropout", round=order.round, client=order.client)
+        stream = rng.stream(self.workload.seed, "client.dropout", round=round, client=client)
         return bool(stream.random() < self.workload.dropout)
 
     def _train(self, orders: list[Order]) -> list[Outcome | Exception]:
@@ -220,6 +220,8 @@ class FederatedClient(ClientApp):
         vector = self.reader.vector(content, received) if arrays_of(content) is not None else None
         node = Node(self, client, round, vector, context.state, self.reader.compromised(content, client, round))
         kind = message.metadata.message_type
+        if kind.startswith("train.") and self._drops_out(client, round):
+            return error_reply(message, "dropped out")
         if kind in ("evaluate", "evaluate.default"):
             answer = RecordDict({"metrics": measure(node)})
         elif kind in self.handlers:

@@ -22,6 +22,20 @@ def mean_loss(outputs: Tensor, targets: Tensor, num_classes: int) -> Tensor:
     return functional.cross_entropy(outputs, targets)
 
 
+def example_losses(outputs: Tensor, targets: Tensor, num_classes: int) -> Tensor:
+    """(B,) loss of each example, whose mean is :func:`mean_loss`."""
+    if not num_classes:
+        return (
+            functional.mse_loss(outputs.reshape(targets.shape), targets, reduction="none")
+            .reshape(len(targets), -1)
+            .mean(1)
+        )
+    if outputs.ndim > 2:
+        losses = functional.cross_entropy(outputs.flatten(0, -2), targets.flatten(), reduction="none")
+        return losses.reshape(len(targets), -1).mean(1)
+    return functional.cross_entropy(outputs, targets, reduction="none")
+
+
 def correct(outputs: Tensor, targets: Tensor, num_classes: int) -> float:
     """How many of a batch's examples are classified right (a sequence counts by its share); 0 for regression."""
     if not num_classes:

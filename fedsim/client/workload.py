@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim import rng, runtime
+from fedsim.client.task import example_losses
 from fedsim.data.examples import Examples, Shares
 from fedsim.errors import FedsimError
 from fedsim.flower import as_tensor
@@ -145,6 +146,10 @@ class Workload:
         if self.steps is not None:
             return self.steps
         return (self.epochs or 0) * -(-examples // self.batch_size)
+
+    def example_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(B,) loss of each example."""
+        return example_losses(outputs, targets, self.num_classes)
 
     def inputs(self, inputs: Tensor) -> Tensor:
         """A batch on the workload's device, floating inputs in its precision."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -24,6 +24,16 @@ from fedsim.updates import Layout, Updates
 log = logging.getLogger("fedsim")
 
 
+class Estimating(Protocol):
+    """A server whose clients send rows that are no steps; attacks craft steps all the same."""
+
+    estimator: Any
+
+    def to_steps(self, rows: Tensor) -> Tensor: ...
+
+    def to_rows(self, steps: Tensor) -> Tensor: ...
+
+
 class AdversarialGrid(Grid):
     """Any Flower grid, some of whose nodes an adversary holds.
 
@@ -34,6 +44,7 @@ class AdversarialGrid(Grid):
         population: clients in the federation.
         server_lr: the server optimizer's learning rate.
         preview: (valid rows, round) → parameters (d,), a pure run of the server; None where it is not to be known.
+        estimating: the strategy, where it has an estimator: ``craft`` works on the steps that its rows would cause.
         dtype: precision of what is exchanged.
     """
 
@@ -46,6 +57,7 @@ class AdversarialGrid(Grid):
         *,
         server_lr: float = 1.0,
         preview: Callable[[Updates, int], Tensor] | None = None,
+        estimating: Estimating | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.inner = grid
@@ -54,7 +66,9 @@ class AdversarialGrid(Grid):
         self.population = population
         self.server_lr = server_lr
         self.preview = preview
+        self.estimating = estimating
         self.dtype = dtype
+        self._trains = MessageType.TRAIN if estimating is None else estimating.estimator.message
         self.partitions_in_order = bool(getattr(grid, "partitions_in_order", False))
         self.state: dict[str, Any] = {}
         self.acted = False
@@ -111,7 +125,7 @@ class AdversarialGrid(Grid):
             malicious = self.adversary.malicious(clients, server_round)
             sent = self._marked(sent, clients, set(malicious))
         replies = list(self.inner.send_and_receive(sent, timeout=timeout))
-        if kind == MessageType.TRAIN:
+        if kind == self._trains:
             self.attacking = malicious
             self.acted = False
             if malicious:
@@ -167,6 +181,7 @@ class AdversarialGrid(Grid):
                 continue
             if as_weights:
                 vector = vector - reference
+            vector = self._step_of(vector)
             if count >= 0 and bool(torch.isfinite(vector).all()):
                 rows[client in malicious].append((client, position, vector, count))
         own = sorted(rows[True], key=lambda row: row[0])
@@ -186,9 +201,18 @@ class AdversarialGrid(Grid):
         )
         self.acted |= not torch.equal(after, before.values) or not torch.equal(claimed, before.num_examples)
         for i, (_, position, vector, count) in enumerate(own):
-            row = torch.cat([after[i].to(vector), vector[d:]])
+            row = torch.cat([self._row_of(after[i].to(vector)), vector[d:]])
             replies[position] = self._replaced(replies[position], row, reference, as_weights, count, int(claimed[i]))
         return replies
+
+    def _step_of(self, vector: Tensor) -> Tensor:
+        if self.estimating is None:
+            return vector
+        d = self.layout.d
+        return torch.cat([self.estimating.to_steps(vector[None, :d])[0], vector[d:]])
+
+    def _row_of(self, step: Tensor) -> Tensor:
+        return step if self.estimating is None else self.estimating.to_rows(step)
 
     def _replaced(
         self, reply: Message, row: Tensor, reference: Tensor, as_weights: bool, count: int, claimed: int
