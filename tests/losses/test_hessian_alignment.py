@@ -88,7 +88,6 @@ def test_gradients_flow_through_the_features(statistic: str) -> None:
     if statistic == "product":
         ours = losses.hessian_gradient_product(features, logits, labels)
         (theirs,) = torch.autograd.grad(gradient, weight, gradient, create_graph=True)
-        # the product's own dependence on its vector, which grad_outputs leaves in the graph
     else:
         ours = losses.hessian_diagonal(features, logits, labels)
         rows = [torch.autograd.grad(each, weight, create_graph=True)[0].reshape(-1) for each in gradient.reshape(-1)]
@@ -144,8 +143,8 @@ def test_reference_is_of_the_mean_loss_not_the_mean_of_products() -> None:
 
 
 def simple() -> Statistics:
-    gradients = torch.tensor([[[1.0, 2.0]], [[3.0, 0.0]]], requires_grad=True)
-    hessians = torch.tensor([[[0.0, 1.0]], [[2.0, 1.0]]], requires_grad=True)
+    gradients = torch.tensor([[[1.0, 2.0]], [[3.0, 0.0]]])
+    hessians = torch.tensor([[[0.0, 1.0]], [[2.0, 1.0]]])
     return Statistics(gradients, hessians, gradients.mean(0), hessians.mean(0))
 
 
@@ -209,7 +208,7 @@ def test_refuses(call: object) -> None:
 
 
 def analogue(flip: float, n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Ten numbers of shape, 2.5 standard deviations apart, and a colour that follows the (noisy) label but for a flip."""
+    """Ten numbers of shape, 2.5 standard deviations apart, and a colour that follows the (noisy) label but for flips."""
     digit = torch.randint(0, 2, (n,), generator=g)
     label = digit ^ (torch.rand(n, generator=g) < 0.25).long()
     colour = label ^ (torch.rand(n, generator=g) < flip).long()
