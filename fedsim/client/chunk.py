@@ -19,6 +19,7 @@ from attacks.attack import Compromised, LocalStep
 from fedsim.blocks import has_float64
 from fedsim.client.hooks import Hooks
 from fedsim.client.job import Job, as_index, augment
+from fedsim.client.randomness import step_noise
 from fedsim.client.workload import Workload
 
 
@@ -114,18 +115,28 @@ class Batches:
 class Stepper:
     """A torch optimizer on the first rows of a (k, d) tensor; rows that are done leave it with their state."""
 
-    def __init__(self, part: Any, rows: Tensor, gradient: Tensor, scale: float) -> None:
+    def __init__(
+        self, part: Any, rows: Tensor, gradient: Tensor, scale: float, streams: Callable[[], list[torch.Generator]]
+    ) -> None:
         self.rows, self.gradient = rows, gradient
         self.parameter = nn.Parameter(rows)
         self.parameter.grad = gradient
         self.optimizer: torch.optim.Optimizer = part.build([self.parameter], scale)
+        if hasattr(self.optimizer, "use_streams"):
+            self.optimizer.use_streams(streams())
 
     def step(self, active: int) -> None:
         if active < len(self.parameter):
             self._narrow(active)
         self.optimizer.step()
 
+    def leave(self, active: int = 0) -> None:
+        """Rows from ``active`` on are done: they become what their optimizer uploads, if not the last iterate."""
+        if hasattr(self.optimizer, "upload"):
+            self.rows[active : len(self.parameter)] = self.optimizer.upload(self.parameter)[active:]
+
     def _narrow(self, active: int) -> None:
+        self.leave(active)
         before, after = self.parameter, nn.Parameter(self.rows[:active])
         after.grad = self.gradient[:active]
         state = self.optimizer.state.pop(before, {})
@@ -206,7 +217,8 @@ class Chunk:
 
     def _with_optimizer(self) -> None:
         gradient = torch.zeros_like(self.rows)
-        stepper = Stepper(self.workload.optimizer, self.rows, gradient, self.scale)
+        optimizer, streams = self.workload.optimizer, lambda: [step_noise(self.workload, job) for job in self.jobs]
+        stepper = Stepper(optimizer, self.rows, gradient, self.scale, streams)
         sums = torch.zeros(len(self.jobs), dtype=self.rows.dtype, device=self.rows.device)
         views: dict[Run, Any] = {}
         for step, here in enumerate(self.runs):
@@ -223,6 +235,7 @@ class Chunk:
             self._shape(step, active, gradient[:active], sums[:active])
             stepper.step(active)
             self._after(step, active)
+        stepper.leave()
 
     def _cut(self, inputs: Tensor, targets: Tensor, position: int, run: Run) -> tuple[Tensor, Tensor, int]:
         """The run's part of a step's batch as (r, B, …)."""

@@ -7,6 +7,10 @@ import threading
 import torch
 from torch import Tensor, nn
 
+from fedsim import rng
+from fedsim.client.job import Job
+from fedsim.client.workload import Workload
+
 GLOBAL = threading.Lock()
 """Held while a model runs that draws from torch's global generator in a way that no stream can replace."""
 
@@ -34,6 +38,12 @@ class StreamDropout(nn.Module):
         shape = (*inputs.shape[:2], *(1 for _ in inputs.shape[2:])) if self.channels else inputs.shape
         uniform = torch.rand(shape, generator=self.generator, device=inputs.device, dtype=torch.float32)
         return inputs * (uniform >= self.p).to(inputs.dtype) / (1.0 - self.p)
+
+
+def step_noise(workload: Workload, job: Job) -> torch.Generator:
+    """The stream behind what a client's optimizer draws in a round."""
+    purpose = "client.optimizer_noise"
+    return rng.torch_stream(workload.seed, purpose, round=job.round, client=job.client, device=workload.device)
 
 
 def replace_dropout(module: nn.Module) -> list[StreamDropout]:

@@ -12,6 +12,7 @@ from attacks.attack import LocalStep
 from fedsim.blocks import has_float64
 from fedsim.client.hooks import Hooks
 from fedsim.client.job import Job, as_index, augment
+from fedsim.client.randomness import step_noise
 from fedsim.client.replica import Replica
 from fedsim.client.task import mean_loss
 
@@ -25,6 +26,8 @@ def train(
     received = vector[: workload.layout.d]
     start = replica.flat.clone() if proximal else None
     optimizer = workload.optimizer.build([replica.whole] if replica.one_vector else replica.parameters, scale)
+    if hasattr(optimizer, "use_streams"):
+        optimizer.use_streams([step_noise(workload, job)])
     order = as_index(job.order, workload.device)
     wide = torch.float64 if has_float64(workload.device) else torch.float32
     total = torch.zeros((), dtype=wide, device=workload.device)
@@ -49,6 +52,10 @@ def train(
             optimizer.step()
             if hooks.followers:
                 _after_step(replica, job, received, hooks, step)
+    if hasattr(optimizer, "upload"):
+        with torch.no_grad():
+            for each in optimizer.param_groups[0]["params"]:
+                each.copy_(optimizer.upload(each))
     return replica.delta(vector), float(total) / position
 
 

@@ -14,14 +14,37 @@ from typing import TYPE_CHECKING, Any
 from fedsim.optim.softmax_radius import RadiusControl, softmax_radius
 
 if TYPE_CHECKING:
-    from fedsim.optim import gns
+    from fedsim.optim import gns, robust_gradients, sam_gs
     from fedsim.optim.diffgrad import DiffGrad
+    from fedsim.optim.langevin import Langevin, NormalizedSGD, SphericalLangevin, normalized_sgd, spherical_langevin
+    from fedsim.optim.sam_gs import SamGS
 
-_HOME: dict[str, str] = {"DiffGrad": "diffgrad"}
+_HOME = {
+    "DiffGrad": "diffgrad",
+    "Langevin": "langevin",
+    "NormalizedSGD": "langevin",
+    "SamGS": "sam_gs",
+    "SphericalLangevin": "langevin",
+    "normalized_sgd": "langevin",
+    "spherical_langevin": "langevin",
+}
 """Names by the module that they live in."""
-_MODULES = ("gns",)
+_MODULES = ("gns", "robust_gradients", "sam_gs")
 
-__all__ = ["DiffGrad", "RadiusControl", "gns", "softmax_radius"]
+__all__ = [
+    "DiffGrad",
+    "Langevin",
+    "NormalizedSGD",
+    "RadiusControl",
+    "SamGS",
+    "SphericalLangevin",
+    "gns",
+    "normalized_sgd",
+    "robust_gradients",
+    "sam_gs",
+    "softmax_radius",
+    "spherical_langevin",
+]
 
 
 def __getattr__(name: str) -> Any:

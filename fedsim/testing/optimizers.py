@@ -6,23 +6,27 @@ check_optimizer(MyOptimizer(lr=0.1))
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedsim import rng
 from fedsim.client.app import FederatedClient
 from fedsim.testing.federation import deltas, initial, workload
 
 
-def steps(part: Any, start: Tensor, gradients: Tensor, scale: float = 1.0) -> Tensor:
-    """``start`` after one step for each of the gradients (steps, *start.shape)."""
+def steps(part: Any, start: Tensor, gradients: Tensor, scale: float = 1.0, clients: Sequence[int] = (0,)) -> Tensor:
+    """What is uploaded from ``start`` after one step for each of the gradients (steps, *start.shape)."""
     parameter = nn.Parameter(start.clone())
     optimizer = part.build([parameter], scale)
+    if hasattr(optimizer, "use_streams"):
+        optimizer.use_streams([rng.torch_stream(0, "conformance", client=client) for client in clients])
     for gradient in gradients:
         parameter.grad = gradient.clone()
         optimizer.step()
-    return parameter.detach()
+    return optimizer.upload(parameter) if hasattr(optimizer, "upload") else parameter.detach()
 
 
 def check_rows_are_independent(part: Any) -> None:
@@ -30,11 +34,11 @@ def check_rows_are_independent(part: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(5, 13, generator=generator)
     gradients = torch.randn(7, 5, 13, generator=generator)
-    together = steps(part, start, gradients)
+    together = steps(part, start, gradients, clients=range(5))
     for row in range(5):
-        alone = steps(part, start[row : row + 1], gradients[:, row : row + 1])
+        alone = steps(part, start[row : row + 1], gradients[:, row : row + 1], clients=[row])
         assert torch.equal(together[row : row + 1], alone), f"row {row} of a (k, d) tensor depends on the others"
-        as_vector = steps(part, start[row], gradients[:, row])
+        as_vector = steps(part, start[row], gradients[:, row], clients=[row])
         assert torch.equal(together[row], as_vector), f"row {row} of a (k, d) tensor moves otherwise than a vector"
 
 
