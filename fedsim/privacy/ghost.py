@@ -31,10 +31,13 @@ from fedsim.updates import Layout
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 CHUNK = 1024
-"""Examples at once: their float64 copies stay in the processor's cache."""
+"""Examples at once."""
 
 CHUNK_NUMBERS = 1 << 22
 """Numbers of a chunk's activations and signals."""
+
+CACHED_NUMBERS = 1 << 17
+"""Numbers whose float64 copies stay in the processor's cache."""
 
 CANCELLED = {torch.float32: 0.25, torch.float64: 1e-6}
 """A squared norm below this share of its terms is computed from the example's gradient itself.
@@ -135,7 +138,8 @@ def difference(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, cl
     norms = squares.sqrt()
     cancelled = squares < CANCELLED[dtype] * terms
     total = torch.zeros(layout.d, dtype=torch.float64, device=squares.device)
-    for index in torch.split(cancelled.nonzero().flatten(), max(1, CHUNK_NUMBERS // layout.d)):
+    found = cancelled.nonzero().flatten()
+    for index in torch.split(found, max(1, CHUNK_NUMBERS // layout.d)) if len(found) else ():
         rows = _formed(now, before, layout, index)
         norms[index] = row_norms(rows)
         total += scaled(rows, *clip_factors(norms[index], clip, dtype)).sum(0)
@@ -175,8 +179,9 @@ def _formed(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, index
     rows = torch.zeros(len(index), layout.d, dtype=torch.float64, device=index.device)
     views = layout.views(rows)
     for new, old in zip(now, before, strict=True):
-        signal, previous = exact(new.signal)[index], exact(old.signal)[index]
-        inputs, earlier = exact(new.call.inputs)[index], exact(old.call.inputs)[index]
+        signal, previous, inputs, earlier = (
+            exact(_chosen(each, index)) for each in (new.signal, old.signal, new.call.inputs, old.call.inputs)
+        )
         weight = views[new.call.weight]
         torch.mul(signal.unsqueeze(2), inputs.unsqueeze(1), out=weight)
         weight.sub_(previous.unsqueeze(2) * earlier.unsqueeze(1))
@@ -186,9 +191,8 @@ def _formed(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, index
 
 
 def _square(values: Tensor) -> Tensor:
-    wide = exact(values)
-    square: Tensor = torch.linalg.vecdot(wide, wide)
-    return square
+    blocks = (exact(block) for block in torch.split(values, max(1, CACHED_NUMBERS // max(values.shape[1], 1))))
+    return torch.cat([torch.linalg.vecdot(block, block) for block in blocks])
 
 
 def _inputs_square(layer: Layer) -> Tensor:
