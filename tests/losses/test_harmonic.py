@@ -258,5 +258,4 @@ def test_digits_table(name: str, exponent: float | None, least: float, most: flo
             functional.cross_entropy(head(x_train[index].float()), y_train[index]).backward()
             optimizer.step()
     accuracy = float((head(x_test.float()).argmax(1) == y_test).double().mean())
-    print(name, exponent, accuracy)
     assert least <= accuracy <= most

