@@ -1,0 +1,200 @@
+"""DIFF2 in a federation: its arithmetic, its noise, its memory, and what stands in front of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.errors import ScenarioError
+from fedsim.federation import build, make_estimator
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+from strategies.defense import Round
+
+DIFF2: dict[str, Any] = {"name": "diff2", "restart": 3, "c1": 1.0, "c2": 5.0, "lr": 0.5}
+
+
+def private(estimator: dict[str, Any] = DIFF2, **changes: Any) -> Scenario:
+    tables: dict[str, Any] = {
+        "rounds": 5,
+        "data": {"clients": 4},
+        "model": {"name": "logistic"},
+        "client": {"per_round": 4},
+        "server": {"estimator": estimator},
+        "privacy": {"epsilon": 8.0},
+    }
+    return Scenario(**{**tables, **changes})
+
+
+def interrupted(scenario: Scenario, folder: Path, after: int) -> str:
+    class Stop(Exception):
+        pass
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["round"] == after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        simulate(scenario, folder, progress=stop)
+    return simulate(scenario, folder, resume=True).digest
+
+
+def test_restarting_every_round_is_dp_gd_bit_by_bit() -> None:
+    every = simulate(private({**DIFF2, "restart": 1}))
+    assert every.digest == simulate(private({"name": "dp_gd", "c1": 1.0, "lr": 0.5})).digest
+    assert every.digest != simulate(private()).digest
+
+
+@pytest.mark.parametrize("restart", [1, 2, 5])
+def test_without_noise_and_clipping_it_is_gradient_descent(restart: int) -> None:
+    rounds, lr = 5, 0.3
+    wide = {"name": "diff2", "restart": restart, "c1": 1e12, "c2": 1e12, "lr": lr}
+    scenario = private(wide, privacy={"epsilon": "inf"}, engine={"precision": "float64"}, rounds=rounds)
+    found = simulate(scenario)
+    federation = build(scenario)
+    module, train, shares = federation.module.double(), federation.dataset.train, federation.shares
+    for _ in range(rounds):
+        module.zero_grad()
+        parts = [train.take(shares[client]) for client in range(4)]
+        losses = [torch.nn.functional.cross_entropy(module(part.inputs.double()), part.targets) for part in parts]
+        torch.stack(losses).mean().backward()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                assert parameter.grad is not None
+                parameter -= lr * parameter.grad
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found.parameters[name], parameter.detach(), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("trust", ["central", "local", "distributed"])
+def test_workers_and_interruptions_change_no_bit(trust: str, tmp_path: Path) -> None:
+    privacy = {"epsilon": 30.0, "trust": trust}
+    digests = {simulate(private(privacy=privacy, engine={"workers": workers})).digest for workers in (1, 3)}
+    digests |= {interrupted(private(privacy=privacy), tmp_path / str(after), after) for after in (1, 3)}
+    assert len(digests) == 1
+    assert simulate(private(privacy=privacy, seed=1)).digest not in digests
+
+
+def rows(scenario: Scenario, server_round: int = 1) -> tuple[torch.Tensor, Any]:
+    """What the clients send in a round at the initial model."""
+    from flwr.app import ConfigRecord
+
+    from fedsim.flower import Flat, flatten
+
+    federation = build(scenario)
+    evaluator = federation.evaluator()
+    strategy: Any = federation.strategy(evaluator)
+    grid: Any = federation.engine()
+    try:
+        arrays = Flat(federation.initial, federation.layout)
+        sent = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+        replies = list(grid.send_and_receive(sent, timeout=None))
+    finally:
+        grid.close()
+        evaluator.close()
+    found = torch.stack([flatten(reply.content["arrays"], federation.layout) for reply in replies])
+    return found, strategy
+
+
+@pytest.mark.parametrize(("trust", "factor"), [("local", 1.0), ("distributed", 2.0)])
+def test_the_clients_noise_has_its_variance_and_no_correlation(trust: str, factor: float) -> None:
+    noise = []
+    for server_round in (1, 4):
+        privacy = {"noise": [0.02, 0.02], "trust": trust}
+        noisy, _ = rows(private(privacy=privacy), server_round)
+        calm, _ = rows(private(privacy={"epsilon": "inf", "trust": trust}), server_round)
+        noise.append((noisy - calm).double() / (0.02 * factor))
+    drawn = torch.stack(noise)  # (2 rounds, 4 clients, d)
+    count = drawn.numel()
+    assert abs(float(drawn.mean())) < 5 / math.sqrt(count)
+    assert abs(float(drawn.var()) - 1) < 5 * math.sqrt(2 / count)
+    series = drawn.flatten(0, 1)
+    correlations = torch.corrcoef(series) - torch.eye(len(series), dtype=torch.float64)
+    assert float(correlations.abs().max()) < 5 / math.sqrt(series.shape[1])
+    neighbours = (drawn[..., 1:] * drawn[..., :-1]).mean()
+    assert abs(float(neighbours)) < 5 / math.sqrt(count)
+
+
+def test_the_central_noise_is_drawn_once_a_release() -> None:
+    d = 650
+    found = {}
+    for noise in ([0.5, 0.5], [0.0, 0.0]):
+        result = simulate(private({**DIFF2, "lr": 1.0}, privacy={"noise": noise}, rounds=3))
+        found[noise[0]] = torch.cat([value.flatten() for value in result.parameters.values()])
+    one = simulate(private({**DIFF2, "lr": 1.0}, privacy={"noise": [0.5, 0.5]}, rounds=3))
+    assert torch.equal(torch.cat([value.flatten() for value in one.parameters.values()]), found[0.5])
+    assert float((found[0.5] - found[0.0]).norm()) > 0.5 * math.sqrt(d)
+
+
+def test_steps_and_rows_are_inverses_and_a_restart_forgets() -> None:
+    scenario = private()
+    part: Any = make_estimator(scenario, np.full(4, 300))
+    d = 7
+    v = torch.randn(d, dtype=torch.float64)
+    state = {"v": v, "at": torch.zeros(d)}
+    given = torch.randn(3, d, dtype=torch.float64)
+    for server_round, memory in ((2, v), (4, torch.zeros(d))):
+        ctx = Round(round=server_round, state=state, parameters=torch.ones(d))
+        steps = part.to_steps(given, ctx)
+        torch.testing.assert_close(steps, -0.5 * (memory + given))
+        torch.testing.assert_close(part.to_rows(steps, ctx), given)
+
+
+def test_behind_a_filter_the_attacker_is_judged_by_its_step() -> None:
+    attack = {"count": 1, "attacks": [{"name": "badnets", "target": 0}, {"name": "model_replacement"}]}
+    scenario = private(
+        {**DIFF2, "c1": 10.0},
+        data={"clients": 8},
+        client={"per_round": 8},
+        adversary=attack,
+        privacy={"epsilon": "inf", "trust": "local"},
+        server={"estimator": {**DIFF2, "c1": 10.0}, "defenses": [{"name": "multi_metrics", "keep": 0.5}]},
+    )
+    result = simulate(scenario)
+    for line in result.lines[1:]:
+        assert not line["faults"]
+        assert len(line["kept"]) == 4
+        assert line["norm_malicious"] > 2 * line["norm_honest"]
+        assert not line["kept_malicious"]
+
+
+def test_missing_shares_end_the_round_before_anything_is_released() -> None:
+    privacy = {"epsilon": 30.0, "trust": "distributed", "colluding": 1}
+    calm = simulate(private(privacy=privacy))
+    assert not any(line["faults"] for line in calm.lines)
+    scenario = private(privacy=privacy, client={"per_round": 4, "dropout": 0.6}, rounds=8)
+    lines = simulate(scenario).lines
+    gone = {line["round"]: sum(fault["reason"] == "dropped out" for fault in line["faults"]) for line in lines}
+    short = [line for line in lines[1:] if 1 < gone[line["round"]] < 4]
+    assert short
+    for line in short:
+        assert any("shares of the noise came" in fault["reason"] for fault in line["faults"])
+
+
+def test_the_local_routine_moves_one_clients_iterate() -> None:
+    part = {**DIFF2, "c1": 1e9, "c2": 1e9, "subroutine": "bvr_l_sgd", "local_steps_count": 5}
+    result = simulate(private(part, privacy={"epsilon": "inf"}))
+    plain = simulate(private({**DIFF2, "c1": 1e9, "c2": 1e9}, privacy={"epsilon": "inf"}))
+    assert not any(line["faults"] for line in result.lines)
+    assert result.lines[-1]["loss"] < plain.lines[-1]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"estimator": {**DIFF2, "restart": 9}}, "1 to rounds = 5"),
+        ({"estimator": {"name": "diff2", "c1": 1.0, "c2": 1.0, "lr": 1.0}}, "either restart = T or restart_ratio"),
+        ({"client": {"per_round": 3}}, "full participation"),
+        ({"estimator": {**DIFF2, "subroutine": "bvr_l_sgd"}}, "touch raw data"),
+        ({"privacy": {}}, 'claim = "none"'),
+    ],
+)
+def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ScenarioError) as error:
+        private(**changes)
+    assert said in str(error.value)
