@@ -84,6 +84,7 @@ class Adversary:
         self.knowledge, self.knows_defense, self.claim = knowledge, knows_defense, claim
         drawn = rng.stream(seed, "adversary.pool").permutation(population if size else 0)[:size]
         self.pool: NDArray[np.int64] = np.sort(drawn).astype(np.int64)
+        self.learned: dict[str, Tensor] = {}
 
     @classmethod
     def of(cls, scenario: Scenario) -> Adversary:
@@ -226,10 +227,15 @@ class Adversary:
         for part in self.attacks:
             part.prepare(train, test, num_classes=num_classes, seed=self.seed)
 
+    @property
+    def learns(self) -> bool:
+        """Whether what the evaluation shows may change over the rounds."""
+        return any(part.learned_trigger for part in self.attacks)
+
     def triggered(self, test: Examples) -> Examples | None:
         """What attack success is measured on: eligible test examples as attacked, with the attacker's targets."""
         for part in self.attacks:
-            found = part.triggered(test)
+            found = part.shown(test, self.learned)
             if found is not None:
                 return found
         return None

@@ -7,6 +7,8 @@ the adversary of the scenario holds a client, in rounds in which it is active:
 hook             where it runs                 what it does
 ===============  ============================  ==============================================================
 ``poison``       the malicious client          changes the data that it trains on
+``learn``        one malicious client, before  looks at the received model for something that all its clients use and
+                 the round's training          that the evaluation shows, e.g. a trigger
 ``objective``    the malicious client          changes its loss
 ``after_step``   the malicious client          changes its parameters after each local step (projection, masks)
 ``craft``        the adversary, before         changes the malicious rows, seeing what its knowledge allows
@@ -21,7 +23,7 @@ second works on what the first left. A plug-in lies in any file: ``attacks = [{ 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,6 +49,23 @@ attack = partial(register, "attack")
 
 
 @dataclass(frozen=True)
+class Received:
+    """The model as a malicious client holds it in a round.
+
+    Args:
+        parameters: (d,) parameters that it received.
+        previous: (d,) those that were sent in the round before, where an attack of the list ``wants_previous``.
+        predict: (parameters (d,), inputs) -> outputs in evaluation mode, differentiable by both.
+        features: (parameters (d,), inputs) -> (n, width) what goes into the last linear layer, alike.
+    """
+
+    parameters: Tensor
+    previous: Tensor | None
+    predict: Callable[[Tensor, Tensor], Tensor]
+    features: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Compromised:
     """A client that the adversary holds, as its hooks see it.
 
@@ -57,6 +76,9 @@ class Compromised:
         round: the round, from 1.
         seed: the scenario's seed; use :meth:`stream`.
         num_classes: classes of the task.
+        model: what it received; None outside of a round.
+        examples: its own clean data, in training; None elsewhere.
+        learned: what the adversary has learnt so far (see ``learn``), by the attacks' own names for it.
     """
 
     client: int
@@ -65,10 +87,17 @@ class Compromised:
     round: int
     seed: int
     num_classes: int
+    model: Received | None = field(default=None, repr=False, compare=False)
+    examples: Examples | None = field(default=None, repr=False, compare=False)
+    learned: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def stream(self, purpose: str) -> np.random.Generator:
         """Random numbers of this client for one purpose, the same in every round (poisoned data stays the same)."""
         return rng.stream(self.seed, f"attack.{purpose}", client=self.client)
+
+    def fresh_stream(self, purpose: str) -> np.random.Generator:
+        """Random numbers of this client for one purpose, others in every round."""
+        return rng.stream(self.seed, f"attack.{purpose}", round=self.round, client=self.client)
 
 
 @dataclass(frozen=True)
@@ -183,6 +212,10 @@ class Attack:
     knowledge: ClassVar[str] = "own"
     knows_defense: ClassVar[bool] = False
     untargeted: ClassVar[bool] = True
+    wants_previous: ClassVar[bool] = False
+    """Whether its clients are to know the parameters of the round before (``node.model.previous``)."""
+    learned_trigger: ClassVar[bool] = False
+    """Whether its trigger comes from ``learn``: it changes over the rounds, and a run without attack has none."""
     finite: ClassVar[bool] = True
     """Whether finite rows stay finite."""
 
@@ -209,6 +242,21 @@ class Attack:
         """(f,) example counts that the malicious clients claim."""
         return num_examples
 
+    def learn(self, examples: Examples, node: Compromised) -> dict[str, Tensor]:
+        """What the adversary takes from the model that one of its clients received, before the round's training.
+
+        Asked of one malicious client of each round, the one with the smallest partition id, with its clean examples.
+        All malicious clients of the round then find it in ``node.learned``, as does the next call, and ``shown``.
+
+        Returns:
+            Name (of the attack's own, ``a3fl.trigger``) → tensor; what is not in it is forgotten.
+        """
+        return {}
+
+    def shown(self, test: Examples, learned: Mapping[str, Tensor]) -> Examples | None:
+        """As ``triggered``, with what was learnt so far."""
+        return self.triggered(test)
+
     def triggered(self, test: Examples) -> Examples | None:
         """The eligible test examples as attacked, targets = what the attacker wants; None if there is no trigger.
 
@@ -233,4 +281,4 @@ def overrides(part: Attack | type[Attack], hook: str) -> bool:
     return getattr(owner, hook, None) is not getattr(Attack, hook)
 
 
-__all__ = ["Attack", "Compromised", "Craft", "Examples", "LocalStep", "Updates", "attack", "overrides"]
+__all__ = ["Attack", "Compromised", "Craft", "Examples", "LocalStep", "Received", "Updates", "attack", "overrides"]

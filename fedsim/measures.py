@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from fedsim import runtime
 from fedsim.analysis.statistics import auc, wilson
@@ -52,7 +53,11 @@ class Evaluator:
         self.layout.load(self.module, vector)
 
     def logits(self, vector: Tensor, inputs: Tensor) -> Tensor:
-        """(n, classes) for a (d + b,) vector."""
+        """(n, classes) for a (d + b,) vector; differentiable by a vector that requires it, where gradients are on."""
+        if torch.is_grad_enabled() and vector.requires_grad:
+            views = self.layout.views(vector.to(self.device, self.dtype))
+            given = inputs.to(self.device, self.dtype)
+            return functional_call(self.module, views, (given,))  # type: ignore[no-any-return]
         self.load(vector)
         with torch.no_grad():
             return self.module(inputs.to(self.device, self.dtype))  # type: ignore[no-any-return]

@@ -265,6 +265,8 @@ class _Run:
             strategy.aggregate_evaluate(
                 server_round, grid.send_and_receive(messages=messages, timeout=self.scenario.server.timeout)
             )
+        if self.federation.adversary.learns:
+            self.triggered = self.federation.triggered()
         return self.evaluator.measure(self._vector(), self.federation.dataset.test, self.triggered)
 
     def _measure_start(self) -> None:

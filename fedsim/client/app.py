@@ -25,6 +25,7 @@ from fedsim.client.job import Job, make_job
 from fedsim.client.node import Node
 from fedsim.client.orders import Order, Reader, alike, arrays_of, as_asked, client_of, config_of, reason
 from fedsim.client.paths import choose
+from fedsim.client.received import LEARN, learn
 from fedsim.client.replica import Replica
 from fedsim.client.workload import Workload
 from fedsim.errors import FedsimError
@@ -56,7 +57,7 @@ class FederatedClient(ClientApp):
     ) -> None:
         super().__init__()
         self.workload, self.attacks = workload, tuple(attacks)
-        self.handlers: dict[str, NodeHandler] = {"query.partition": _partition, **(handlers or {})}
+        self.handlers: dict[str, NodeHandler] = {"query.partition": _partition, LEARN: learn, **(handlers or {})}
         self.hooks = Hooks(self.attacks)
         self.separate = any(overrides(each, hook) for each in self.attacks for hook in LOCAL)
         self.poisoners = [each for each in self.attacks if overrides(each, "poison")]
@@ -218,7 +219,7 @@ class FederatedClient(ClientApp):
         config = config_of(content)
         round = int(cast(int, config.get("server-round", 0)))
         vector = self.reader.vector(content, received) if arrays_of(content) is not None else None
-        node = Node(self, client, round, vector, context.state, self.reader.compromised(content, client, round))
+        node = Node(self, client, round, vector, context.state, self.reader.compromised(content, client, round, vector))
         kind = message.metadata.message_type
         if kind.startswith("train.") and self._drops_out(client, round):
             return error_reply(message, "dropped out")

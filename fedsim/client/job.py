@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -52,13 +52,18 @@ def local_examples(
     rows = workload.rows(client)
     if workload.view is None and compromised is None:
         return workload.examples, rows
-    examples = workload.examples.take(rows)
-    if workload.view is not None:
-        examples = workload.view(examples, client, workload.seed)
+    examples = clean_examples(workload, client)
     if compromised is not None:
+        compromised = replace(compromised, examples=examples)
         for each in attacks:
             examples = each.poison(examples, compromised)
     return examples, np.arange(len(examples), dtype=np.int64)
+
+
+def clean_examples(workload: Workload, client: int) -> Examples:
+    """A copy of a client's view of its examples."""
+    examples = workload.examples.take(workload.rows(client))
+    return examples if workload.view is None else workload.view(examples, client, workload.seed)
 
 
 def make_job(
@@ -66,6 +71,8 @@ def make_job(
 ) -> Job:
     """The seeded work of a client: a new permutation each epoch, the short last batch kept."""
     source, rows = local_examples(workload, client, compromised, attacks)
+    if compromised is not None:
+        compromised = replace(compromised, examples=clean_examples(workload, client))
     n = len(rows)
     steps = workload.steps_of(n)
     if workload.straggler and steps:

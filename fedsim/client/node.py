@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks.attack import Compromised
 from fedsim import rng
-from fedsim.client.job import local_examples
+from fedsim.client.job import clean_examples, local_examples
 from fedsim.data.examples import Examples
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ class Node:
         """A copy of what the client trains on: its view, poisoned if it is malicious."""
         source, rows = local_examples(self.workload, self.client, self.compromised, self.app.attacks)
         taken = source.take(rows)
+        return Examples(self.workload.inputs(taken.inputs), self.workload.targets(taken.targets))
+
+    def clean(self) -> Examples:
+        """A copy of the client's own data, its view of it, not poisoned."""
+        taken = clean_examples(self.workload, self.client)
         return Examples(self.workload.inputs(taken.inputs), self.workload.targets(taken.targets))
 
     def held_out(self) -> Examples:

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
 
 from attacks.attack import Compromised
+from fedsim.client.received import LEARNED, PREVIOUS, Models, as_tensors
 from fedsim.client.workload import Workload
 from fedsim.flower import Flat, flatten
 
@@ -34,29 +35,46 @@ class Reader:
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
+        self.models = Models(workload)
 
     def order(self, position: int, message: Message, context: Context, received: dict[int, Tensor]) -> Order:
         """A train message, read."""
         content, client = message.content, client_of(context)
         config = config_of(content)
         round = int(cast(int, config.get("server-round", 0)))
+        vector = self.vector(content, received)
         return Order(
             position,
             client,
             round,
             float(cast(float, config.get("scale", 1.0))),
             float(cast(float, config.get("proximal-mu", self.workload.proximal))),
-            self.compromised(content, client, round),
-            self.vector(content, received),
+            self.compromised(content, client, round, vector),
+            vector,
         )
 
-    def compromised(self, content: RecordDict, client: int, round: int) -> Compromised | None:
-        """Who the client is to the adversary, if the message marks it."""
+    def compromised(
+        self, content: RecordDict, client: int, round: int, vector: Tensor | None = None
+    ) -> Compromised | None:
+        """Who the client is to the adversary, if the message marks it, and what it holds."""
         mark = config_of(content, "adversary")
         if not mark:
             return None
         rank, attackers = int(cast(int, mark["rank"])), int(cast(int, mark["attackers"]))
-        return Compromised(client, rank, attackers, round, self.workload.seed, self.workload.num_classes)
+        previous, learned = content.get(PREVIOUS), content.get(LEARNED)
+        before = None
+        if isinstance(previous, ArrayRecord):
+            before = flatten(previous, self.workload.layout, self.workload.dtype).to(self.workload.device)
+        return Compromised(
+            client,
+            rank,
+            attackers,
+            round,
+            self.workload.seed,
+            self.workload.num_classes,
+            model=None if vector is None else self.models.received(vector, before),
+            learned=as_tensors(learned) if isinstance(learned, ArrayRecord) else {},
+        )
 
     def vector(self, content: RecordDict, received: dict[int, Tensor]) -> Tensor:
         """The parameters in a message; one that several messages share is read once."""

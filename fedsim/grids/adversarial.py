@@ -18,7 +18,8 @@ from torch import Tensor
 
 from attacks.adversary import Adversary
 from attacks.attack import overrides
-from fedsim.flower import Directory, Flat, flatten, with_content
+from fedsim.client.received import LEARN, LEARNED, PREVIOUS, as_record, as_tensors
+from fedsim.flower import Directory, Flat, flatten, send, with_content
 from fedsim.updates import Layout, Updates
 
 log = logging.getLogger("fedsim")
@@ -78,6 +79,8 @@ class AdversarialGrid(Grid):
         self._crafts = any(
             overrides(attack, "craft") or overrides(attack, "claimed_examples") for attack in adversary.attacks
         )
+        self._learns = any(overrides(attack, "learn") for attack in adversary.attacks)
+        self._remembers = any(attack.wants_previous for attack in adversary.attacks)
         self._claims = adversary.claim is not None
         self._observers = [attack for attack in adversary.attacks if overrides(attack, "observe")]
 
@@ -87,6 +90,7 @@ class AdversarialGrid(Grid):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.state, self._previous = state["attacks"], state["previous"]
+        self.adversary.learned = self.state.get("learned", {})
 
     def set_run(self, run: Any) -> None:
         self.inner.set_run(run)
@@ -123,6 +127,8 @@ class AdversarialGrid(Grid):
             server_round = _round_of(sent[0])
             clients = [self._directory.partition(message.metadata.dst_node_id) for message in sent]
             malicious = self.adversary.malicious(clients, server_round)
+            if kind == self._trains and self._learns and malicious:
+                self._learn(sent[clients.index(malicious[0])], malicious[0], timeout)
             sent = self._marked(sent, clients, set(malicious))
         replies = list(self.inner.send_and_receive(sent, timeout=timeout))
         if kind == self._trains:
@@ -139,11 +145,32 @@ class AdversarialGrid(Grid):
         marked = []
         for message, client in zip(messages, clients, strict=True):
             if client in malicious:
-                mark = ConfigRecord({"rank": self.adversary.rank(client), "attackers": len(self.adversary.pool)})
-                content = RecordDict({**dict(message.content), "adversary": mark})
-                message = with_content(message, content)
+                message = with_content(message, self._mark(message.content, client))
             marked.append(message)
         return marked
+
+    def _mark(self, content: RecordDict, client: int) -> RecordDict:
+        """The content, with who the client is to the adversary and what the attacks want it to have."""
+        mark = ConfigRecord({"rank": self.adversary.rank(client), "attackers": len(self.adversary.pool)})
+        marked = RecordDict({**dict(content), "adversary": mark})
+        if self._remembers and self._previous is not None:
+            previous = Flat(self._previous, self.layout)
+            marked[PREVIOUS] = previous if self.partitions_in_order else previous.plain()
+        if self.adversary.learned:
+            marked[LEARNED] = as_record(self.adversary.learned)
+        return marked
+
+    def _learn(self, message: Message, client: int, timeout: float | None) -> None:
+        """Ask a malicious client what it learns from the model that it is about to train."""
+        content = self._mark(message.content, client)
+        asked = send(content, message.metadata.dst_node_id, LEARN, group=message.metadata.group_id)
+        for reply in self.inner.send_and_receive([asked], timeout=timeout):
+            if reply.has_content() and LEARNED in reply.content.array_records:
+                learned = as_tensors(reply.content.array_records[LEARNED])
+                self.state["learned"] = self.adversary.learned = learned
+            else:
+                reason = reply.error.reason if reply.has_error() else "no answer"
+                log.warning("client %d: the adversary learnt nothing: %s", client, reason)
 
     def _received(self, message: Message) -> Tensor:
         return flatten(message.content["arrays"], self.layout, self.dtype)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from attacks.adversary import Adversary
-from attacks.attack import KNOWLEDGE, Attack, Compromised, Craft, LocalStep, overrides
+from attacks.attack import KNOWLEDGE, Attack, Compromised, Craft, LocalStep, Received, overrides
 from fedsim.data.examples import Examples
 from fedsim.errors import KnowledgeError
 from fedsim.updates import Updates
@@ -205,6 +205,42 @@ def steps_row_by_row(make: Make) -> None:
     assert bool(together.isfinite().all()), "after_step gave numbers that are not finite"
 
 
+def weighs_row_by_row(make: Make) -> None:
+    """``objective`` gives each client a loss and a finite gradient of its own, also at the received parameters."""
+    attack = prepared(make)
+    generator = torch.Generator().manual_seed(4)
+    start = torch.cat([torch.zeros(1, DIMENSION), torch.randn(3, DIMENSION, generator=generator)])
+    task = torch.rand(4, generator=generator)
+    parameters = start.clone().requires_grad_()
+    losses = attack.objective(task, parameters, local_step(4))
+    assert losses.shape == (4,), f"objective gave {tuple(losses.shape)} losses for 4 clients"
+    if not losses.requires_grad:
+        return
+    (together,) = torch.autograd.grad(losses.sum(), parameters)
+    assert bool(losses.isfinite().all() & together.isfinite().all()), "objective or its gradient is not finite"
+    for i in range(4):
+        row = start[i : i + 1].clone().requires_grad_()
+        alone = attack.objective(task[i : i + 1], row, local_step(4, only=i))
+        close = torch.allclose(alone, losses[i : i + 1], rtol=1e-5, atol=1e-6)
+        assert close, "objective gives other losses for clients in one chunk than for each alone"
+
+
+def learns_the_same(make: Make) -> None:
+    """``learn`` gives tensors, the same for the same seed and model, and changes neither data nor model."""
+    train, test = images()
+    before = train.inputs.clone()
+    first, second = prepared(make).learn(train, node()), prepared(make).learn(train, node())
+    assert first.keys() == second.keys(), "learn gave other names for the same seed"
+    for name, each in first.items():
+        assert isinstance(each, Tensor), f"learn gave a {type(each).__name__} as '{name}'"
+        assert bool(each.isfinite().all()), f"learn gave numbers that are not finite as '{name}'"
+        assert torch.equal(each, second[name]), f"learn gave another '{name}' for the same seed"
+    assert torch.equal(train.inputs, before), "learn changed its examples in place"
+    shown = prepared(make).shown(test, first)
+    if shown is not None:
+        assert bool(shown.inputs.isfinite().all()), "shown gave inputs that are not finite"
+
+
 def remembers_plainly(make: Make) -> None:
     """The attack's memory holds what a checkpoint can: tensors, numbers, strings, and tables and lists of them."""
     rows, honest = federation()
@@ -228,6 +264,8 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     poisons_validly,
     excludes_the_target,
     steps_row_by_row,
+    weighs_row_by_row,
+    learns_the_same,
     remembers_plainly,
 )
 
@@ -319,14 +357,39 @@ def prepared(make: Make) -> Attack:
 
 def node(rank: int = 0) -> Compromised:
     """A malicious client."""
-    return Compromised(client=CLIENTS[rank], rank=rank, attackers=3, round=1, seed=0, num_classes=CLASSES)
+    _, test = images()
+    return Compromised(
+        client=CLIENTS[rank],
+        rank=rank,
+        attackers=3,
+        round=1,
+        seed=0,
+        num_classes=CLASSES,
+        model=received(torch.zeros(DIMENSION)),
+        examples=test,
+    )
+
+
+def received(parameters: Tensor) -> Received:
+    """A linear model on five means over the image's pixels, with the toy federation's sixty parameters."""
+
+    def features(vector: Tensor, inputs: Tensor) -> Tensor:
+        return inputs.flatten(1)[:, :255].reshape(len(inputs), 5, 51).mean(dim=2).to(vector.dtype)
+
+    def predict(vector: Tensor, inputs: Tensor) -> Tensor:
+        return torch.nn.functional.linear(features(vector, inputs), vector[:50].view(CLASSES, 5), vector[50:])
+
+    previous = parameters - torch.linspace(-1, 1, DIMENSION)
+    return Received(parameters, previous, predict, features)
 
 
 def local_step(k: int, only: int | None = None) -> LocalStep:
     """Step 5 of k clients, every second of which is done; or of one of them."""
     chosen = range(k) if only is None else [only]
     last = torch.tensor([i % 2 == 0 for i in chosen])
-    nodes = tuple(Compromised(i, i, k, 1, 0, CLASSES) for i in chosen)
+    _, test = images()
+    model = received(torch.zeros(DIMENSION))
+    nodes = tuple(Compromised(i, i, k, 1, 0, CLASSES, model, test.take(torch.arange(i, 300, k))) for i in chosen)
     return LocalStep(torch.zeros(DIMENSION), 5, last, nodes)
 
 

@@ -1,0 +1,84 @@
+"""The received model as a function, for attacks that look into it: differentiable by parameters and by inputs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from attacks.attack import Received
+from fedsim.client.node import Node
+from fedsim.client.workload import Workload
+
+LEARN = "query.adversary"
+"""Type of the message by which the adversary asks one of its clients to learn."""
+
+PREVIOUS, LEARNED = "adversary.previous", "adversary.learned"
+"""Records that the adversary puts beside its mark."""
+
+
+class Models:
+    """Makes :class:`Received` from vectors; ``functional_call`` needs a module for each thread."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self._threads = threading.local()
+
+    def received(self, vector: Tensor, previous: Tensor | None) -> Received:
+        """The model in a (d + b,) vector."""
+        d = self.workload.layout.d
+        buffers = vector[d:].clone()
+
+        def predict(parameters: Tensor, inputs: Tensor) -> Tensor:
+            return self._call(torch.cat([parameters, buffers]), inputs)
+
+        def features(parameters: Tensor, inputs: Tensor) -> Tensor:
+            kept: list[Tensor] = []
+            last = [each for each in self._module().modules() if isinstance(each, nn.Linear)][-1]
+            handle = last.register_forward_pre_hook(lambda module, given: kept.append(given[0]))
+            try:
+                self._call(torch.cat([parameters, buffers]), inputs)
+            finally:
+                handle.remove()
+            return kept[-1].flatten(1)
+
+        return Received(vector[:d], None if previous is None else previous[:d], predict, features)
+
+    def _module(self) -> nn.Module:
+        if not hasattr(self._threads, "module"):
+            self._threads.module = self.workload.fresh_module().eval()
+        module: nn.Module = self._threads.module
+        return module
+
+    def _call(self, vector: Tensor, inputs: Tensor) -> Tensor:
+        given = self.workload.inputs(inputs)
+        outputs: Tensor = functional_call(self._module(), self.workload.layout.views(vector), (given,))
+        return outputs
+
+
+def learn(node: Node, content: RecordDict) -> RecordDict:
+    """The client's handler: what its attacks learn from the model that it received."""
+    if node.compromised is None:
+        raise ValueError(f"client {node.client} is not marked as the adversary's")
+    examples = node.clean()
+    found: dict[str, Tensor] = {}
+    for attack in node.app.attacks:
+        found |= attack.learn(examples, node.compromised)
+    return RecordDict({LEARNED: as_record(found)})
+
+
+def as_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Named tensors as a record of a message."""
+    return ArrayRecord(
+        {name: Array(np.ascontiguousarray(each.detach().cpu().numpy())) for name, each in tensors.items()}
+    )
+
+
+def as_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Named tensors from a record."""
+    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
