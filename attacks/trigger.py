@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -79,6 +79,29 @@ class Trigger:
             value = torch.as_tensor(self.value, dtype=inputs.dtype, device=inputs.device)
             stamped[:, :, rows, columns] = value[:, None] if value.ndim else value
         return stamped
+
+
+class WholeImage(Trigger):
+    """Base of triggers that change every pixel: say what becomes of the images."""
+
+    value: ClassVar[float] = 0.0  # type: ignore[misc]
+
+    def pixels(self, shape: Sequence[int]) -> list[tuple[int, int]]:
+        return [(row, column) for row in range(shape[1]) for column in range(shape[2])]
+
+    def changed(self, inputs: Tensor) -> Tensor:
+        """The images (n, C, H, W) as the whole trigger leaves them."""
+        raise NotImplementedError
+
+    def stamp(self, inputs: Tensor, part: int = 0, parts: int = 1) -> Tensor:
+        changed = self.changed(inputs)
+        if parts == 1:
+            return changed
+        height, width = inputs.shape[2:]
+        pixels = torch.arange(height * width, device=inputs.device).view(height, width)
+        size = height * width
+        inside = (pixels >= size * part // parts) & (pixels < size * (part + 1) // parts)
+        return torch.where(inside, changed, inputs)
 
 
 @trigger("patch")
