@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,14 +67,12 @@ class Combined(NamedTuple):
 
 def similarity(gradients: Tensor, pairs: Pairs = "distinct") -> float:
     """Ψ of (K, d) gradients; two zeros are alike, a zero and another are not. One task alone is like itself, 1."""
-    norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
-    squares = norms.square()
-    below = squares[:, None] + squares
-    psi = torch.where(below > 0, 2 * norms[:, None] * norms / below.clamp_min(1e-300), 1.0)
+    norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64).cpu().numpy()
+    below = norms[:, None] ** 2 + norms**2
+    psi = np.divide(2 * norms[:, None] * norms, below, out=np.ones_like(below), where=below > 0)
     if pairs == "all":
         return float(psi.mean())
-    upper = torch.triu_indices(len(psi), len(psi), 1)
-    return float(psi[upper[0], upper[1]].mean()) if len(psi) > 1 else 1.0
+    return float(psi[np.triu_indices(len(psi), 1)].mean()) if len(psi) > 1 else 1.0
 
 
 @torch.no_grad()
@@ -108,8 +107,12 @@ def surgery(
         raise FedsimError(f"sam_gs: given {len(gradients)} gradients for tasks {chosen}; accepted: one for each task")
     beta1, beta2 = betas
     psi = similarity(gradients, pairs)
-    state.momentum[chosen] = state.momentum[chosen].lerp_(gradients, 1 - beta1)
-    state.counts[chosen] += 1
+    everyone = tasks is None
+    momentum = state.momentum if everyone else state.momentum[chosen]
+    momentum.lerp_(gradients, 1 - beta1)
+    if not everyone:
+        state.momentum[chosen] = momentum
+    state.counts[slice(None) if everyone else chosen] += 1
     state.steps += 1
     state.spread.mul_(beta2).add_((1 - beta2) * (1 - psi) ** 2 + eps)
     if psi < gamma:
@@ -118,7 +121,7 @@ def surgery(
         return Combined(unit.sum(0) * norms.mean(), psi, True)
     correction = (1 - beta1 ** state.counts[chosen].double()).to(gradients)
     spread = math.sqrt(float(state.spread) / (1 - beta2 ** int(state.steps))) + eps
-    weights = state.momentum[chosen].abs_() / correction[:, None] / spread
+    weights = momentum.abs() / correction[:, None] / spread
     combined = (weights * gradients).sum(0)
     if rescale:
         norm = torch.linalg.vector_norm(combined)
