@@ -3,7 +3,7 @@
     min_T  S_ε(T♯μ, ν) + λ · M^c_μ(T)
 
 The Sinkhorn divergence brings the points to ν, by whatever way; the gap makes it the cheapest way. Without the gap
-(λ = 0) the divergence alone is content with a map that swaps classes.
+(λ = 0) the divergence is content with a map that swaps classes, and finds one from a random start.
 
 The map is in residual form, T(x) = x + MLP(x), and the identity at the start: a client's personal adapter from its own
 features to a reference sample that the server holds. Limits: the two samples need comparable shares of the classes, and

@@ -220,7 +220,7 @@ def analogue(flip: float, n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["erm", "hgp", "diagonal"])
 def test_synthetic_analogue_of_coloured_mnist(method: str) -> None:
-    """ERM follows the colour; aligned, an MLP of 32-32 does not (it comes to about .55, the digit's own limit is .70)."""
+    """ERM follows the colour; aligned, an MLP of 32-32 does not (about .55; the digit's own limit is .70)."""
     g = torch.Generator().manual_seed(0)
     train, (x_test, y_test) = [analogue(flip, 5000, g) for flip in (0.2, 0.1)], analogue(0.9, 5000, g)
     torch.manual_seed(0)
