@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedsim import registry
+from fedsim import registry, scenario_privacy
 from fedsim.errors import NOTHING, Fault, FedsimError
 from fedsim.tables import Tables
 
@@ -17,6 +17,7 @@ def rules(scenario: Tables) -> Iterator[Fault]:
     yield from _adversary(scenario)
     yield from _needs_of_attacks(scenario)
     yield from _stock_strategy(scenario)
+    yield from scenario_privacy.faults(scenario)
     if scenario.engine.precision == "float64" and scenario.engine.device == "mps":
         yield Fault("engine.precision", "float64", "float32 or bfloat16 on mps", ("engine.device",))
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from fedsim.scenario import Scenario
 
 defense = partial(register, "defense")
+
+SEEING = ("transform", "select", "combine")
+"""Stages that see clients' rows."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,18 @@ class Defense:
 
     scale_equivariant: ClassVar[bool] = False
     """True if updates times a positive number give the aggregate times it; the conformance suite tests it."""
+
+    sensitivity: ClassVar[Literal["unbounded", "row clip", "sum", "reclip"]] = "unbounded"
+    """What one client's row can do to what comes out, for the pipeline's privacy (fedsim/scenario_privacy.py);
+    counts only where the class itself declares it."""
+
+    @classmethod
+    def privacy_stage(cls) -> str:
+        """``sensitivity``; ``exchange`` where it sends messages of its own; ``released`` where no stage sees a row."""
+        if cls.handlers or cls.exchanges is not Defense.exchanges:
+            return "exchange"
+        seen = any(getattr(cls, stage) is not getattr(Defense, stage) for stage in SEEING)
+        return str(vars(cls).get("sensitivity", "unbounded")) if seen else "released"
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:
         """What about this defense does not fit the scenario (keys relative to the defense)."""

@@ -26,7 +26,7 @@ Learning", ICML 2023, arXiv 2302.03884, Algorithms 1 and 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -37,6 +37,9 @@ from torch import Tensor
 
 from fedsim.errors import NOTHING, Fault, UpdatesError
 from fedsim.flower import Flat, flatten
+from fedsim.privacy.mechanism import Publication
+from fedsim.privacy.noise import noised
+from fedsim.scenario_privacy import claims
 from strategies.defense import Reply, Request, Round
 from strategies.estimator import Estimator, Setting, estimator
 
@@ -48,6 +51,9 @@ class GradientDifferences(Estimator):
 
     message = MEASURE
     handlers: ClassVar = {MEASURE: "measure", LOCAL: "local_steps"}
+    full_participation: ClassVar[bool] = True
+    sends_buffers: ClassVar[bool] = False
+    diagnostics: ClassVar = ("examples that were clipped", "gradients that were not finite")
 
     c1: float
     c2: float
@@ -60,6 +66,7 @@ class GradientDifferences(Estimator):
         raise NotImplementedError
 
     def check(self, scenario: Any) -> Iterable[Fault]:
+        yield from super().check(scenario)
         privacy, clients = scenario.privacy, scenario.data.clients
         if scenario.cohort != clients:
             accepted = (
@@ -77,6 +84,9 @@ class GradientDifferences(Estimator):
             yield Fault("/privacy.epsilon", NOTHING, accepted)
         if privacy.noise is not None and len(privacy.noise) != 2:
             yield Fault("/privacy.noise", privacy.noise, "[σ1, σ2], of the restarts and of the differences")
+        if self.c1 > scenario.server.limit and claims(scenario):
+            accepted = f"at most server.limit = {scenario.server.limit:g}: an example could have its client refused"
+            yield Fault("c1", self.c1, accepted, ("server.limit",))
 
     def set_up(self, setting: Setting) -> None:
         self.setting = setting
@@ -106,6 +116,57 @@ class GradientDifferences(Estimator):
         )
         return found
 
+    def publications(self, setting: Setting, absent: int = 0) -> list[Publication]:
+        """⌈R/T⌉ clipped gradients and R − ⌈R/T⌉ clipped differences.
+
+        Args:
+            setting: the run.
+            absent: shares of the noise that are missing or known, under ``distributed``.
+        """
+        from fedsim.privacy import diff2_releases
+        from fedsim.privacy.releases import SENSITIVITY
+
+        privacy, rounds, interval = setting.privacy, setting.rounds, self.interval(setting.rounds)
+        n, clients = min(setting.sizes), setting.clients
+        found = diff2_releases(
+            *self.sigma, rounds, interval, clients, n, privacy.trust, privacy.unit, colluding=absent
+        )
+        factor = SENSITIVITY[privacy.neighbours]
+        among = {"n_min": n} if privacy.unit == "example" else {}
+        among |= {} if privacy.trust == "local" else {"P": clients}
+        names, numbers = "·".join(among) or "1", "·".join(map(str, among.values())) or "1"
+        size = factor / math.prod(among.values())
+        each = "an example's" if privacy.unit == "example" else "every example's"
+        restarts = range(1, rounds + 1, interval)
+        kinds = [
+            Publication(
+                "clipped gradients",
+                f"{each} gradient to C1 = {self.c1:g}",
+                f"{factor:g}·C1/({names}) = {factor:g}·{self.c1:g}/({numbers}) = {size * self.c1:.4g}",
+                found[0].noise_multiplier,
+                restarts,
+            )
+        ]
+        if len(found) > 1:
+            radius = f"C = {self.c2:g}·‖x − x_before‖, of released iterates"
+            kinds.append(
+                Publication(
+                    "clipped gradient differences",
+                    f"{each} difference to {radius}",
+                    f"{factor:g}·C/({names}) = {factor:g}·C/({numbers}) = {size:.4g}·C",
+                    found[1].noise_multiplier,
+                    [number for number in range(1, rounds + 1) if number not in restarts],
+                )
+            )
+        return kinds
+
+    def sigma_in(self, server_round: int, restart: bool) -> float:
+        """σ of a round's noise; a restart out of turn, after a lost first round, costs no more than what it replaces."""
+        if not restart:
+            return self.sigma[1]
+        planned = (server_round - 1) % self.interval(self.setting.rounds) == 0
+        return self.sigma[0] if planned else max(self.sigma)
+
     def request(self, ctx: Round) -> dict[str, Any]:
         """Whether the round restarts; if not, the iterate that v belongs to."""
         restart = self.restarts(ctx)
@@ -132,30 +193,38 @@ class GradientDifferences(Estimator):
         else:
             module, loss = node.module.eval(), node.workload.example_loss
             if restart:
-                radius, sigma = self.c1, self.sigma[0]
+                radius, sigma = self.c1, self.sigma_in(node.round, restart)
                 found = clipped_gradient_sum(module, loss, examples.inputs, examples.targets, radius)
             else:
                 now = node.parameters[: layout.d]
                 before = flatten(content["previous"], layout, now.dtype)[: layout.d].to(now.device)  # type: ignore[arg-type]
-                radius, sigma = radius_of(self.c2, now, before), self.sigma[1]
+                radius, sigma = radius_of(self.c2, now, before), self.sigma_in(node.round, restart)
                 found = clipped_difference_sum(module, now, before, loss, examples.inputs, examples.targets, radius)
             row = found.total / n
             clipped, broken = found.clipped, found.nonfinite
         trust = self.setting.privacy.trust
         if trust != "central" and sigma and n:
             scale = radius * sigma * (math.sqrt(self.setting.clients) if trust == "distributed" else 1.0)
-            row = noised(row, scale, node.stream("privacy.noise"))
+            row = row if scale == 0 else noised(row, scale, self._stream(node.stream))
         counted = 1 if self.setting.privacy.unit == "client" else n
-        metrics = MetricRecord({"num-examples": counted, "clipped": float(clipped), "nonfinite": int(broken)})
+        metrics = MetricRecord({"num-examples": counted})
+        if trust == "central" or not sigma:
+            metrics["clipped"], metrics["nonfinite"] = float(clipped), int(broken)
         return RecordDict({"arrays": Flat(torch.cat([row, row.new_zeros(layout.b)]), layout), "metrics": metrics})
+
+    def _stream(self, stream: Callable[[str], np.random.Generator]) -> np.random.Generator | None:
+        """Where noise is drawn: the scenario's seeds in simulation, the operating system in deployment."""
+        return None if self.setting.deployed else stream("privacy.noise")
 
     def divisor(self, answered: int) -> float:
         """P, whoever answered; under ``distributed``, missing shares beyond those calibrated for end the round."""
         clients, privacy = self.setting.clients, self.setting.privacy
-        if privacy.trust == "distributed" and self.sigma[0] and answered < clients - privacy.colluding:
+        needed = clients - privacy.colluding + min(self.setting.attackers, privacy.colluding)
+        if privacy.trust == "distributed" and self.sigma[0] and answered < needed:
             raise UpdatesError(
-                f"only {answered} of {clients} shares of the noise came, privacy.colluding = {privacy.colluding}: "
-                "nothing is released"
+                f"only {answered} of {clients} shares of the noise came, privacy.colluding = {privacy.colluding}"
+                + (f", {self.setting.attackers} of them malicious" if self.setting.attackers else "")
+                + ": nothing is released"
             )
         return float(clients)
 
@@ -174,10 +243,10 @@ class GradientDifferences(Estimator):
         assert ctx.parameters is not None
         restart = self.restarts(ctx)
         radius = self.c1 if restart else radius_of(self.c2, ctx.parameters, ctx.state["at"])
-        sigma = self.sigma[0] if restart else self.sigma[1]
+        sigma = self.sigma_in(ctx.round, restart)
         v = row.double() + self._memory(ctx)
-        if self.setting.privacy.trust == "central" and sigma:
-            v = noised(v, radius * sigma, ctx.stream("noise"))
+        if self.setting.privacy.trust == "central" and sigma and radius:
+            v = noised(v, radius * sigma, self._stream(ctx.stream))
         ctx.state |= {"v": v, "at": ctx.parameters.clone(), "restarted": restart, "radius": radius}
         return (v * -self.lr).to(row.dtype)
 
@@ -241,6 +310,9 @@ class Diff2(GradientDifferences):
     subroutine: Literal["gd", "bvr_l_sgd"] = "gd"
     local_steps_count: Annotated[int, Field(ge=1)] = 10
 
+    def reads(self) -> Collection[str]:
+        return ("batch_size",) if self.subroutine == "bvr_l_sgd" else ()
+
     def interval(self, rounds: int) -> int:
         if self.restart is not None:
             return self.restart
@@ -280,7 +352,3 @@ def radius_of(c2: float, now: Tensor, before: Tensor) -> float:
     return c2 * float(torch.linalg.vector_norm(now.double() - before.double()))
 
 
-def noised(values: Tensor, sd: float, generator: np.random.Generator) -> Tensor:
-    """The (d,) values plus N(0, sd²) on each."""
-    noise = torch.from_numpy(generator.standard_normal(len(values)))
-    return values + (noise * sd).to(values)

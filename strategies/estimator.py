@@ -7,16 +7,18 @@ answers with one row, a gradient or a gradient difference; the defenses judge th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from fedsim.errors import Fault
+from attacks.attack import overrides
+from fedsim import registry
+from fedsim.errors import Fault, FedsimError
+from fedsim.privacy.mechanism import Setting
 from fedsim.registry import register
-from fedsim.tables import Privacy
+from fedsim.tables import Client
 from strategies.defense import Reply, Request, Round
 
 if TYPE_CHECKING:
@@ -25,26 +27,10 @@ if TYPE_CHECKING:
 estimator = partial(register, "estimator")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What an estimator knows of the run before it begins.
-
-    Args:
-        rounds: R.
-        seed: the scenario's seed.
-        sizes: examples of each client.
-        privacy: what privacy is asked for.
-    """
-
-    rounds: int
-    seed: int
-    sizes: Sequence[int]
-    privacy: Privacy
-
-    @property
-    def clients(self) -> int:
-        """P."""
-        return len(self.sizes)
+TRAINING = (
+    "epochs", "steps", "batch_size", "optimizer", "lr_schedule", "proximal", "clip_norm", "augmentation", "straggler",
+)
+"""Keys of ``[client]`` that say how a client trains."""
 
 
 class Estimator:
@@ -57,6 +43,10 @@ class Estimator:
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:
         """What about this estimator does not fit the scenario (keys relative to the estimator)."""
+        yield from _unread(scenario, self.reads())
+
+    def reads(self) -> Collection[str]:
+        """Which of ``[client]``'s keys of training it reads, where it does not train."""
         return ()
 
     def set_up(self, setting: Setting) -> None:
@@ -93,6 +83,40 @@ class Estimator:
         """Exchanges after the step; its return value, if any, is the (d,) change of the parameters in its place."""
         return None
         yield
+
+
+def _unread(scenario: Scenario, read: Collection[str]) -> Iterator[Fault]:
+    """What is set and would have no effect, since clients answer the estimator in place of training."""
+    why, estimator = "the default: clients do not train where server.estimator asks for something else", ("server.estimator",)
+    for name in TRAINING:
+        given = getattr(scenario.client, name)
+        if name not in read and not _is_default(name, given):
+            yield Fault(f"/client.{name}", given, f"{getattr(Client(), name)!r}, {why}", estimator)
+    step = scenario.server.optimizer
+    if (step.name, step.options.get("lr", 1.0), step.options.get("momentum", 0.0)) != ("sgd", 1.0, 0.0):
+        accepted = "'sgd' with lr = 1, the default: the estimator makes the server's step itself"
+        yield Fault("/server.optimizer", step.model_dump(), accepted, estimator)
+    if scenario.guest:
+        name = scenario.server.defenses[0].name
+        accepted = "a list of fedsim's own: a stock Flower strategy aggregates parameters, not what is estimated"
+        yield Fault("/server.defenses[0]", name, accepted, estimator)
+    for position, part in enumerate(scenario.adversary.attacks if scenario.attackers else ()):
+        try:
+            attack = registry.get("attack", part.name)
+        except FedsimError:
+            continue
+        hooks = [hook for hook in ("objective", "after_step") if overrides(attack, hook)]
+        if hooks:
+            accepted = f"an attack without {' and '.join(hooks)}: clients do not train behind an estimator"
+            yield Fault(f"/adversary.attacks[{position}]", part.name, accepted, estimator)
+
+
+def _is_default(name: str, given: Any) -> bool:
+    default = getattr(Client(), name)
+    if name not in ("optimizer", "lr_schedule"):
+        return bool(given == default)
+    filled, _ = registry.check_options(name, default.name, default.options)
+    return given.name == default.name and filled == {**filled, **given.options}
 
 
 __all__ = ["Estimator", "Setting", "estimator"]

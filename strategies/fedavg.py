@@ -18,6 +18,7 @@ class FedAvg(Defense):
 
     translation_equivariant = True
     scale_equivariant = True
+    sensitivity = "sum"
 
     def combine(self, updates: Updates, ctx: Round) -> Aggregate:
         return super().combine(updates, ctx)

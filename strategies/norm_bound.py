@@ -24,6 +24,8 @@ class NormBound(Defense):
         radius: largest Euclidean norm of an update.
     """
 
+    sensitivity = "row clip"
+
     radius: Annotated[float, Field(gt=0)] = 5.0
 
     def transform(self, updates: Updates, ctx: Round) -> Updates:

@@ -1,0 +1,177 @@
+"""The guarantee of a run as a short proof: every stage with what it reads and releases, then epsilon by accountant.
+
+``lines`` is what ``fedsim privacy`` prints, ``record`` what lies in the run's folder as ``privacy.json`` and stands in
+its report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from fedsim.privacy.guarantee import Guarantee, Reader
+from fedsim.privacy.mechanism import Publication
+from fedsim.scenario_privacy import mechanisms, stage_of
+from fedsim.tables import Tables
+
+NONE = "NONE"
+HEADS = ("stage", "reads", "sensitivity", "noise multiplier", "releases")
+EPSILON_HEADS = ("against", "relation", "ε by pld", "ε by rdp", "ε by gdp", "")
+UNCHANGED = "not enlarged"
+RAW, PRIVATE, RELEASED, NOTHING = "raw messages", "private messages", "what is released", "nothing of any client"
+
+SEED_NOTE = (
+    "In simulation the noise comes from the scenario's seed, so that runs repeat: the proof is of the mechanism, and "
+    "holds for data only if that seed stays secret. In a deployment (flower-supernode) it comes from the operating "
+    "system's entropy."
+)
+
+
+class Stage(NamedTuple):
+    """One line of the proof."""
+
+    stage: str
+    reads: str
+    sensitivity: str = "–"
+    noise: str = "–"
+    releases: str = "–"
+
+
+def stages(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = ()) -> list[Stage]:
+    """The run from the clients' data to what is published, in order."""
+    trust = guarantee.privacy.trust
+    clips = [Stage(f"clip: {each.clip}", "each client's own data", each.sensitivity) for each in guarantee.publications]
+    noises = [
+        Stage(f"noise on {each.name}", {"central": RAW}.get(trust, "its own message"), UNCHANGED, *_noise(each))
+        for each in guarantee.publications
+    ]
+    drawn = {
+        "central": "the server's",
+        "distributed": "a share of each client's",
+        "local": "each client's own",
+    }[trust]
+    noises = [each._replace(stage=f"{each.stage}: {drawn}") for each in noises]
+    middle = list(_server(scenario, trust))
+    found = [*clips, *middle, *noises] if trust == "central" else [*clips, *noises, *middle]
+    return [*found, *_afterwards(scenario, diagnostics, trust)]
+
+
+def _noise(each: Publication) -> tuple[str, str]:
+    sampled = f", {each.sampling_rate:g} of a {each.sampled} sampled" if each.sampling_rate < 1 else ""
+    return f"{each.noise_multiplier:.4g}{sampled}", str(each.count)
+
+
+def _server(scenario: Tables, trust: str) -> Iterator[Stage]:
+    rows = {"central": RAW, "distributed": "their sum alone", "local": PRIVATE}[trust]
+    own = {key for key, kind, _ in mechanisms(scenario) if kind == "defense"}
+    words = {
+        "sum": UNCHANGED,
+        "row clip": "not enlarged: shortening moves no two rows apart",
+        "reclip": "twice its own radius",
+        "unbounded": "unbounded",
+        "exchange": "unbounded: asks the clients without noise",
+        "released": "post-processing",
+    }
+    for i, part in enumerate(scenario.server.defenses):
+        if f"server.defenses[{i}]" in own:
+            continue
+        stage = stage_of(part)
+        bound = "post-processing" if trust == "local" and stage != "exchange" else words[stage]
+        yield Stage(f"defense: {part.name}", RELEASED if stage == "released" else rows, bound)
+    if scenario.server.estimator is not None:
+        yield Stage("aggregator: sum over P, weights 1/P", rows, UNCHANGED if trust != "local" else "post-processing")
+
+
+def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Iterator[Stage]:
+    yield Stage(f"server optimizer: {scenario.server.optimizer.name}", RELEASED, "post-processing")
+    yield Stage("evaluation: the server's test set", NOTHING, "0")
+    yield Stage(f"early stopping: none, {scenario.rounds} rounds are fixed", NOTHING, "0")
+    if scenario.client.dropout:
+        yield Stage("drop-outs: by chance, the divisor stays P", NOTHING, "0")
+    if scenario.attackers:
+        sees = {"omniscient": f"{PRIVATE if trust == 'local' else RAW} of all"}.get(
+            scenario.adversary.knowledge, "its own clients, and what is released"
+        )
+        yield Stage(f"adversary: {scenario.attackers} clients", sees, "0" if trust == "local" else _of_others(scenario))
+    if scenario.evaluate.clients:
+        yield Stage("accuracy of single clients", "their data, without noise", "unbounded")
+    if diagnostics and trust == "central":
+        yield Stage(f"metrics: {', '.join(diagnostics)}", "each client's own data", "outside the guarantee")
+    yield Stage("text of a client's error", "its data", "kept on the client")
+    if scenario.data.root:
+        yield Stage(f"the server's {scenario.data.root} root examples", "its own data", "not protected")
+    if scenario.model.init:
+        yield Stage(f"initial model: {scenario.model.init}", "what it was trained on", "not protected")
+    yield Stage("checkpoint: model, estimate, iterates", RELEASED, "post-processing")
+
+
+def _of_others(scenario: Tables) -> str:
+    return "unbounded" if scenario.adversary.knowledge == "omniscient" else "0 of others"
+
+
+def headline(guarantee: Guarantee) -> str:
+    """What is guaranteed, in one line."""
+    privacy = guarantee.privacy
+    if guarantee.none:
+        return f"{NONE}: this run guarantees no privacy to anybody"
+    whose = {"example": "one example of one client", "client": "one client with all its examples"}[privacy.unit]
+    relation = {
+        "replace_one": "replaced by another",
+        "add_or_remove": "its contribution replaced by zero, sizes fixed and public",
+    }[privacy.neighbours]
+    return f"protects {whose} ({privacy.neighbours}: {relation}), noise {privacy.trust}, at delta = {privacy.delta:g}"
+
+
+def epsilons(guarantee: Guarantee) -> list[tuple[str, ...]]:
+    """One line a reader: who, relation, epsilon by pld, rdp and gdp, note."""
+    return [_epsilons(each, guarantee.privacy.neighbours) for each in guarantee.readers]
+
+
+def _epsilons(reader: Reader, relation: str) -> tuple[str, ...]:
+    if not reader.epsilons:
+        return (reader.name, "–", NONE, NONE, NONE, reader.note)
+    shown = [_number(reader.epsilons[name]) if name in reader.epsilons else "n/a" for name in ("pld", "rdp", "gdp")]
+    return (reader.name, relation, *shown, reader.note)
+
+
+def _number(epsilon: float) -> str:
+    return "∞" if math.isinf(epsilon) else f"{epsilon:.3f}"
+
+
+def lines(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = ()) -> list[str]:
+    """The proof as text."""
+    found = [f"{guarantee.mechanism}: {headline(guarantee)}"]
+    found += [f"  because {reason}" for reason in guarantee.reasons]
+    found += ["", *_aligned([HEADS, *stages(scenario, guarantee, diagnostics)])]
+    if not guarantee.none:
+        found += ["", *_aligned([EPSILON_HEADS, *epsilons(guarantee)])]
+    return [*found, "", SEED_NOTE]
+
+
+def record(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = ()) -> dict[str, Any]:
+    """The proof as a table for JSON."""
+    return {
+        "mechanism": guarantee.mechanism,
+        "none": guarantee.none,
+        "headline": headline(guarantee),
+        "reasons": list(guarantee.reasons),
+        "delta": guarantee.privacy.delta,
+        "neighbours": guarantee.privacy.neighbours,
+        "unit": guarantee.privacy.unit,
+        "trust": guarantee.privacy.trust,
+        "against": guarantee.readers[0].name if guarantee.readers else None,
+        "heads": list(HEADS),
+        "stages": [list(each) for each in stages(scenario, guarantee, diagnostics)],
+        "epsilon_heads": list(EPSILON_HEADS),
+        "epsilons": [list(each) for each in epsilons(guarantee)],
+        "note": SEED_NOTE,
+    }
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+__all__ = ["Stage", "epsilons", "headline", "lines", "record", "stages"]

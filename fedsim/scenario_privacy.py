@@ -1,0 +1,185 @@
+"""What a claim of privacy forbids: stages that nothing bounds, and numbers that leave without noise.
+
+A defense declares what one client's row can do to what comes out of it (``Defense.privacy_stage``):
+
+=============  ====================================================================================================
+``released``   nothing: it works on the new model alone, after the noise
+``sum``        rows are added with weights that depend on no row
+``row clip``   each row by itself is shortened to a fixed radius; this moves no two rows further apart
+``reclip``     whatever came in, the aggregate is shortened to a fixed radius C: sensitivity 2C
+``exchange``   it asks the clients for messages of its own, which carry no noise
+``unbounded``  anything: the default
+=============  ====================================================================================================
+
+Which of them may stand where is a matter of who draws the noise: ``central``: rows are raw until the server adds it;
+``distributed``: nobody may see a row, only their sum; ``local``: rows are private, and all that follows is
+post-processing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fedsim import registry
+from fedsim.errors import NOTHING, Fault, FedsimError
+from fedsim.tables import Part, Privacy, Tables
+
+LOCAL = "privacy.trust = 'local' makes it valid, where every message is private before the server sees it"
+NO_CLAIM = "privacy.claim = 'none' runs it all the same, and promises nothing"
+
+
+def mechanisms(scenario: Tables) -> list[tuple[str, str, Part]]:
+    """(key, kind, part) of the parts that add noise and read ``[privacy]``."""
+    server = scenario.server
+    named = [("client.optimizer", "optimizer", scenario.client.optimizer)]
+    named += [(f"server.defenses[{i}]", "defense", part) for i, part in enumerate(server.defenses)]
+    if server.estimator is not None:
+        named = [("server.estimator", "estimator", server.estimator), *named[1:]]
+    return [each for each in named if hasattr(_found(each[1], each[2].name), "publications")]
+
+
+def claims(scenario: Tables) -> bool:
+    """Whether the scenario promises anything to anybody."""
+    privacy = scenario.privacy
+    if privacy.claim == "none" or not mechanisms(scenario):
+        return False
+    if privacy.noise is not None:
+        return all(privacy.noise)
+    return privacy.epsilon not in (None, "inf")
+
+
+def stage_of(part: Part) -> str:
+    """What one row can do in a defense, see above."""
+    ask = getattr(_found("defense", part.name), "privacy_stage", None)
+    return "unbounded" if ask is None else str(ask())
+
+
+def faults(scenario: Tables) -> Iterator[Fault]:
+    """What is wrong with ``[privacy]``, and what stands against the privacy that it claims."""
+    privacy, found = scenario.privacy, mechanisms(scenario)
+    if not found and privacy != Privacy():
+        accepted = (
+            "no [privacy] table where no part reads it: one that adds noise is server.estimator = "
+            "{ name = 'diff2', … } or 'dp_gd'"
+        )
+        changed = next(name for name in Privacy.model_fields if getattr(privacy, name) != getattr(Privacy(), name))
+        parts = ("server.estimator", "server.defenses", "client.optimizer")
+        yield Fault(f"privacy.{changed}", getattr(privacy, changed), accepted, parts)
+    if len(found) > 1:
+        key, _, part = found[1]
+        yield Fault(key, part.name, f"one part that adds noise; '{found[0][2].name}' ({found[0][0]}) does", (found[0][0],))
+        return
+    if found:
+        yield from _shares(scenario)
+        if claims(scenario):
+            yield from unprotected(scenario)
+
+
+def unprotected(scenario: Tables) -> Iterator[Fault]:
+    """Why a scenario guarantees nothing, though it has a part that adds noise."""
+    _, kind, part = mechanisms(scenario)[0]
+    mechanism = _found(kind, part.name)
+    yield from _defenses(scenario, mechanism, kind)
+    yield from _participation(scenario, mechanism, part.name)
+    yield from _measurements(scenario)
+    yield from _adversary(scenario)
+
+
+def _shares(scenario: Tables) -> Iterator[Fault]:
+    privacy = scenario.privacy
+    if privacy.trust != "distributed":
+        if privacy.colluding:
+            accepted = f"0 with privacy.trust = '{privacy.trust}', whose noise has no shares; or trust = 'distributed'"
+            yield Fault("privacy.colluding", privacy.colluding, accepted, ("privacy.trust",))
+    elif privacy.colluding >= scenario.data.clients:
+        accepted = f"0 to {scenario.data.clients - 1}, one less than the clients"
+        yield Fault("privacy.colluding", privacy.colluding, accepted, ("data.clients",))
+
+
+def _defenses(scenario: Tables, mechanism: Any, kind: str) -> Iterator[Fault]:
+    """Stages that see rows, by who draws the noise; what their own messages carry is never noisy."""
+    trust = scenario.privacy.trust
+    stages = [stage_of(part) for part in scenario.server.defenses]
+    for i, (part, stage) in enumerate(zip(scenario.server.defenses, stages, strict=True)):
+        key, found = f"server.defenses[{i}]", _found("defense", part.name)
+        if found is mechanism:
+            continue
+        if stage == "exchange":
+            accepted = (
+                "a defense without messages of its own to the clients: what the answers carry leaves them without "
+                f"noise, whoever draws it; {NO_CLAIM}"
+            )
+            yield Fault(key, part.name, accepted, ("privacy.trust",))
+        elif trust == "distributed" and stage not in ("sum", "released"):
+            accepted = (
+                "a sum ('fedavg'), or what works on the new model alone: behind secure summation nobody may see a "
+                f"single row, without which the shares of noise protect nobody; {LOCAL}; {NO_CLAIM}"
+            )
+            yield Fault(key, part.name, accepted, ("privacy.trust",))
+        elif trust == "central" and stage == "unbounded" and not _reclipped(mechanism, stages[i:]):
+            accepted = (
+                "a sum ('fedavg'), a clip of each row at a fixed radius ('norm_bound'), or what works on the new "
+                "model alone: what this part does with a row depends on the data, so that no sensitivity is bounded "
+                f"in front of central noise; {LOCAL}; {NO_CLAIM}"
+            )
+            yield Fault(key, part.name, accepted, ("privacy.trust",))
+        elif trust != "local" and stage == "sum" and kind == "defense":
+            accepted = (
+                "no averaging by example counts beside a part that clips and averages with equal weights: one "
+                f"client's weight is not 1 of n; {LOCAL}"
+            )
+            yield Fault(key, part.name, accepted, ("privacy.trust",))
+
+
+def _reclipped(mechanism: Any, later: list[str]) -> bool:
+    return bool(getattr(mechanism, "accounts_reclip", False)) and "reclip" in later
+
+
+def _participation(scenario: Tables, mechanism: Any, name: str) -> Iterator[Fault]:
+    sampler = scenario.server.sampler
+    if getattr(mechanism, "full_participation", True):
+        if sampler.name != "uniform":
+            accepted = f"'uniform', the default: '{name}' is calibrated to all clients in every round"
+            yield Fault("server.sampler", sampler.name, accepted, ("server.estimator",))
+    elif scenario.privacy.unit == "client" and sampler.name == "by_size":
+        accepted = (
+            "a sampler that reads no example counts ('uniform', 'poisson'): how many examples a client holds is "
+            f"what privacy.unit = 'client' protects; {NO_CLAIM}"
+        )
+        yield Fault("server.sampler", sampler.name, accepted, ("privacy.unit",))
+
+
+def _measurements(scenario: Tables) -> Iterator[Fault]:
+    if scenario.evaluate.clients:
+        accepted = (
+            "0: accuracies on the clients' own data, held-out shares included, leave them without noise (the server's "
+            f"test set is nobody's); {NO_CLAIM}"
+        )
+        yield Fault("evaluate.clients", scenario.evaluate.clients, accepted)
+
+
+def _adversary(scenario: Tables) -> Iterator[Fault]:
+    privacy, adversary = scenario.privacy, scenario.adversary
+    if not scenario.attackers:
+        return
+    who = ("adversary.count", "adversary.fraction", "data.clients", "privacy.trust")
+    if adversary.knowledge == "omniscient" and privacy.trust != "local":
+        accepted = (
+            "'own' or 'colluding': who sees the others' rows before the noise can write them into its own, which is "
+            f"released; {LOCAL}; {NO_CLAIM}"
+        )
+        yield Fault("adversary.knowledge", "omniscient", accepted, who)
+    if privacy.trust == "distributed" and privacy.colluding < scenario.attackers:
+        accepted = (
+            f"{scenario.attackers} or more: the clients that the adversary holds need not add their share of the "
+            f"noise, and know it; {LOCAL}; {NO_CLAIM}"
+        )
+        yield Fault("privacy.colluding", privacy.colluding if privacy.colluding else NOTHING, accepted, who)
+
+
+def _found(kind: str, name: str) -> Any:
+    try:
+        return registry.get(kind, name)
+    except FedsimError:
+        return None
