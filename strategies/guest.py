@@ -47,6 +47,7 @@ COHORT: dict[str, Any] = {
     "min_evaluate_nodes": (int, 0, "least number of nodes that evaluate"),
     "min_available_nodes": (int, 1, "nodes that must be there before a round begins"),
     "num_sampled_clients": (int | None, None, "clients asked in a round; client.per_round if not given"),
+    "train_loss_key": (str, "loss", "metric in which clients tell their training loss; fedsim's own say loss"),
 }
 """Options that many strategies share, with the defaults that they have here: the cohort is the scenario's."""
 

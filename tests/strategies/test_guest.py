@@ -39,7 +39,7 @@ def app(hostile: dict[int, Any] | None = None) -> ClientApp:
             name: torch.from_numpy(np.asarray(0.8 * a + 0.2 * generator.standard_normal(a.shape), dtype=np.float32))
             for name, a in arrays.items()
         }
-        metrics: dict[str, Any] = {"num-examples": 10 + client, "train_loss": 1.0 + client / 7}
+        metrics: dict[str, Any] = {"num-examples": 10 + client, "loss": 1.0 + client / 7}
         if hostile and client in hostile:
             hostile[client](moved, metrics)
         return Message(RecordDict({"arrays": ArrayRecord(moved), "metrics": MetricRecord(metrics)}), reply_to=message)
@@ -179,7 +179,7 @@ HOSTILE: dict[int, tuple[Any, str]] = {
     5: (set_value("extra", torch.zeros(1)), "unknown array 'extra'"),
     6: (set_metric("num-examples", -5), "negative"),
     7: (set_metric("num-examples", math.nan), "instead of a whole number"),
-    8: (set_metric("train_loss", math.inf), "'train_loss' is not finite"),
+    8: (set_metric("loss", math.inf), "'loss' is not finite"),
     9: (lambda arrays, metrics: 1 / 0, "ZeroDivisionError"),
     10: (set_metric("surprise", 1), "differ from those of most clients"),
 }
