@@ -10,6 +10,10 @@ Flower's simulation gives them. Run-config keys:
 ``out``       folder of the run on the server's machine; empty keeps the results in memory
 ``resume``    true: go on with the run in that folder (refused where parts keep memory on the clients)
 ===========  ============================================================================================
+
+Under Flower's simulation, which runs its nodes as actors of Ray beside a grid in memory, privacy's noise comes from the
+scenario's seed. Everywhere else the app takes itself for deployed, whatever the run config says, and draws it from the
+operating system's entropy: who starts a run cannot make a node use a seed that others know.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedsim import runtime
+from fedsim import flower, runtime
 
 log = logging.getLogger("flwr")
 
@@ -36,16 +40,16 @@ class ScenarioClient(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         with _building:
-            app = _clients(_text(context, "scenario"), _text(context, "set"))
+            app = _clients(_text(context, "scenario"), _text(context, "set"), not flower.simulates())
         return app(message, context)
 
 
 @lru_cache(maxsize=1)
-def _clients(scenario: str, sets: str) -> ClientApp:
+def _clients(scenario: str, sets: str, deployed: bool) -> ClientApp:
     from fedsim.federation import build
 
     runtime.worker_thread()
-    return build(_scenario(scenario, sets)).app
+    return build(_scenario(scenario, sets), deployed).app
 
 
 _building = threading.Lock()
@@ -60,7 +64,8 @@ def main(grid: Grid, context: Context) -> None:
 
     scenario = _scenario(_text(context, "scenario"), _text(context, "set"))
     out, resume = _text(context, "out") or None, bool(context.run_config.get("resume", False))
-    result = simulate(scenario, out, resume, progress=_progress, grid=grid)
+    deployed = not flower.simulates(grid)
+    result = simulate(scenario, out, resume, progress=_progress, grid=grid, deployed=deployed)
     log.info("finished: %s", result)
 
 

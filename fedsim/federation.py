@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,13 +23,18 @@ from fedsim.client.app import FederatedClient
 from fedsim.client.workload import Workload
 from fedsim.data.examples import Dataset, Examples, Shares
 from fedsim.data.partition import Partition
+from fedsim.errors import Fault, PrivacyError, Said, ScenarioError
 from fedsim.grids.adversarial import AdversarialGrid
 from fedsim.measures import Evaluator
 from fedsim.models.build import build_model
 from fedsim.scenario import Part, Scenario
-from fedsim.updates import Layout
+from fedsim.scenario_privacy import claims, mechanisms
+from fedsim.updates import Layout, share
 from strategies.estimator import Estimator, Setting
 from strategies.strategy import DefendedStrategy
+
+if TYPE_CHECKING:
+    from fedsim.privacy.guarantee import Guarantee
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 """What is exchanged in a run of each precision."""
@@ -53,6 +58,9 @@ class Federation:
         initial: (d + b,) vector before the first round.
         adversary: who attacks when.
         app: the ClientApp.
+        estimator: set up; None where clients train.
+        guarantee: what privacy the run guarantees; None where no part adds noise.
+        deployed: whether the nodes are others' machines.
     """
 
     scenario: Scenario
@@ -64,6 +72,9 @@ class Federation:
     module: torch.nn.Module
     adversary: Adversary
     app: FederatedClient
+    estimator: Estimator | None = None
+    guarantee: Guarantee | None = None
+    deployed: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,6 +117,9 @@ class Federation:
                 dtype=self.dtype,
             )
             return defenses[0]  # type: ignore[no-any-return]
+        for each in defenses:
+            if hasattr(each, "publications"):
+                each.set_up(setting_of(scenario, self.shares.sizes, self.deployed))
         fixed: list[int] = []
         if scenario.evaluate.clients:
             generator = rng.stream(scenario.seed, "evaluate.clients")
@@ -115,7 +129,7 @@ class Federation:
             defenses,
             make("server_optimizer", scenario.server.optimizer),
             make("sampler", scenario.server.sampler),
-            estimator=make_estimator(scenario, self.shares.sizes),
+            estimator=self.estimator,
             layout=self.layout,
             sizes=self.shares.sizes,
             per_round=scenario.cohort,
@@ -158,10 +172,15 @@ class Federation:
         return copy.deepcopy(self.module)
 
 
-def build(scenario: Scenario) -> Federation:
+def build(scenario: Scenario, deployed: bool = False) -> Federation:
     """Read the data, divide it, build the model, the attacks and the clients.
 
+    Args:
+        scenario: what to build.
+        deployed: whether the nodes are others' machines, where noise comes from the operating system's entropy.
+
     Raises:
+        ScenarioError: a claim of privacy that does not hold for these clients and this model.
         DataMissing: the data set is not on this machine.
         FedsimError: a part cannot be built.
     """
@@ -175,14 +194,19 @@ def build(scenario: Scenario) -> Federation:
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     adversary = Adversary.of(scenario)
     adversary.prepare(dataset.train, dataset.test, num_classes=dataset.info.num_classes)
+    estimator = make_estimator(scenario, shares.sizes, deployed)
+    guarantee = protected(scenario, estimator, shares, layout, deployed)
     client = scenario.client
+    optimizer = make("optimizer", client.optimizer)
+    if hasattr(optimizer, "publications"):
+        optimizer.set_up(setting_of(scenario, shares.sizes, deployed))
     workload = Workload(
         train=dataset.train,
         shares=shares,
         model=_Template(module),
         layout=layout,
         num_classes=dataset.info.num_classes,
-        optimizer=make("optimizer", client.optimizer),
+        optimizer=optimizer,
         seed=scenario.seed,
         batch_size=client.batch_size,
         epochs=(client.epochs or 1) if client.steps is None else None,
@@ -197,29 +221,94 @@ def build(scenario: Scenario) -> Federation:
         precision=scenario.engine.precision,
         device=scenario.engine.device,
         path=scenario.engine.path,
+        secrecy="none" if not claims(scenario) else "public" if scenario.privacy.trust == "central" else "server",
     )
-    app = FederatedClient(workload, adversary.attacks, handlers(scenario, shares))
+    app = FederatedClient(workload, adversary.attacks, handlers(scenario, estimator))
     initial = layout.flatten(named, DTYPES[scenario.engine.precision])
-    return Federation(scenario, dataset, shares, root, layout, initial, module, adversary, app)
+    return Federation(
+        scenario, dataset, shares, root, layout, initial, module, adversary, app, estimator, guarantee, deployed
+    )
 
 
-def handlers(scenario: Scenario, shares: Shares) -> dict[str, Any]:
+def handlers(scenario: Scenario, estimator: Estimator | None) -> dict[str, Any]:
     """The handlers that the scenario's server parts want on the clients: message type → callable(node, content)."""
     if scenario.guest:
         return {}
     parts: list[Any] = [make("defense", part) for part in scenario.server.defenses]
-    estimator = make_estimator(scenario, shares.sizes)
     parts += [] if estimator is None else [estimator]
     return {kind: getattr(part, method) for part in parts for kind, method in part.handlers.items()}
 
 
-def make_estimator(scenario: Scenario, sizes: NDArray[Any]) -> Estimator | None:
-    """The scenario's estimator, its noise calibrated."""
+def make_estimator(scenario: Scenario, sizes: NDArray[Any], deployed: bool = False) -> Estimator | None:
+    """The scenario's estimator, its noise calibrated.
+
+    Raises:
+        ScenarioError: no noise keeps what is promised.
+    """
     if scenario.server.estimator is None:
         return None
     part: Estimator = make("estimator", scenario.server.estimator)
-    part.set_up(Setting(scenario.rounds, scenario.seed, [int(n) for n in sizes], scenario.privacy))
+    try:
+        part.set_up(setting_of(scenario, sizes, deployed))
+    except PrivacyError as error:
+        raise _not_private(error) from error
     return part
+
+
+def setting_of(scenario: Scenario, sizes: NDArray[Any], deployed: bool = False) -> Setting:
+    """What the part that adds noise knows of the run; what clients hold out is not among their examples."""
+    trained = [int(n) - share(float(scenario.data.holdout), int(n)) for n in sizes]
+    return Setting(
+        scenario.rounds,
+        scenario.seed,
+        trained,
+        scenario.privacy,
+        scenario.cohort,
+        scenario.attackers,
+        deployed,
+        scenario.server.sampler,
+        scenario.client,
+    )
+
+
+def protected(
+    scenario: Scenario, estimator: Estimator | None, shares: Shares, layout: Layout, deployed: bool = False
+) -> Guarantee | None:
+    """What privacy the run guarantees; None where no part adds noise.
+
+    Raises:
+        ScenarioError: the claim does not hold.
+    """
+    found = mechanisms(scenario)
+    if not found:
+        return None
+    key, kind, part = found[0]
+    setting = setting_of(scenario, shares.sizes, deployed)
+    mechanism: Any = estimator if kind == "estimator" else make(kind, part)
+    faults = []
+    if claims(scenario) and layout.b and getattr(mechanism, "sends_buffers", True):
+        accepted = f"a model without buffers, which would leave the clients without noise behind '{part.name}'"
+        faults.append(Fault("model.name", scenario.model.name, accepted))
+    twice = len(np.unique(shares.indices)) < len(shares.indices)
+    if claims(scenario) and scenario.privacy.unit == "example" and twice:
+        accepted = "a partition that gives each example to one client, or privacy.unit = 'client': what two hold counts twice"
+        faults.append(Fault("data.partition", scenario.data.partition.name, accepted))
+    if faults:
+        raise ScenarioError(faults)
+    from fedsim.privacy.guarantee import derive
+
+    try:
+        if kind != "estimator":
+            mechanism.set_up(setting)
+        return derive(scenario, part.name, mechanism, setting)
+    except PrivacyError as error:
+        raise _not_private(error) from error
+
+
+def _not_private(error: PrivacyError) -> ScenarioError:
+    key, _, said = str(error).partition(": ")
+    given, _, accepted = said.removeprefix("given ").partition("; accepted: ")
+    return ScenarioError([Fault(f"privacy ({key})", Said(given), accepted or str(error))])
 
 
 @dataclass

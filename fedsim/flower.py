@@ -6,6 +6,7 @@ Written against flwr 1.41 and 1.42.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -240,6 +241,18 @@ def context(
         state=RecordDict() if state is None else state,
         run_config=dict(run_config or {}),
     )
+
+
+def simulates(grid: Grid | None = None) -> bool:
+    """Whether this process is a part of Flower's simulation; no for a deployment, and whatever cannot be told.
+
+    Args:
+        grid: of a server app; None on a node, which the simulation runs in an actor of Ray.
+    """
+    if grid is not None:
+        return type(grid).__name__ == "InMemoryGrid"
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 class Directory:

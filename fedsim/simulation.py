@@ -105,6 +105,7 @@ def simulate(
     resume: bool = False,
     progress: Progress | None = None,
     grid: Grid | None = None,
+    deployed: bool = False,
 ) -> Result:
     """Run a scenario.
 
@@ -114,9 +115,10 @@ def simulate(
         resume: continue the run in ``out``, if there is one; a finished one is returned as it is.
         progress: called with each round's line.
         grid: a Flower grid whose nodes are there already; None makes the one that the scenario names.
+        deployed: whether those nodes are others' machines, where noise comes from the operating system's entropy.
 
     Raises:
-        ScenarioError: the scenario is a matrix.
+        ScenarioError: the scenario is a matrix, or claims a privacy that it does not give.
         ResumeError: ``out`` holds another run, or one that is not to be continued.
         DataMissing: the data set is not on this machine.
         RecordError: the folder cannot be written.
@@ -128,7 +130,7 @@ def simulate(
     folder = None if out is None else Path(out)
     if folder is not None and not resume:
         _refuse_occupied(folder)
-    federation = build(scenario)
+    federation = build(scenario, deployed)
     keys = key(scenario, federation.dataset.fingerprint)
     evaluator = federation.evaluator()
     strategy = federation.strategy(evaluator)
@@ -199,6 +201,12 @@ class _Run:
             write_json(self.folder / "run.json", described)
             write_bytes(self.folder / "scenario.toml", self.scenario.toml().encode())
             self._describe_data()
+            if self.federation.guarantee is not None:
+                from fedsim.privacy import proof
+
+                diagnostics = getattr(self.federation.estimator, "diagnostics", ())
+                proven = proof.record(self.scenario, self.federation.guarantee, diagnostics)
+                write_json(self.folder / "privacy.json", proven)
 
     @property
     def _remembered_elsewhere(self) -> str:
@@ -209,12 +217,21 @@ class _Run:
         return ", ".join(names)
 
     def _check_memory(self, state: dict[str, Any], done: int) -> None:
+        guarantee, trust = self.federation.guarantee, self.scenario.privacy.trust
+        if guarantee and not guarantee.none and self.federation.deployed and trust != "central" and self._left(done):
+            raise ResumeError(
+                f"{self.folder}: given --resume with privacy.trust = '{trust}' in a deployment; accepted: a run from its "
+                "start, since the clients would draw noise anew for a round that they may have sent already"
+            )
         parts = self._remembered_elsewhere or (state["clients"] if isinstance(state["clients"], str) else "")
-        if parts and done < self.scenario.rounds:
+        if parts and self._left(done):
             raise ResumeError(
                 f"{self.folder}: given --resume of a run with '{parts}'; accepted: a run from its start, since what "
                 "this part keeps on the clients lies on Flower's own nodes, or the whole run on fedsim's engines"
             )
+
+    def _left(self, done: int) -> bool:
+        return done < self.scenario.rounds
 
     def play(self) -> None:
         """The rounds that are left."""
@@ -244,6 +261,7 @@ class _Run:
         line, clients = round_line(outcome, grid.attacking, self.selects)
         line |= measured
         line["attack_acted"] = grid.acted
+        line["epsilon"] = self._epsilon(server_round)
         line["seconds"] = {
             "train": trained - began,
             "aggregate": aggregated - trained,
@@ -276,6 +294,11 @@ class _Run:
         self._record(line, [])
         if self.progress is not None:
             self.progress(line)
+
+    def _epsilon(self, server_round: int) -> float | None:
+        """What is spent after a round; None where nothing is claimed."""
+        guarantee = self.federation.guarantee
+        return None if guarantee is None else guarantee.after(server_round)
 
     def _vector(self) -> torch.Tensor:
         return flatten(self.arrays, self.federation.layout, self.federation.dtype)

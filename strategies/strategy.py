@@ -187,9 +187,10 @@ class DefendedStrategy(Strategy):
         updates = None if self._skipped else self._collect(replies)
         outcome.updates = updates
         vector = self._vector
-        if updates is not None:
+        rows = self._no_rows() if updates is None and self._answers_nobody and not self._skipped else updates
+        if rows is not None:
             try:
-                vector = self._step(updates, self._contexts)
+                vector = self._step(rows, self._contexts)
             except UpdatesError as error:
                 outcome.faults.append((-1, f"round skipped: {error}"))
                 outcome.aggregate = None
@@ -420,7 +421,8 @@ class DefendedStrategy(Strategy):
         if not rows:
             return None
         if not any(count for _, count in rows.values()):
-            outcome.faults.append((-1, "round skipped: no client has examples"))
+            if not self._answers_nobody:
+                outcome.faults.append((-1, "round skipped: no client has examples"))
             return None
         clients = sorted(rows)
         matrix = stack([rows[client][0] for client in clients], size).to(self.device)
@@ -435,6 +437,16 @@ class DefendedStrategy(Strategy):
             extras=extras,
             layout=self.layout,
         )
+
+    @property
+    def _answers_nobody(self) -> bool:
+        return self.estimator is None and any(part.answers_nobody for part in self.defenses)
+
+    def _no_rows(self) -> Updates:
+        """What nobody sent."""
+        d, none = self.layout.d, self._vector.new_zeros((0, len(self._vector)))
+        extras = {"buffers": none[:, d:]} if self.layout.b else {}
+        return Updates(none[:, :d], torch.zeros(0), [], self._vector[:d], extras=extras, layout=self.layout)
 
     def _step(self, updates: Updates, contexts: list[Round], talks: bool = True) -> Tensor:
         """The new (d + b,) vector."""
@@ -475,6 +487,9 @@ class DefendedStrategy(Strategy):
             row = rows.weighted_sum(result.weights)
         else:
             row = self.estimator.to_rows(result.update, ctx)
+            if not self._acting("select", "combine"):
+                answered = int((rows.num_examples > 0).sum())
+                row = row * (answered / self.estimator.divisor(len(rows)))
         step = self.estimator.step(row, ctx)
         return self._talk_afterwards(ctx, step) if talks else step
 

@@ -117,15 +117,22 @@ class FederatedClient(ClientApp):
                 else:
                     replies[position] = self._answer(message, context, received)
             except Exception as error:
-                replies[position] = error_reply(message, reason(error))
+                replies[position] = error_reply(message, self._told(error))
         for group in alike(orders, self.separate):
             for order, outcome in zip(group, self._train(group), strict=True):
                 message = messages[order.position]
                 if isinstance(outcome, Exception):
-                    replies[order.position] = error_reply(message, reason(outcome))
+                    replies[order.position] = error_reply(message, self._told(outcome))
                 else:
                     replies[order.position] = self._reply(message, order, *outcome)
         return [replies[position] for position in range(len(messages))]
+
+    def _told(self, error: Exception) -> str:
+        """What a client says of its failure: an exception's words may quote its data."""
+        if self.workload.secrecy == "none":
+            return reason(error)
+        log.debug("a client failed", exc_info=error)
+        return "failed; its words stay on the client"
 
     def _drops_out(self, client: int, round: int) -> bool:
         if not self.workload.dropout:
@@ -206,12 +213,10 @@ class FederatedClient(ClientApp):
     def _reply(self, message: Message, order: Order, delta: Tensor, loss: float, examples: int) -> Message:
         config = config_of(message.content)
         vector = delta if config.get("reply") == "delta" else order.vector + delta
-        content = RecordDict(
-            {
-                "arrays": Flat(vector, self.workload.layout),
-                "metrics": MetricRecord({"num-examples": examples, "loss": loss}),
-            }
-        )
+        metrics = MetricRecord({"num-examples": examples})
+        if self.workload.secrecy != "server":
+            metrics["loss"] = loss
+        content = RecordDict({"arrays": Flat(vector, self.workload.layout), "metrics": metrics})
         return Message(as_asked(message, content), reply_to=message)
 
     def _answer(self, message: Message, context: Context, received: dict[int, Tensor]) -> Message:

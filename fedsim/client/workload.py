@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class Workload:
         precision: float32, float64, or bfloat16 (autocast; what is exchanged stays float32).
         device: torch device by name.
         path: auto, stacked, vmap or reference.
+        secrecy: from whom a client keeps what would leave without noise: none; public: the words of its errors;
+            server: its training loss as well.
 
     Raises:
         FedsimError: options that do not fit each other.
@@ -74,6 +76,7 @@ class Workload:
     precision: str = "float32"
     device: str = "cpu"
     path: str = "auto"
+    secrecy: Literal["none", "public", "server"] = "none"
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
