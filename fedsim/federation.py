@@ -101,6 +101,7 @@ class Federation:
             min(int(workers), runtime.cores()),
             runtime.prepare_device(self.scenario.engine.device),
             self.dtype,
+            self.dataset.info.num_classes,
         )
 
     def strategy(self, evaluator: Evaluator) -> Strategy:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -14,7 +15,8 @@ from torch.func import functional_call
 from fedsim import runtime
 from fedsim.analysis.statistics import auc, wilson
 from fedsim.blocks import has_float64
-from fedsim.data.examples import Examples
+from fedsim.client.task import example_losses
+from fedsim.data.examples import Examples, Shares
 from fedsim.updates import Layout
 from strategies.strategy import Outcome
 
@@ -29,6 +31,7 @@ class Evaluator:
         workers: threads.
         device: where it runs.
         dtype: precision of the forward pass.
+        num_classes: classes of the target; 0 for regression, where there is no accuracy.
     """
 
     def __init__(
@@ -39,11 +42,13 @@ class Evaluator:
         workers: int,
         device: torch.device,
         dtype: torch.dtype,
+        num_classes: int = 1,
     ) -> None:
         self.module = module.to(device=device, dtype=dtype).eval()
         if any(isinstance(layer, torch.nn.Conv2d) for layer in module.modules()):
             self.module = self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.layout, self.batch_size, self.device, self.dtype = layout, batch_size, device, dtype
+        self.num_classes = num_classes
         self.pool = ThreadPoolExecutor(max(1, workers), initializer=runtime.worker_thread)
 
     def close(self) -> None:
@@ -63,15 +68,17 @@ class Evaluator:
             return self.module(inputs.to(self.device, self.dtype))  # type: ignore[no-any-return]
 
     def score(self, examples: Examples) -> tuple[int, float]:
-        """Correct predictions and summed cross-entropy of the loaded model."""
+        """Correct predictions (0 for regression) and the summed loss of the loaded model."""
 
         def block(start: int) -> tuple[int, float]:
             with torch.no_grad():
                 inputs = examples.inputs[start : start + self.batch_size].to(self.device, self.dtype)
                 targets = examples.targets[start : start + self.batch_size].to(self.device)
-                logits = self.module(inputs)
-                loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-                return int((logits.argmax(1) == targets).sum()), float(loss)
+                outputs = self.module(inputs)
+                if not self.num_classes:
+                    return 0, float(example_losses(outputs, targets, 0).sum())
+                loss = torch.nn.functional.cross_entropy(outputs, targets, reduction="sum")
+                return int((outputs.argmax(1) == targets).sum()), float(loss)
 
         results = list(self.pool.map(block, range(0, len(examples), self.batch_size)))
         return sum(correct for correct, _ in results), sum(loss for _, loss in results)
@@ -81,13 +88,32 @@ class Evaluator:
         self.load(vector)
         correct, loss = self.score(test)
         n = max(1, len(test))
-        found: dict[str, Any] = {"accuracy": correct / n, "loss": loss / n}
+        found: dict[str, Any] = {"accuracy": correct / n if self.num_classes else None, "loss": loss / n}
         found |= {"asr": None, "asr_low": None, "asr_high": None, "asr_eligible": None}
         if triggered is not None and len(triggered):
             hits, _ = self.score(triggered)
             low, high = wilson(hits, len(triggered))
             found |= {"asr": hits / len(triggered), "asr_low": low, "asr_high": high, "asr_eligible": len(triggered)}
         return found
+
+    def gradient_norm(self, vector: Tensor, train: Examples, shares: Shares) -> float:
+        """‖∇f‖₂ at a (d + b,) vector, f(x) = (1/P) Σ_p (1/n_p) Σ_i ℓ(x, z_pi) over the clients that hold examples."""
+        self.load(vector)
+        sizes = np.asarray(shares.sizes, dtype=np.float64)
+        holders = max(1, int((sizes > 0).sum()))
+        weights = torch.from_numpy(np.repeat(1 / (holders * np.maximum(sizes, 1)), shares.sizes)).to(self.device)
+        rows = torch.from_numpy(np.asarray(shares.indices, dtype=np.int64))
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        total = [torch.zeros(p.shape, dtype=torch.float64, device=self.device) for p in parameters]
+        for start in range(0, len(rows), self.batch_size):
+            block = train.take(rows[start : start + self.batch_size])
+            outputs = self.module(block.inputs.to(self.device, self.dtype))
+            targets = block.targets.to(self.device)
+            losses = example_losses(outputs, targets if self.num_classes else targets.to(outputs), self.num_classes)
+            weighted = (losses.double() * weights[start : start + self.batch_size]).sum()
+            for into, part in zip(total, torch.autograd.grad(weighted, parameters), strict=True):
+                into += part
+        return float(torch.cat([part.flatten() for part in total]).norm())
 
 
 def round_line(

@@ -276,7 +276,8 @@ class _Run:
     def _evaluate(self, server_round: int) -> dict[str, Any]:
         due = server_round % self.scenario.evaluate.every == 0 or server_round == self.scenario.rounds
         if not due:
-            return dict.fromkeys(("accuracy", "loss", "asr", "asr_low", "asr_high", "asr_eligible"))
+            nothing = ["accuracy", "loss", "asr", "asr_low", "asr_high", "asr_eligible"]
+            return dict.fromkeys(nothing + ["gradient_norm"] * self.scenario.evaluate.gradient_norm)
         strategy, grid = self.strategy, self.grid
         messages = list(strategy.configure_evaluate(server_round, self.arrays, ConfigRecord(), grid))
         if messages:
@@ -285,12 +286,19 @@ class _Run:
             )
         if self.federation.adversary.learns:
             self.triggered = self.federation.triggered()
-        return self.evaluator.measure(self._vector(), self.federation.dataset.test, self.triggered)
+        return self._measured()
+
+    def _measured(self) -> dict[str, Any]:
+        vector, dataset = self._vector(), self.federation.dataset
+        found = self.evaluator.measure(vector, dataset.test, self.triggered)
+        if self.scenario.evaluate.gradient_norm:
+            found["gradient_norm"] = self.evaluator.gradient_norm(vector, dataset.train, self.federation.shares)
+        return found
 
     def _measure_start(self) -> None:
         line, _ = round_line(Outcome(0), [], self.selects)
-        line |= self.evaluator.measure(self._vector(), self.federation.dataset.test, self.triggered)
-        line |= {"attack_acted": False, "seconds": {}}
+        line |= self._measured()
+        line |= {"attack_acted": False, "epsilon": self._epsilon(0), "seconds": {}}
         self._record(line, [])
         if self.progress is not None:
             self.progress(line)

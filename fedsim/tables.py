@@ -179,6 +179,8 @@ class Evaluate(Section):
     """Rounds between evaluations; the last round is always evaluated."""
     clients: Annotated[int, Field(ge=0, le=200)] = 0
     """Fixed clients on whose own data the worst-10 % accuracy is measured; 0 measures none."""
+    gradient_norm: bool = False
+    """Whether the norm of the gradient of the clients' mean loss, over all training examples, is measured."""
     batch_size: Annotated[int, Field(ge=1)] = 1000
     """Test examples in one forward pass."""
 
