@@ -1,4 +1,4 @@
-"""The command line: ``fedsim run``, ``bench``, ``report``, ``list``, ``schema``, ``data``.
+"""The command line: ``fedsim run``, ``bench``, ``report``, ``list``, ``schema``, ``data``, ``privacy``.
 
 Each command imports what it needs when it is called, so that ``fedsim --help`` answers at once. The exit status is 0
 only if all went well: 1 for what went wrong on the way, 2 for a bad scenario or a bad call, 130 after Ctrl-C.
@@ -244,6 +244,26 @@ def data(file: File, sets: Sets = None) -> None:
     terminal.show(terminal.partition_table(partition_table(dataset, some).tolist(), labels_of(dataset)))
     if len(sizes) > shown:
         typer.echo(f"… and {len(sizes) - shown} clients more")
+
+
+@app.command()
+def privacy(file: File, sets: Sets = None) -> None:
+    """Print what privacy a scenario guarantees: stage by stage, then epsilon by each accountant."""
+    scenario = _load(file, sets, None)
+    from fedsim.federation import build
+    from fedsim.privacy import proof
+
+    try:
+        federation = build(scenario)
+    except ScenarioError as error:
+        raise ScenarioError(error.faults, file) from error
+    if federation.guarantee is None:
+        lines = [f"{proof.NONE}: no part of this scenario adds noise, and nothing is promised to anybody"]
+    else:
+        diagnostics = getattr(federation.estimator, "diagnostics", ())
+        lines = proof.lines(scenario, federation.guarantee, diagnostics)
+    for line in lines:
+        typer.echo(line.replace(proof.NONE, typer.style(proof.NONE, fg=typer.colors.RED, bold=True)))
 
 
 def _load(file: str, sets: Sequence[str] | None, seed: int | None) -> Scenario:

@@ -326,6 +326,9 @@ class _Run:
         model = named_arrays(self._vector(), self.federation.layout)
         digest = self.recorder.digest(model)
         notes = remarks(self.recorder.rounds, self.scenario)
+        guarantee = self.federation.guarantee
+        if guarantee is not None and guarantee.none:
+            notes.insert(0, f"Privacy: NONE, this run guarantees nothing to anybody: {guarantee.reasons[0]}.")
         notes += [str(incident) for incident in getattr(self.inner, "incidents", [])]
         if self.folder is not None:
             summary = _summary(self.folder)

@@ -69,6 +69,7 @@ class RunFolder:
     partition: dict[str, Any]
     samples: dict[str, NDArray[Any]]
     summary: dict[str, Any]
+    privacy: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
@@ -94,6 +95,7 @@ class RunFolder:
             _table(path / "partition.json"),
             _arrays(path / "samples.npz"),
             _table(path / "summary.json"),
+            _table(path / "privacy.json"),
         )
 
     @property

@@ -17,6 +17,7 @@ from fedsim.report.charts import losses, norms, progress, scores, weight
 from fedsim.report.folder import RunFolder, finite
 from fedsim.report.maps import kept_map, partition_map
 from fedsim.report.measures import Latest, Measures, measure
+from fedsim.report.privacy import marked, outside, spent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -54,6 +55,7 @@ def contents(run: RunFolder) -> dict[str, Any]:
         for line in run.rounds
         for fault in line.get("faults") or ()
     ]
+    private = outside(run)
     reasons = Counter(words.cut(reason, 120) for _, _, reason in faults)
     return {
         "run": run,
@@ -68,10 +70,13 @@ def contents(run: RunFolder) -> dict[str, Any]:
         "passed": measures.passed,
         "weight": weight(run, measures),
         "detection": detection(measures),
-        "scores": scores(run),
-        "norms": norms(run),
-        "losses": losses(run),
-        "partition": partition_map(run),
+        "scores": [marked(chart, "auc" in private) for chart in scores(run)],
+        "norms": marked(norms(run), "norm_honest" in private),
+        "losses": marked(losses(run), "train_loss" in private),
+        "partition": marked(partition_map(run), "partition" in private),
+        "privacy": run.privacy,
+        "spent": spent(run),
+        "outside": list(private.values()),
         "images": images.pairs(run.samples, labels),
         "faults": faults[:MOST_FAULTS],
         "fault_count": len(faults),
@@ -191,9 +196,14 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
             )
         )
     if measures.worst10 is not None:
-        found.append(Card("Worst 10\u202f% of clients", words.percent(measures.worst10), "accuracy"))
-    if measures.epsilon is not None:
-        found.append(Card("Privacy spent", f"ε = {words.number(measures.epsilon)}"))
+        detail = "accuracy; outside the guarantee" if run.privacy else "accuracy"
+        found.append(Card("Worst 10\u202f% of clients", words.percent(measures.worst10), detail))
+    if run.privacy.get("none"):
+        found.append(Card("Privacy guaranteed", "NONE", str((run.privacy.get("reasons") or [""])[0]), "none"))
+    elif measures.epsilon is not None:
+        proof = run.privacy
+        detail = f"δ = {proof['delta']:g}, {proof['neighbours']}, against {proof['against']}" if proof else ""
+        found.append(Card("Privacy spent", f"ε = {words.number(measures.epsilon)}", detail))
     return found
 
 
