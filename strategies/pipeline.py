@@ -35,7 +35,7 @@ def aggregate(defenses: Sequence[Defense], updates: Updates, contexts: Sequence[
     active = (updates.num_examples > 0).nonzero().flatten()
     scores: dict[str, Tensor] = {}
     current = updates.replace(mixing=mixing).rows(active)
-    if len(current) == 0:
+    if len(current) == 0 and not any(part.answers_nobody for part in defenses):
         return _nothing(updates, scores)
     combined: Aggregate | None = None
     combiner: Defense | None = None
@@ -63,7 +63,7 @@ def aggregate(defenses: Sequence[Defense], updates: Updates, contexts: Sequence[
     if combined is None:
         combined = Defense().combine(current, Round())
     weights = combined.weights
-    buffers = _buffers(current, weights, combiner)
+    buffers = combined.buffers if combined.buffers is not None else _buffers(current, weights, combiner)
     if bool(weights.isnan().any()):
         spread = torch.full((n,), torch.nan, dtype=torch.float64)
         got = (current.mixing.abs().sum(0) > 0) if current.mixing is not None else torch.ones(n, dtype=torch.bool)

@@ -69,7 +69,7 @@ def clean_examples(workload: Workload, client: int) -> Examples:
 def make_job(
     workload: Workload, client: int, round: int, compromised: Compromised | None, attacks: Sequence[Attack]
 ) -> Job:
-    """The seeded work of a client: a new permutation each epoch, the short last batch kept."""
+    """The seeded work of a client: a new permutation each epoch, the short last batch kept; or its optimizer's own."""
     source, rows = local_examples(workload, client, compromised, attacks)
     if compromised is not None:
         compromised = replace(compromised, examples=clean_examples(workload, client))
@@ -80,7 +80,8 @@ def make_job(
         straggles, done = stream.random(2)
         if straggles < workload.straggler:
             steps = max(1, int(done * steps))
-    order, sizes = schedule(
+    draw = getattr(workload.optimizer, "batches", schedule)
+    order, sizes = draw(
         n, steps, workload.batch_size, rng.stream(workload.seed, "client.shuffle", round=round, client=client)
     )
     augmenter = (

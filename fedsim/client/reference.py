@@ -5,10 +5,14 @@ The fast paths are held equal to this one by tests. It is itself the fastest for
 
 from __future__ import annotations
 
+import contextlib
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from attacks.attack import LocalStep
+from fedsim import rng
 from fedsim.blocks import has_float64
 from fedsim.client.hooks import Hooks
 from fedsim.client.job import Job, as_index, augment
@@ -32,16 +36,21 @@ def train(
     wide = torch.float64 if has_float64(workload.device) else torch.float32
     total = torch.zeros((), dtype=wide, device=workload.device)
     position = 0
-    with replica.randomness(job):
+    private = hasattr(workload.optimizer, "noisy_gradient")
+    noise = rng.stream(workload.seed, "privacy.noise", round=job.round, client=job.client)
+    with contextlib.nullcontext() if private else replica.randomness(job):
         for step, size in enumerate(job.sizes, start=1):
             chosen = order[position : position + size]
             position += size
             inputs = replica.batch(augment(workload, job.source.inputs.index_select(0, chosen), job))
             targets = workload.targets(job.source.targets.index_select(0, chosen))
-            replica.gradient.zero_()
-            with replica.autocast():
-                loss = mean_loss(module(inputs), targets, workload.num_classes)
-            loss.backward()  # type: ignore[no-untyped-call]
+            if private:
+                loss = _noisy(replica, job, inputs, targets, noise)
+            else:
+                replica.gradient.zero_()
+                with replica.autocast():
+                    loss = mean_loss(module(inputs), targets, workload.num_classes)
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * size
             if hooks.objectives:
                 _objective(replica, job, received, loss, hooks, step)
@@ -56,7 +65,19 @@ def train(
         with torch.no_grad():
             for each in optimizer.param_groups[0]["params"]:
                 each.copy_(optimizer.upload(each))
-    return replica.delta(vector), float(total) / position
+    return replica.delta(vector), float(total) / max(position, 1)
+
+
+def _noisy(replica: Replica, job: Job, inputs: Tensor, targets: Tensor, noise: np.random.Generator) -> Tensor:
+    """Write the optimizer's own, private gradient; the batch's mean loss, as far as anybody asks for it."""
+    workload, module = replica.workload, replica.module
+    divisor = min(workload.batch_size, job.num_examples)
+    gradient = workload.optimizer.noisy_gradient(module, workload.example_loss, inputs, targets, divisor, noise)
+    replica.write(replica.gradient, gradient)
+    if not len(inputs) or (workload.secrecy == "server" and job.compromised is None):
+        return replica.gradient.new_zeros(())
+    with torch.no_grad():
+        return mean_loss(module(inputs), targets, workload.num_classes)
 
 
 def _objective(replica: Replica, job: Job, received: Tensor, loss: Tensor, hooks: Hooks, step: int) -> None:

@@ -175,9 +175,15 @@ def noise_for(
     _check_count("count", count)
     if math.isinf(epsilon):
         return 0.0
+    return _noise_for(epsilon, delta, count, sampling_rate, sampling, neighbours, accountant)
 
+
+@functools.lru_cache(maxsize=256)
+def _noise_for(
+    epsilon: float, delta: float, count: int, rate: float, sampling: Sampling, neighbours: Neighbours, by: Accountant
+) -> float:
     def account(multiplier: float) -> float:
-        return accounting.epsilon([Release(multiplier, count, sampling_rate, sampling)], delta, accountant, neighbours)
+        return accounting.epsilon([Release(multiplier, count, rate, sampling)], delta, by, neighbours)
 
     return _smallest(account, epsilon)
 

@@ -1,0 +1,191 @@
+"""DP-SGD: local steps on Poisson batches of clipped gradients with Gaussian noise, private for an example.
+
+In each step a client of n examples draws each of them by itself with the probability q = min(1, B/n), and
+
+    g = (Σ_{i drawn} clip(∇ℓ(w, z_i), C) + N(0, (z C)²·I)) / (q n)        w ← w − η g   (with momentum, as in SGD)
+
+B is ``client.batch_size``; the divisor is the expected size of a batch, since its true size is a secret that the noise
+does not cover. A step without examples is noise. Every message is private by itself (``privacy.trust = "local"``), and
+costs its client s Poisson samples at the rate q for the s steps of a round. Shuffled batches, as other optimizers visit
+them, are no Poisson samples, and are not used here. z is ``privacy.noise``, or calibrated for ``privacy.epsilon``, for
+the client that it costs most.
+
+Abadi et al., "Deep Learning with Differential Privacy", CCS 2016 (arXiv:1607.00133).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedsim.errors import NOTHING, Fault, PrivacyError
+from fedsim.optim.elementwise import NonNegative, Positive, optimizer
+from fedsim.privacy.mechanism import Publication, Setting
+
+ATTEMPTS = 5
+"""Times that the noise is raised to the needs of a client that turns out to cost more."""
+
+
+@optimizer("dp_sgd")
+class DpSgd:
+    """SGD on clipped per-example gradients of Poisson batches, with noise.
+
+    Args:
+        lr: learning rate.
+        clip: C, largest norm of an example's gradient.
+        momentum: share of the last step that is kept.
+        weight_decay: L2 penalty, added to the noisy gradient.
+    """
+
+    row_wise: ClassVar[bool] = False
+    full_participation: ClassVar[bool] = False
+
+    lr: Positive = 0.1
+    clip: Positive = 1.0
+    momentum: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
+
+    def __post_init__(self) -> None:
+        self.noise_multiplier = 0.0
+        self.deployed = False
+
+    def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> torch.optim.Optimizer:
+        """Plain SGD: what it is given is private already."""
+        rate, momentum, decay = self.lr * scale, self.momentum, self.weight_decay
+        return torch.optim.SGD(list(parameters), lr=rate, momentum=momentum, weight_decay=decay, foreach=False)
+
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        """Whether a claim for examples, with the clients' own noise, can hold; what would touch raw gradients."""
+        privacy, client = scenario.privacy, scenario.client
+        if privacy.unit != "example":
+            yield Fault("/privacy.unit", privacy.unit, "'example': each example's gradient is clipped by itself")
+        if privacy.trust != "local":
+            accepted = "'local': each client draws the noise of its own steps, and its message is private by itself"
+            yield Fault("/privacy.trust", privacy.trust, accepted)
+        if privacy.calibration != "tight":
+            yield Fault("/privacy.calibration", privacy.calibration, "'tight': dp_sgd has no calibration of a paper")
+        if privacy.epsilon is None and privacy.noise is None and privacy.claim != "none":
+            accepted = 'a number, "inf" (clipped, but free of noise), privacy.noise = [z], or claim = "none"'
+            yield Fault("/privacy.epsilon", NOTHING, accepted)
+        if privacy.noise is not None and len(privacy.noise) != 1:
+            yield Fault("/privacy.noise", privacy.noise, "[z], the noise's standard deviation over the clip")
+        if client.clip_norm is not None:
+            yield Fault("/client.clip_norm", client.clip_norm, "none: dp_sgd clips each example's gradient to its clip")
+        if client.augmentation:
+            given = [part.name for part in client.augmentation]
+            yield Fault("/client.augmentation", given, "none: an augmentation sees a batch, and may mix its examples")
+        if scenario.engine.precision == "bfloat16":
+            yield Fault("/engine.precision", "bfloat16", "'float32' or 'float64', in which clipped norms are exact")
+        if scenario.engine.path not in ("auto", "reference"):
+            yield Fault("/engine.path", scenario.engine.path, "'auto' or 'reference': it trains a client at a time")
+
+    def set_up(self, setting: Setting) -> None:
+        """Calibrate the noise."""
+        self.noise_multiplier, self.deployed = multiplier(setting), setting.deployed
+
+    def publications(self, setting: Setting, absent: int = 0) -> list[Publication]:
+        """The steps of the client whose examples they cost most."""
+        from fedsim.privacy.local_steps import kinds, participation, worst
+
+        found = kinds(setting)
+        if not found:
+            return []
+        z = self.noise_multiplier
+        price = partial(cost, noise_multiplier=z, setting=setting)
+        one = max(found, key=lambda each: each.size) if z == 0 else worst(found, price)
+        factor = 2 if setting.privacy.neighbours == "replace_one" else 1
+        return [
+            Publication(
+                "local steps (of the client that they cost most)",
+                f"each example's gradient to C = {self.clip:g}",
+                f"{factor}·C = {factor * self.clip:g}, of a sum over a batch",
+                z,
+                participation(setting)[1][: one.rounds],
+                per_round=one.steps,
+                sampling_rate=one.rate,
+            )
+        ]
+
+    def batches(
+        self, n: int, steps: int, batch: int, generator: np.random.Generator
+    ) -> tuple[NDArray[np.int64], list[int]]:
+        """Positions of the examples of each step, one step behind the other, and how many each has."""
+        if not n or not steps:
+            return np.zeros(0, dtype=np.int64), []
+        source = np.random.default_rng() if self.deployed else generator
+        rate = min(1.0, batch / n)
+        drawn = [np.flatnonzero(source.random(n) < rate).astype(np.int64) for _ in range(steps)]
+        return np.concatenate(drawn), [len(each) for each in drawn]
+
+    def noisy_gradient(
+        self,
+        module: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        divisor: float,
+        generator: np.random.Generator,
+    ) -> Tensor:
+        """(d,) noisy sum of the batch's clipped gradients over ``divisor``, the expected size of a batch.
+
+        Args:
+            module: the model at w.
+            loss: (outputs, targets) -> (B,) losses.
+            inputs: (B, …); B may be 0.
+            targets: (B, …).
+            divisor: q·n.
+            generator: the client's stream of noise; not read in deployment.
+        """
+        from fedsim.privacy.clipping import clipped_gradient_sum
+        from fedsim.privacy.noise import noised
+
+        total = clipped_gradient_sum(module, loss, inputs, targets, self.clip).total
+        if self.noise_multiplier:
+            total = noised(total, self.noise_multiplier * self.clip, None if self.deployed else generator)
+        return total.div_(divisor)
+
+
+def multiplier(setting: Setting) -> float:
+    """z, the noise over the clip; 0 without any.
+
+    Raises:
+        PrivacyError: an epsilon that cannot be kept, or an accountant that has no bound for Poisson batches.
+    """
+    privacy = setting.privacy
+    if privacy.noise is not None:
+        return privacy.noise[0]
+    if privacy.epsilon is None or privacy.epsilon == "inf":
+        return 0.0
+    from fedsim.privacy.calibration import noise_for
+    from fedsim.privacy.local_steps import kinds, worst
+
+    found = kinds(setting)
+    if not found:
+        return 0.0
+    target = privacy.epsilon
+    one = max(found, key=lambda each: each.size)
+    for _ in range(ATTEMPTS):
+        z = noise_for(target, privacy.delta, one.count, one.rate, "poisson", privacy.neighbours, privacy.accountant)
+        one = worst(found, partial(cost, noise_multiplier=z, setting=setting))
+        if cost(one, z, setting) <= target:
+            return z
+    raise PrivacyError(f"epsilon: given {target:g}; accepted: what one noise keeps for all clients")
+
+
+def cost(each: Any, noise_multiplier: float, setting: Setting) -> float:
+    """Epsilon of one client's releases."""
+    privacy = setting.privacy
+    return _cost(each.release(noise_multiplier), privacy.delta, privacy.accountant, privacy.neighbours)
+
+
+@lru_cache(maxsize=1024)
+def _cost(release: Any, delta: float, accountant: Any, neighbours: Any) -> float:
+    from fedsim.privacy.accounting import epsilon
+
+    return epsilon([release], delta, accountant, neighbours)
