@@ -14,7 +14,7 @@ from typing import Any
 
 from fedsim.errors import FedsimError
 from fedsim.federation import key, make
-from fedsim.launch import add_floor, run
+from fedsim.launch import add_floor, run, twin
 from fedsim.record import make_folder, write_json
 from fedsim.scenario import Part, Scenario, cells, read
 
@@ -87,7 +87,7 @@ def run_matrix(
 
 def _play(cell: Cell, folder: Path, progress: CellProgress | None) -> None:
     tell = progress or (lambda cell, line: None)
-    if finished(cell.folder):
+    if _complete(cell):
         cell.state = "skipped"
     else:
         cell.state = "running"
@@ -103,6 +103,14 @@ def _play(cell: Cell, folder: Path, progress: CellProgress | None) -> None:
             cell.state, cell.error = "failed", f"{type(error).__name__}: {error}"
     cell.row = summary(cell)
     tell(cell, None)
+
+
+def _complete(cell: Cell) -> bool:
+    """Whether nothing is left to do: the run is finished, and where it has a trigger its floor is known."""
+    if not finished(cell.folder):
+        return False
+    said = json.loads((cell.folder / "summary.json").read_text())
+    return said.get("floor") is not None or twin(cell.scenario) is None
 
 
 def finished(folder: Path) -> bool:
