@@ -48,12 +48,13 @@ clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 $(BIN)/python:
-	@python=''; for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
-		if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
-		then python=$$candidate; break; fi; \
-	done; \
+	@python=''; for most in 13 99; do for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+		if [ -z "$$python" ] && \
+			$$candidate -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $$most))" 2>/dev/null; \
+		then python=$$candidate; fi; \
+	done; done; \
 	if [ -z "$$python" ]; then \
-		echo 'fedsim needs Python 3.11, 3.12 or 3.13; found none of them on PATH.' >&2; \
+		echo 'fedsim needs Python 3.11 or later; found none on PATH.' >&2; \
 		echo 'Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python@3.12;' >&2; \
 		echo 'elsewhere: PYTHON=/path/to/python make demo' >&2; exit 1; \
 	fi; \

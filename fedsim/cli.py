@@ -179,10 +179,39 @@ def report(
     """Write a run's report, or a page that compares several."""
     from fedsim.report import compare_report, write_report
 
-    if len(folders) == 1 and out is None:
-        typer.echo(write_report(folders[0]))
+    given = [run for folder in folders for run in _runs_in(folder)]
+    if len(given) == 1 and out is None:
+        typer.echo(write_report(given[0]))
     else:
-        typer.echo(compare_report(folders, out or Path("compare.html")))
+        typer.echo(compare_report(given, out or Path("compare.html")))
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder, or, where it holds the cells of a matrix, theirs."""
+    if (folder / "run.json").exists() or not (folder / "summary.json").exists():
+        return [folder]
+    return sorted(found.parent for found in folder.glob("*/run.json") if (found.parent / "rounds.jsonl").exists())
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")],
+    second: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of its rerun.")],
+    tolerance: Annotated[float, typer.Option(help="Accepted difference where the machines are of two kinds.")] = 1e-3,
+) -> None:
+    """Compare a run with its rerun: bits on one kind of machine, numbers to tolerance on two."""
+    from fedsim.rerun import compare as compared
+
+    found = compared(first, second, tolerance)
+    for key, one, two in found.differs:
+        typer.echo(f"differs   {key}: {one} | {two}")
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in found.measures.items())
+    typer.echo(f"model     relative difference {found.parameters:.3g}")
+    typer.echo(f"measures  largest difference: {shown}")
+    how = "bit for bit" if found.exact else f"to a tolerance of {tolerance:g}, since the machines are of two kinds"
+    typer.echo(f"{'same' if found.same else 'DIFFERENT'}, compared {how}")
+    if not found.same:
+        raise typer.Exit(FAILED)
 
 
 @app.command("list")

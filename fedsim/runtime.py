@@ -94,7 +94,7 @@ def prepare_device(name: str) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
     return device
 
 
@@ -117,6 +117,12 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _torch_threads() -> int | None:
+    """Threads that torch would take outside of workers and the server's sums; None before it is imported."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())
+
+
 def describe() -> dict[str, object]:
     """What a run's bits depend on beside its scenario: versions, processor, settings."""
     from importlib.metadata import PackageNotFoundError, version
@@ -134,6 +140,7 @@ def describe() -> dict[str, object]:
         "cores": cores(),
         "versions": versions,
         "malloc_tuned": malloc_tuned,
+        "threads": {"torch": _torch_threads(), "worker": 1, "server": 1},
         "environment": {
             name: os.environ.get(name, "")
             for name in ("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "NUMBA_THREADING_LAYER_PRIORITY")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from fedsim import registry, scenario_privacy
 from fedsim.errors import NOTHING, Fault, FedsimError
@@ -17,6 +18,9 @@ def rules(scenario: Tables) -> Iterator[Fault]:
     yield from _adversary(scenario)
     yield from _needs_of_attacks(scenario)
     yield from _stock_strategy(scenario)
+    init = scenario.model.init
+    if init is not None and not Path(init).expanduser().is_file():
+        yield Fault("model.init", init, "a .safetensors file of parameters; there is no such file")
     yield from scenario_privacy.faults(scenario)
     if scenario.engine.precision == "float64" and scenario.engine.device == "mps":
         yield Fault("engine.precision", "float64", "float32 or bfloat16 on mps", ("engine.device",))

@@ -16,11 +16,15 @@ import numpy as np
 
 from fedsim.data.examples import Dataset, Shares
 from fedsim.data.partition import Partition
-from fedsim.errors import FedsimError
+from fedsim.errors import Fault, FedsimError
 from fedsim.registry import register
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
+
+    from fedsim.scenario import Scenario
 
 
 @register("partition", "file")
@@ -39,6 +43,11 @@ class IndexFile(Partition):
 
     def __post_init__(self) -> None:
         self.shares_examples = self.shared
+
+    def check(self, scenario: Scenario) -> Iterator[Fault]:
+        yield from super().check(scenario)
+        if not Path(self.path).expanduser().is_file():
+            yield Fault("path", self.path, "a .json or .npz file of positions; there is no such file")
 
     def assign(self, dataset: Dataset, clients: int, seed: int) -> Shares:
         self.refuse(dataset, clients)
