@@ -117,6 +117,9 @@ class Defense:
 
     coordinatewise: ClassVar[bool] = False
     """True if ``combine`` treats every coordinate alike and alone, so that buffers go through it as well."""
+    answers_nobody: ClassVar[bool] = False
+    """True if ``combine`` releases something even where no valid row came, so that noise hides whether anybody took
+    part; it is then given no rows."""
     handlers: ClassVar[Mapping[str, str]] = {}
     """Handlers that this part wants on the clients: message type, e.g. ``query.statistics`` → name of its method
     ``(node, content: RecordDict) -> RecordDict``; they answer the requests of ``exchanges``."""
