@@ -54,6 +54,7 @@ class A3FL(Attack):
         patch: where the pattern lies: options of the trigger ``learned``.
     """
 
+    cost = "steps·2 forward and backward passes a round"
     untargeted = False
     knowledge = "colluding"
     learned_trigger = True

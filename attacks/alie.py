@@ -39,6 +39,7 @@ class ALIE(Attack):
         z: how many standard deviations; computed from K and f where it is not given.
     """
 
+    cost = "m·d, m the rows it knows"
     knowledge = "colluding"
 
     z: float | None = None

@@ -47,6 +47,7 @@ class Anticipate(Attack):
         batch_size: examples in a simulated step.
     """
 
+    cost = "2·k forward and backward passes a local step"
     untargeted = False
 
     target: Annotated[int, Field(ge=0)] = 0

@@ -218,6 +218,8 @@ class Attack:
     """Whether its trigger comes from ``learn``: it changes over the rounds, and a run without attack has none."""
     finite: ClassVar[bool] = True
     """Whether finite rows stay finite."""
+    cost: ClassVar[str] = ""
+    """What it costs beside plain training, in n clients, f malicious ones, d parameters; for the catalogue."""
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:
         """What about this attack does not fit the scenario (keys relative to the attack)."""

@@ -38,6 +38,7 @@ class BadNets(Attack):
         trigger: another trigger, by name or as a table with its options, in place of the patch.
     """
 
+    cost = "poisoned examples"
     untargeted = False
 
     target: Annotated[int, Field(ge=0)] = 0

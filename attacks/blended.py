@@ -63,6 +63,7 @@ class Blended(Attack):
         seed: which pattern.
     """
 
+    cost = "poisoned examples"
     untargeted = False
 
     target: Annotated[int, Field(ge=0)] = 0

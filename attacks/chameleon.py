@@ -45,6 +45,7 @@ class Chameleon(Attack):
         batch_size: examples in a contrastive batch.
     """
 
+    cost = "one more forward and backward pass a local step"
     untargeted = False
 
     target: Annotated[int, Field(ge=0)] = 0

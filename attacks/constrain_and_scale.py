@@ -29,6 +29,7 @@ class ConstrainAndScale(Attack):
         anomaly: what is kept small, the squared ``euclidean`` distance to the received model or the ``cosine`` one.
     """
 
+    cost = "d a local step"
     untargeted = False
 
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.7

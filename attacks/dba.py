@@ -35,6 +35,7 @@ class DBA(Attack):
         trigger: the whole trigger, by name or as a table with its options.
     """
 
+    cost = "poisoned examples"
     untargeted = False
 
     target: Annotated[int, Field(ge=0)] = 0

@@ -57,6 +57,7 @@ class EdgeCase(Attack):
         test: at most so many other images of the tail are tested.
     """
 
+    cost = "added examples"
     untargeted = False
 
     target: Annotated[int, Field(ge=0)] = 0

@@ -36,6 +36,7 @@ class FangKrum(Attack):
         smallest: λ at which the search ends.
     """
 
+    cost = "log(1/λ)·n²·d"
     knowledge = "omniscient"
     knows_defense = True
 

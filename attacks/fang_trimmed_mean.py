@@ -34,6 +34,7 @@ class FangTrimmedMean(Attack):
         beyond: b, how far beyond, as a factor on the extreme value.
     """
 
+    cost = "n·d"
     knowledge = "omniscient"
     knows_defense = True
 

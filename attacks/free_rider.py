@@ -28,6 +28,8 @@ class FreeRider(Attack):
         noise: s, standard deviation of the noise on top.
     """
 
+    cost = "f·d"
+
     mode: Literal["zero", "previous"] = "zero"
     noise: Annotated[float, Field(ge=0)] = 0.0
 

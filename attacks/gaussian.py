@@ -25,6 +25,8 @@ class Gaussian(Attack):
         mode: noise ``alone``, or ``added`` to the client's update.
     """
 
+    cost = "f·d"
+
     scale: Annotated[float, Field(gt=0)] = 1.0
     mode: Literal["alone", "added"] = "alone"
 

@@ -48,6 +48,7 @@ class IBA(Attack):
         seed: what the generator starts from.
     """
 
+    cost = "steps forward and backward passes a round"
     untargeted = False
     knowledge = "colluding"
     learned_trigger = True

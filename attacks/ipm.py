@@ -26,6 +26,7 @@ class IPM(Attack):
         epsilon: ε.
     """
 
+    cost = "n·d"
     knowledge = "omniscient"
 
     epsilon: Annotated[float, Field(gt=0)] = 0.5

@@ -30,6 +30,8 @@ class LabelFlip(Attack):
         map: label → label, e.g. { "5" = 3 }; empty flips y to C − 1 − y.
     """
 
+    cost = "examples"
+
     map: dict[str, int] = field(default_factory=dict)
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:

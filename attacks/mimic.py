@@ -31,6 +31,7 @@ class Mimic(Attack):
         warmup: attack rounds in which the direction is learnt.
     """
 
+    cost = "n·d (n²·d in the first round)"
     knowledge = "omniscient"
 
     warmup: Annotated[int, Field(ge=1)] = 10

@@ -36,6 +36,7 @@ class MinMax(Attack):
         direction: p, ``unit``, ``std`` or ``sign``.
     """
 
+    cost = "m²·d, m the rows it knows"
     knowledge = "colluding"
 
     direction: Direction = "std"

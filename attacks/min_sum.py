@@ -35,6 +35,7 @@ class MinSum(Attack):
         direction: p, ``unit``, ``std`` or ``sign``.
     """
 
+    cost = "m²·d, m the rows it knows"
     knowledge = "colluding"
 
     direction: Direction = "std"

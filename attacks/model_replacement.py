@@ -34,6 +34,7 @@ class ModelReplacement(Attack):
         participation: whether a row's part in the mean is counted in ``clients`` or in ``examples`` (omniscient only).
     """
 
+    cost = "f·d"
     untargeted = False
 
     scale: Annotated[float, Field(gt=0)] | None = None

@@ -31,6 +31,7 @@ class Neurotoxin(Attack):
         top: k, share of the coordinates that are left alone: those of the largest benign step.
     """
 
+    cost = "d·log d a local step"
     untargeted = False
     wants_previous = True
 

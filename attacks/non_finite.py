@@ -24,6 +24,7 @@ class NonFinite(Attack):
         value: ``nan`` or ``inf``.
     """
 
+    cost = "f·d"
     finite = False
 
     value: Literal["nan", "inf"] = "nan"

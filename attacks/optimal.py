@@ -55,6 +55,7 @@ class Optimal(Attack):
         goal: ``damage``, or ``success`` of what the malicious clients trained.
     """
 
+    cost = "(steps + refine) runs of the server"
     knowledge = "omniscient"
     knows_defense = True
 

@@ -22,6 +22,8 @@ class Oversized(Attack):
         value: the number.
     """
 
+    cost = "f·d"
+
     value: float = 1e30
 
     def craft(self, rows: Tensor, ctx: Craft) -> Tensor:

@@ -29,6 +29,7 @@ class PGD(Attack):
         every: local steps from one projection to the next; the last step always projects.
     """
 
+    cost = "d every k local steps"
     untargeted = False
 
     epsilon: Annotated[float, Field(gt=0)] = 2.0

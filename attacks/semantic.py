@@ -44,6 +44,7 @@ class Semantic(Attack):
         examples: images with the feature that each malicious client trains on beside its own.
     """
 
+    cost = "examples; k-means of a class once"
     untargeted = False
 
     target: Annotated[int, Field(ge=0)] = 0

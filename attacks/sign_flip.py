@@ -33,6 +33,8 @@ class SignFlip(Attack):
         of: ``own``, each client's own update, or ``mean``, the mean of the honest ones (needs omniscience).
     """
 
+    cost = "f·d"
+
     scale: Annotated[float, Field(gt=0)] = 1.0
     of: Literal["own", "mean"] = "own"
 

@@ -66,6 +66,7 @@ class Sinusoidal(Attack):
         labels: ``clean``, or ``flipped`` to the target.
     """
 
+    cost = "poisoned examples"
     untargeted = False
 
     target: Annotated[int, Field(ge=0)] = 0

@@ -28,6 +28,7 @@ class Bucketing(Defense):
         size: s, updates in a bucket; the last one may hold fewer.
     """
 
+    cost = "n·d"
     translation_equivariant = True
     scale_equivariant = True
 

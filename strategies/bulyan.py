@@ -38,6 +38,7 @@ class Bulyan(Defense):
         malicious: assumed number of malicious clients f in a round; needs n ≥ 4f + 3.
     """
 
+    cost = "n²·d + n³"
     coordinatewise = True
     translation_equivariant = True
     scale_equivariant = True

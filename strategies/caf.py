@@ -37,6 +37,7 @@ class CAF(Defense):
         malicious: assumed number of malicious clients f in a round; needs n > 2f.
     """
 
+    cost = "n²·d + n⁴"
     translation_equivariant = True
     scale_equivariant = True
 

@@ -32,6 +32,9 @@ class CenteredClipping(Defense):
         iterations: L, clipping steps a round.
     """
 
+    cost = "n²·d"
+    sees = "updates, its last aggregate"
+
     radius: Annotated[float, Field(gt=0)] = 10.0
     iterations: Annotated[int, Field(ge=1)] = 1
 

@@ -24,6 +24,7 @@ def density(distances: Tensor, updates: Updates, smallest: int, *, single: bool 
     """
     order = in_id_order(updates.client_ids)
     given = distances[order[:, None], order]
+    given = (given + given.T) / 2
     scale = float(given.max())
     if scale <= 0:
         return torch.zeros(len(updates), dtype=torch.long)

@@ -34,6 +34,9 @@ class CRFL(Defense):
         noise: σ, standard deviation of the noise on each parameter.
     """
 
+    cost = "d"
+    sees = "the model"
+
     radius: Annotated[float, Field(gt=0)] = 15.0
     growth: Annotated[float, Field(ge=0)] = 0.05
     noise: Annotated[float, Field(ge=0)] = 0.01

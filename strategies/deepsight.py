@@ -33,7 +33,7 @@ from fedsim.errors import Fault
 from fedsim.updates import Aggregate, Selection, Updates
 from strategies.clusters import density
 from strategies.defense import Defense, Round, defense, require
-from strategies.foolsgold import cosines
+from strategies.foolsgold import angles
 from strategies.norm_bound import shortened
 from strategies.output_layer import output_columns, output_weight
 
@@ -54,6 +54,9 @@ class DeepSight(Defense):
         shape: shape of an input, e.g. [1, 8, 8], where the server holds no root data to read it from.
     """
 
+    cost = "n·d + n²; n forward passes on random inputs"
+    sees = "updates, their layout; the model and an input's shape for the DDifs"
+
     samples: Annotated[int, Field(ge=1)] = 1000
     seeds: Annotated[int, Field(ge=1)] = 3
     shape: list[int] | None = None
@@ -71,7 +74,7 @@ class DeepSight(Defense):
         exceedings = (shares > limit).double().sum(dim=1)
         suspects = exceedings <= exceedings.median() / 2
         biases = exact(updates.values[:, output_columns(updates)][:, -shares.shape[1] :]).cpu()
-        apart = [_apart(density((1 - cosines(biases)).fill_diagonal_(0), updates, 2))]
+        apart = [_apart(density(angles(biases), updates, 2))]
         apart.append(_apart(density(torch.cdist(shares, shares), updates, 2)))
         answers = self._differences(updates, ctx)
         if answers:

@@ -36,6 +36,7 @@ class DnC(Defense):
         coordinates: b, how many (all, where the model has fewer).
     """
 
+    cost = "n²·b + n³, b the coordinates drawn"
     translation_equivariant = True
     scale_equivariant = True
 

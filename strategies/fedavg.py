@@ -16,6 +16,7 @@ from strategies.defense import Defense, Round, defense
 class FedAvg(Defense):
     """The mean weighted by example count."""
 
+    cost = "n·d"
     translation_equivariant = True
     scale_equivariant = True
     sensitivity = "sum"

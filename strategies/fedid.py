@@ -39,6 +39,9 @@ class FedID(Defense):
         cutoff: largest modified z-score that is kept (3.5: Iglewicz and Hoaglin's).
     """
 
+    cost = "n²·d"
+    sees = "updates, the model"
+
     cutoff: Annotated[float, Field(gt=0)] = 3.5
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:

@@ -25,7 +25,7 @@ from fedsim.geometry import geometry
 from fedsim.updates import Aggregate, Selection, Updates
 from strategies.clusters import density, largest
 from strategies.defense import Defense, Round, defense, require
-from strategies.foolsgold import cosines
+from strategies.foolsgold import angles
 from strategies.noise import noisy
 from strategies.norm_bound import shortened
 
@@ -44,6 +44,9 @@ class FLAME(Defense):
         of: whose angles are clustered, the clients' ``models`` or their ``updates``.
     """
 
+    cost = "n²·d"
+    sees = "updates, the model"
+
     noise: Annotated[float, Field(ge=0)] = 0.001
     of: Literal["models", "updates"] = "models"
 
@@ -56,14 +59,14 @@ class FLAME(Defense):
         n = len(updates)
         require(n >= FEWEST, "flame", f"{n} clients", f"at least {FEWEST}")
         if self.of == "models":
-            angles = geometry(updates.values, updates.reference).one_minus_cosine
+            apart = geometry(updates.values, updates.reference).one_minus_cosine
         else:
-            angles = (1 - cosines(updates.values)).fill_diagonal_(0)
-        admitted = largest(density(angles, updates, n // 2 + 1), updates)
+            apart = angles(updates.values)
+        admitted = largest(density(apart, updates, n // 2 + 1), updates)
         if not bool(admitted.any()):
             admitted = torch.ones(n, dtype=torch.bool)
         ctx.state["clip"] = float(updates.norms.median())
-        return Selection.equal(admitted.nonzero().flatten(), updates, angles[:, admitted].mean(dim=1))
+        return Selection.equal(admitted.nonzero().flatten(), updates, apart[:, admitted].mean(dim=1))
 
     def combine(self, updates: Updates, ctx: Round) -> Aggregate:
         return super().combine(shortened(updates, max(float(ctx.state["clip"]), 1e-300)), ctx)

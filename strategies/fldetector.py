@@ -36,6 +36,8 @@ class FLDetector(Defense):
         window: N, rounds from which the Hessian is approximated and over which scores are averaged.
     """
 
+    cost = "n·d·N + N³, N the window"
+    sees = "updates, the model, all earlier ones of each client"
     scale_equivariant = False
 
     window: Annotated[int, Field(ge=1)] = 10

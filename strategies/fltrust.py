@@ -43,6 +43,9 @@ class FLTrust(Defense):
         batch_size: examples in a step.
     """
 
+    cost = "n·d + training on the root data"
+    sees = "updates, the model, root data"
+
     lr: Annotated[float, Field(gt=0)] = 0.05
     epochs: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 32

@@ -35,6 +35,8 @@ class FoolsGold(Defense):
         features: what is compared, ``all`` parameters or those of the ``output`` layer.
     """
 
+    cost = "n²·d"
+    sees = "updates, each client's sum of earlier ones"
     scale_equivariant = True
 
     confidence: Annotated[float, Field(gt=0)] = 1.0
@@ -57,6 +59,17 @@ def cosines(rows: Tensor) -> Tensor:
     products = gram(rows)
     norms = products.diagonal().clamp(min=0).sqrt()
     return (products / (norms[:, None] * norms[None, :]).clamp(min=1e-300)).clamp(-1, 1)
+
+
+def angles(rows: Tensor) -> Tensor:
+    """(n, n) float64 1 − cos between rows, symmetric; 0 where it is no more than rounding."""
+    apart = 1 - cosines(rows)
+    apart = ((apart + apart.T) / 2).fill_diagonal_(0)
+    return torch.where(apart < ROUNDING, 0.0, apart)
+
+
+ROUNDING = 1e-12
+"""A 1 − cos below this comes from float64's rounding."""
 
 
 def trust(similarity: Tensor, confidence: float) -> Tensor:

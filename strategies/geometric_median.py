@@ -36,6 +36,7 @@ class GeometricMedian(Defense):
         smoothing: ν, as a share of the median distance between an update and the one in the middle.
     """
 
+    cost = "n²·d"
     translation_equivariant = True
     scale_equivariant = True
 

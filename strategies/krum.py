@@ -31,6 +31,7 @@ class Krum(Defense):
         malicious: assumed number of malicious clients f in a round; needs n > 2f + 2.
     """
 
+    cost = "n²·d"
     translation_equivariant = True
     scale_equivariant = True
 

@@ -37,6 +37,7 @@ class MDA(Defense):
         malicious: assumed number of malicious clients f in a round, which are left out; needs n > 2f.
     """
 
+    cost = "n²·d + 1.5^f·n²"
     translation_equivariant = True
     scale_equivariant = True
 

@@ -30,6 +30,7 @@ class Meamed(Defense):
         malicious: assumed number of malicious clients f in a round: so many values of each coordinate are left out.
     """
 
+    cost = "n·log²n·d"
     coordinatewise = True
     translation_equivariant = True
     scale_equivariant = True

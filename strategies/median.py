@@ -19,6 +19,7 @@ from strategies.defense import Defense, Round, defense
 class Median(Defense):
     """The coordinate-wise median."""
 
+    cost = "n·log²n·d"
     coordinatewise = True
     translation_equivariant = True
     scale_equivariant = True

@@ -33,6 +33,7 @@ class MultiKrum(Defense):
         keep: m, a share (float) or count (int) of the round's clients; n − f if absent.
     """
 
+    cost = "n²·d"
     translation_equivariant = True
     scale_equivariant = True
 

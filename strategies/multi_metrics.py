@@ -53,6 +53,8 @@ class MultiMetrics(Defense):
         metrics: which distances count; the published rule takes all three.
     """
 
+    cost = "n²·d"
+    sees = "updates, the model"
     scale_equivariant = False
 
     keep: Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=1)] = 0.3

@@ -31,6 +31,7 @@ class NNM(Defense):
         malicious: assumed number of malicious clients f in a round; needs n > 2f.
     """
 
+    cost = "n²·d"
     translation_equivariant = True
     scale_equivariant = True
 

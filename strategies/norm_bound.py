@@ -24,6 +24,8 @@ class NormBound(Defense):
         radius: largest Euclidean norm of an update.
     """
 
+    cost = "n·d"
+
     sensitivity = "row clip"
 
     radius: Annotated[float, Field(gt=0)] = 5.0

@@ -34,6 +34,8 @@ class RFLBAT(Defense):
         clusters: most clusters that are tried.
     """
 
+    cost = "n²·d + n³"
+
     first: Annotated[float, Field(gt=1)] = 10.0
     second: Annotated[float, Field(gt=1)] = 4.0
     clusters: Annotated[int, Field(ge=1)] = 8

@@ -23,6 +23,8 @@ ROUNDS = 3
 class RM3(Defense):
     """The median over three rounds of the mean update."""
 
+    cost = "n·d"
+    sees = "updates, the means of two earlier rounds"
     scale_equivariant = True
 
     def combine(self, updates: Updates, ctx: Round) -> Aggregate:

@@ -33,6 +33,7 @@ class RobustLearningRate(Defense):
         threshold: θ, the surplus of one sign over the other, as a share (float) or count (int) of the round's clients.
     """
 
+    cost = "n·d"
     scale_equivariant = True
 
     threshold: Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0)] = 0.4

@@ -41,6 +41,9 @@ class SAMGS(Defense):
         eps: ε.
     """
 
+    cost = "n·d"
+    sees = "updates, each client's momentum"
+
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.5
     beta_1: Decay = 0.9
     beta_2: Decay = 0.99

@@ -37,6 +37,8 @@ class SignGuard(Defense):
         similarity: whether the cosine to the last aggregate is a feature as well.
     """
 
+    cost = "n·d"
+    sees = "updates (their last aggregate with similarity)"
     scale_equivariant = True
 
     lower: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -41,6 +41,7 @@ class SMEA(Defense):
         malicious: assumed number of malicious clients f in a round, which are left out; needs n > 2f.
     """
 
+    cost = "n²·d + C(n, f)·n³"
     translation_equivariant = True
     scale_equivariant = True
 

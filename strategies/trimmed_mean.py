@@ -31,6 +31,7 @@ class TrimmedMean(Defense):
         trim: share (float) or count (int) of the clients that is cut on each side.
     """
 
+    cost = "n·log²n·d"
     coordinatewise = True
     translation_equivariant = True
     scale_equivariant = True

@@ -31,6 +31,8 @@ class WeakDP(Defense):
         noise: σ, standard deviation of the noise on each parameter of the new model.
     """
 
+    cost = "n·d"
+
     sensitivity = "row clip"
 
     radius: Annotated[float, Field(gt=0)] = 5.0

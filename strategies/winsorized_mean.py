@@ -30,6 +30,7 @@ class WinsorizedMean(Defense):
         percent: c, values below the c-th and above the (100 − c)-th percentile are moved to it.
     """
 
+    cost = "n·log²n·d"
     coordinatewise = True
     translation_equivariant = True
     scale_equivariant = True

@@ -29,6 +29,12 @@ def test_registered_attack(name, check):
         ("label_flip", {"map": {"1": 7}}),
         ("badnets", {"trigger": {"name": "pixels"}, "ratio": 20}),
         ("edge_case", {"mode": "lowest_density", "examples": 30}),
+        ("badnets", {"trigger": {"name": "sinusoid"}}),
+        ("dba", {"trigger": {"name": "blend"}}),
+        ("constrain_and_scale", {"anomaly": "cosine"}),
+        ("sinusoidal", {"labels": "flipped"}),
+        ("neurotoxin", {"top": 0.5}),
+        ("optimal", {"attack": {"name": "sign_flip", "of": "mean"}, "goal": "success"}),
     ],
 )
 def test_options_change_nothing_of_it(name, options):

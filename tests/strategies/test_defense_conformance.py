@@ -27,6 +27,19 @@ VARIANTS = [
     ("multi_metrics", {"variant": "paper"}),
     ("multi_metrics", {"weighting": "max"}),
     ("multi_metrics", {"metrics": ["manhattan"], "keep": 5}),
+    ("caf", {"malicious": 5}),
+    ("mda", {"malicious": 4}),
+    ("smea", {"malicious": 3}),
+    ("dnc", {"malicious": 3, "coordinates": 20, "iterations": 3}),
+    ("bucketing", {"size": 4}),
+    ("meamed", {"malicious": 4}),
+    ("foolsgold", {"features": "output"}),
+    ("flame", {"of": "updates"}),
+    ("signguard", {"similarity": True}),
+    ("robust_learning_rate", {"threshold": 6}),
+    ("winsorized_mean", {"percent": 25.0}),
+    ("deepsight", {"shape": [14], "samples": 50}),
+    ("sam_gs", {"gamma": 0.99}),
 ]
 
 
