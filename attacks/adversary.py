@@ -23,7 +23,7 @@ from attacks.attack import KNOWLEDGE, Attack, Craft, overrides
 from attacks.schedule import Schedule
 from fedsim import registry, rng
 from fedsim.data.examples import Examples
-from fedsim.errors import Fault, FedsimError, ScenarioError
+from fedsim.errors import Fault, FedsimError, KnowledgeError, ScenarioError
 from fedsim.updates import Updates
 
 if TYPE_CHECKING:
@@ -204,7 +204,12 @@ class Adversary:
             pieces = []
             for index, own in self._views(len(rows), memory.setdefault(name, {}), rows.client_ids):
                 ctx = self._craft(claimed.rows(index), honest, len(rows), own, shared)
-                pieces.append(_same_shape(part.craft(current[index], ctx), current[index], name))
+                try:
+                    crafted = part.craft(current[index], ctx)
+                except KnowledgeError as error:
+                    who = f"the attack '{name.partition('.')[2]}' (adversary.attacks[{position}]) reached for"
+                    raise KnowledgeError(f"{who} {error}") from error
+                pieces.append(_same_shape(crafted, current[index], name))
             current = torch.cat(pieces)
         return current, claimed.num_examples
 
@@ -255,7 +260,10 @@ class Adversary:
         shared: _Shared,
     ) -> Craft:
         round, num_clients, server_lr, previous_reference, server = shared
-        seen = honest if self.knowledge == "omniscient" else None
+        shown: dict[str, Any] = {}
+        if self.knowledge == "omniscient" and honest is not None:
+            shown = {"honest_rows": honest.values, "honest_examples": honest.num_examples}
+            shown |= {"server": server} if self.knows_defense else {}
         return Craft(
             rows=rows.values,
             reference=rows.reference,
@@ -267,11 +275,9 @@ class Adversary:
             server_lr=server_lr,
             round=round,
             seed=self.seed,
-            honest_rows=None if seen is None else seen.values,
-            honest_examples=None if seen is None else seen.num_examples,
             previous_reference=previous_reference,
             state=state,
-            server=server if seen is not None and self.knows_defense else None,
+            **shown,
         )
 
 

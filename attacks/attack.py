@@ -45,6 +45,13 @@ if TYPE_CHECKING:
 
 KNOWLEDGE = ("own", "colluding", "omniscient")
 
+NEEDED = {
+    "honest_rows": "adversary.knowledge = 'omniscient' (and in the class: knowledge = \"omniscient\")",
+    "honest_examples": "adversary.knowledge = 'omniscient' (and in the class: knowledge = \"omniscient\")",
+    "server": "adversary.knows_defense = true with adversary.knowledge = 'omniscient' (and both in the class)",
+}
+"""What of a :class:`Craft` a threat model may hide, and what shows it."""
+
 attack = partial(register, "attack")
 
 
@@ -117,6 +124,10 @@ class LocalStep:
     clients: tuple[Compromised, ...]
 
 
+def _hidden() -> Any:
+    return None
+
+
 @dataclass
 class Craft:
     """What the adversary sees and may do when it crafts the malicious rows of a round.
@@ -124,18 +135,20 @@ class Craft:
     Args:
         rows: (f, d) what its clients trained, before any attack of the list crafted (as steps: the change of the
             parameters that each row causes).
-        honest_rows: (n - f, d) rows of the honest clients, or None where the threat model hides them.
+        honest_rows: (n - f, d) rows of the honest clients. Reaching for what the threat model hides, as these three
+            may be, raises a KnowledgeError that names the knowledge that it takes.
         reference: (d,) parameters that were sent in this round.
         clients: partition ids of the f malicious rows, ascending.
         num_clients: K, clients asked in this round.
         num_malicious: f, malicious ones among them that attack now.
         num_examples: (f,) example counts of the malicious rows.
-        honest_examples: (n - f,) example counts of the honest rows, or None.
+        honest_examples: (n - f,) example counts of the honest rows; may be hidden.
         knowledge: ``own``, ``colluding`` or ``omniscient``.
         server_lr: learning rate of the server's optimizer.
         round: the round, from 1.
         previous_reference: (d,) parameters sent in the round before, or None in the first.
         state: memory of this attack over rounds (tensors, numbers, strings), checkpointed.
+        server: what :meth:`preview` runs; may be hidden.
     """
 
     rows: Tensor
@@ -148,11 +161,30 @@ class Craft:
     server_lr: float
     round: int
     seed: int
-    honest_rows: Tensor | None = None
-    honest_examples: Tensor | None = None
+    honest_rows: Tensor = field(default_factory=_hidden, repr=False)
+    honest_examples: Tensor = field(default_factory=_hidden, repr=False)
     previous_reference: Tensor | None = None
     state: dict[str, Any] = field(default_factory=dict)
-    server: Callable[[Tensor], Tensor] | None = None
+    server: Callable[[Tensor], Tensor] = field(default_factory=_hidden, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in NEEDED:
+            if vars(self)[name] is None:
+                delattr(self, name)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what is not there: hidden by the threat model, or misspelt."""
+            if name in NEEDED:
+                given = f"knowledge = '{self.knowledge}'"
+                raise KnowledgeError(f"{name.replace('_', ' ')}: given {given}; accepted: {NEEDED[name]}")
+            raise AttributeError(f"Craft has no attribute '{name}'", name=name, obj=self)
+
+    @property
+    def omniscient(self) -> bool:
+        """Whether the honest rows are shown."""
+        return "honest_rows" in vars(self)
 
     def stream(self, purpose: str) -> np.random.Generator:
         """Random numbers for one purpose in this round; with knowledge ``own`` each client has its own."""
@@ -173,15 +205,11 @@ class Craft:
         Raises:
             KnowledgeError: the adversary is not omniscient.
         """
-        if self.honest_rows is None:
-            raise KnowledgeError(
-                f"honest rows: given knowledge = '{self.knowledge}'; accepted: adversary.knowledge = 'omniscient'"
-            )
         return self.honest_rows
 
     def seen(self) -> Tensor:
         """Honest training results that the adversary knows: of all clients if omniscient, else of its own."""
-        if self.honest_rows is None:
+        if not self.omniscient:
             return self.rows
         return torch.cat([self.rows, self.honest_rows])
 
@@ -196,10 +224,6 @@ class Craft:
         Raises:
             KnowledgeError: the adversary does not know the defense, or does not see the honest rows.
         """
-        if self.server is None:
-            raise KnowledgeError(
-                "preview: accepted only with adversary.knows_defense = true and adversary.knowledge = 'omniscient'"
-            )
         return self.server(rows)
 
 

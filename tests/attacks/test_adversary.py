@@ -172,11 +172,37 @@ def test_colluding_knowledge_is_the_malicious_rows():
     seen, state = sees("colluding")
     assert [ctx.rows.shape[0] for ctx in seen] == [3, 3]
     assert state == {"0.Spy": {"times": 2}}
-    assert seen[0].honest_examples is None
-    with pytest.raises(KnowledgeError, match="knowledge = 'colluding'"):
-        seen[0].honest()
+    assert not seen[0].omniscient
+    for reach in (lambda ctx: ctx.honest(), lambda ctx: ctx.honest_rows, lambda ctx: ctx.honest_examples):
+        with pytest.raises(
+            KnowledgeError, match=r"knowledge = 'colluding'; accepted: adversary\.knowledge = 'omniscient'"
+        ):
+            reach(seen[0])
+    with pytest.raises(KnowledgeError):
+        getattr(seen[0], "honest_rows", None)
+    assert "honest_rows" not in repr(seen[0])
     with pytest.raises(KnowledgeError, match="knows_defense"):
         seen[0].preview(seen[0].rows)
+
+
+class Reaching(Attack):
+    def craft(self, rows, ctx):
+        return -ctx.honest_rows.mean(0).expand_as(rows)
+
+
+@pytest.mark.parametrize("knowledge", ["own", "colluding"])
+def test_who_reaches_for_honest_rows_is_named_with_the_knowledge_that_it_takes(knowledge):
+    rows, honest = federation()
+    said = (
+        rf"the attack 'Reaching' \(adversary\.attacks\[1\]\) reached for honest rows: given knowledge = '{knowledge}'"
+    )
+    with pytest.raises(KnowledgeError, match=said):
+        adversary([flip(), Reaching()], count=3, knowledge=knowledge).craft(rows, honest, round=1, num_clients=11)
+
+
+def test_a_misspelt_field_is_no_matter_of_knowledge():
+    with pytest.raises(AttributeError, match="honest_row"):
+        sees("omniscient")[0][0].honest_row  # noqa: B018
 
 
 def test_omniscience_shows_the_honest_rows_and_the_defense_only_by_right():
