@@ -283,7 +283,7 @@ def protected(
     found = mechanisms(scenario)
     if not found:
         return None
-    key, kind, part = found[0]
+    _, kind, part = found[0]
     setting = setting_of(scenario, shares.sizes, deployed)
     mechanism: Any = estimator if kind == "estimator" else make(kind, part)
     faults = []
@@ -292,7 +292,9 @@ def protected(
         faults.append(Fault("model.name", scenario.model.name, accepted))
     twice = len(np.unique(shares.indices)) < len(shares.indices)
     if claims(scenario) and scenario.privacy.unit == "example" and twice:
-        accepted = "a partition that gives each example to one client, or privacy.unit = 'client': what two hold counts twice"
+        accepted = (
+            "a partition that gives each example to one client, or privacy.unit = 'client': what two hold counts twice"
+        )
         faults.append(Fault("data.partition", scenario.data.partition.name, accepted))
     if faults:
         raise ScenarioError(faults)

@@ -68,7 +68,9 @@ def faults(scenario: Tables) -> Iterator[Fault]:
         yield Fault(f"privacy.{changed}", getattr(privacy, changed), accepted, parts)
     if len(found) > 1:
         key, _, part = found[1]
-        yield Fault(key, part.name, f"one part that adds noise; '{found[0][2].name}' ({found[0][0]}) does", (found[0][0],))
+        yield Fault(
+            key, part.name, f"one part that adds noise; '{found[0][2].name}' ({found[0][0]}) does", (found[0][0],)
+        )
         return
     if found:
         yield from _shares(scenario)
@@ -99,6 +101,8 @@ def _shares(scenario: Tables) -> Iterator[Fault]:
 
 def _defenses(scenario: Tables, mechanism: Any, kind: str) -> Iterator[Fault]:
     """Stages that see rows, by who draws the noise; what their own messages carry is never noisy."""
+    if scenario.guest:
+        return
     trust = scenario.privacy.trust
     stages = [stage_of(part) for part in scenario.server.defenses]
     for i, (part, stage) in enumerate(zip(scenario.server.defenses, stages, strict=True)):
@@ -151,6 +155,10 @@ def _participation(scenario: Tables, mechanism: Any, name: str) -> Iterator[Faul
 
 
 def _measurements(scenario: Tables) -> Iterator[Fault]:
+    for i, part in enumerate(getattr(scenario.server, "analysis", ())):
+        if getattr(_found("analysis", part.name), "handlers", None):
+            accepted = f"an analysis that asks the clients for nothing: the answers carry no noise; {NO_CLAIM}"
+            yield Fault(f"server.analysis[{i}]", part.name, accepted)
     if scenario.evaluate.clients:
         accepted = (
             "0: accuracies on the clients' own data, held-out shares included, leave them without noise (the server's "

@@ -220,8 +220,8 @@ class _Run:
         guarantee, trust = self.federation.guarantee, self.scenario.privacy.trust
         if guarantee and not guarantee.none and self.federation.deployed and trust != "central" and self._left(done):
             raise ResumeError(
-                f"{self.folder}: given --resume with privacy.trust = '{trust}' in a deployment; accepted: a run from its "
-                "start, since the clients would draw noise anew for a round that they may have sent already"
+                f"{self.folder}: given --resume with privacy.trust = '{trust}' in a deployment; accepted: a run from "
+                "its start, since the clients would draw noise anew for a round that they may have sent already"
             )
         parts = self._remembered_elsewhere or (state["clients"] if isinstance(state["clients"], str) else "")
         if parts and self._left(done):

@@ -128,9 +128,7 @@ class GradientDifferences(Estimator):
 
         privacy, rounds, interval = setting.privacy, setting.rounds, self.interval(setting.rounds)
         n, clients = min(setting.sizes), setting.clients
-        found = diff2_releases(
-            *self.sigma, rounds, interval, clients, n, privacy.trust, privacy.unit, colluding=absent
-        )
+        found = diff2_releases(*self.sigma, rounds, interval, clients, n, privacy.trust, privacy.unit, colluding=absent)
         factor = SENSITIVITY[privacy.neighbours]
         among = {"n_min": n} if privacy.unit == "example" else {}
         among |= {} if privacy.trust == "local" else {"P": clients}
@@ -161,7 +159,7 @@ class GradientDifferences(Estimator):
         return kinds
 
     def sigma_in(self, server_round: int, restart: bool) -> float:
-        """σ of a round's noise; a restart out of turn, after a lost first round, costs no more than what it replaces."""
+        """σ of a round's noise; a restart out of turn, after a lost first round, costs no more than its difference."""
         if not restart:
             return self.sigma[1]
         planned = (server_round - 1) % self.interval(self.setting.rounds) == 0
@@ -350,5 +348,3 @@ class DpGd(GradientDifferences):
 def radius_of(c2: float, now: Tensor, before: Tensor) -> float:
     """C = C2·‖x_r − x_{r−1}‖₂, of the two released iterates, in float64."""
     return c2 * float(torch.linalg.vector_norm(now.double() - before.double()))
-
-

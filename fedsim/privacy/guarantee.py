@@ -213,7 +213,9 @@ def _reasons(scenario: Tables) -> list[str]:
         found.append(f"privacy.epsilon is {privacy.epsilon or 'not given'}: there is no noise")
     elif privacy.noise is not None and not all(privacy.noise):
         found.append(f"privacy.noise is {privacy.noise}: a release without noise tells all")
-    found += [f"{fault.key} = {fault.given!s}; valid: {fault.accepted.split(';')[0]}" for fault in unprotected(scenario)]
+    found += [
+        f"{fault.key} = {fault.given!s}; valid: {fault.accepted.split(';')[0]}" for fault in unprotected(scenario)
+    ]
     return found or ["privacy.claim is 'none': nothing is promised"]
 
 

@@ -7,6 +7,7 @@ its report.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from fedsim.tables import Tables
 NONE = "NONE"
 HEADS = ("stage", "reads", "sensitivity", "noise multiplier", "releases")
 EPSILON_HEADS = ("against", "relation", "ε by pld", "ε by rdp", "ε by gdp", "")
+WIDTH = 110
 UNCHANGED = "not enlarged"
 RAW, PRIVATE, RELEASED, NOTHING = "raw messages", "private messages", "what is released", "nothing of any client"
 
@@ -96,6 +98,11 @@ def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Ite
         yield Stage(f"adversary: {scenario.attackers} clients", sees, "0" if trust == "local" else _of_others(scenario))
     if scenario.evaluate.clients:
         yield Stage("accuracy of single clients", "their data, without noise", "unbounded")
+    if scenario.evaluate.gradient_norm:
+        yield Stage("evaluation: gradient norm on all training data", "all clients' data", "outside the guarantee")
+    for part in getattr(scenario.server, "analysis", ()):
+        rows = {"central": RAW, "distributed": RAW, "local": PRIVATE}[trust]
+        yield Stage(f"analysis: {part.name}", rows, "post-processing" if trust == "local" else "outside the guarantee")
     if diagnostics and trust == "central":
         yield Stage(f"metrics: {', '.join(diagnostics)}", "each client's own data", "outside the guarantee")
     yield Stage("text of a client's error", "its data", "kept on the client")
@@ -146,7 +153,7 @@ def lines(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = (
     found += ["", *_aligned([HEADS, *stages(scenario, guarantee, diagnostics)])]
     if not guarantee.none:
         found += ["", *_aligned([EPSILON_HEADS, *epsilons(guarantee)])]
-    return [*found, "", SEED_NOTE]
+    return [*found, "", *textwrap.wrap(SEED_NOTE, WIDTH)]
 
 
 def record(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = ()) -> dict[str, Any]:
