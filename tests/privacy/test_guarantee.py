@@ -1,0 +1,392 @@
+"""What a configured run guarantees: refusals, readers, epsilon over rounds, and what leaves the clients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord
+from typer.testing import CliRunner
+
+from fedsim.cli import app
+from fedsim.errors import ScenarioError
+from fedsim.federation import build
+from fedsim.flower import Flat, flatten
+from fedsim.privacy import diff2_releases, epsilon
+from fedsim.privacy.guarantee import Guarantee, derive
+from fedsim.privacy.mechanism import Publication, Setting
+from fedsim.privacy.noise import from_entropy, noised
+from fedsim.privacy.proof import lines
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+from fedsim.updates import Updates
+
+DIFF2: dict[str, Any] = {"name": "diff2", "restart": 3, "c1": 1.0, "c2": 5.0, "lr": 0.5}
+NOISE = [0.02, 0.08]
+FIRST, SECOND = NOISE
+
+
+def tables(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "rounds": 5,
+        "data": {"clients": 4},
+        "model": {"name": "logistic"},
+        "client": {"per_round": 4},
+        "server": {"estimator": DIFF2},
+        "privacy": {"noise": NOISE},
+    }
+    return {**base, **changes}
+
+
+def private(**changes: Any) -> Scenario:
+    return Scenario(**tables(**changes))
+
+
+def guarantee(**changes: Any) -> Guarantee:
+    found = build(private(**changes)).guarantee
+    assert found is not None
+    return found
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(ScenarioError) as error:
+        build(private(**changes))
+    return str(error.value)
+
+
+def behind(defense: Any, **privacy: Any) -> dict[str, Any]:
+    return {"server": {"estimator": DIFF2, "defenses": [defense]}, "privacy": {"noise": NOISE, **privacy}}
+
+
+ATTACK = {"count": 1, "attacks": ["sign_flip"]}
+REFUSED: list[tuple[dict[str, Any], str, list[str]]] = [
+    (behind("multi_metrics"), "server.defenses[0]", ["depends on the data", "'local' makes it valid", "claim"]),
+    (behind("median"), "server.defenses[0]", ["norm_bound", "'local'"]),
+    (behind("median", trust="distributed"), "server.defenses[0]", ["a sum ('fedavg')", "'local' makes it valid"]),
+    (behind("norm_bound", trust="distributed"), "server.defenses[0]", ["single row", "'local'"]),
+    ({"evaluate": {"clients": 2}}, "evaluate.clients", ["held-out shares included", "claim = 'none'"]),
+    (
+        {"server": {"estimator": DIFF2, "sampler": {"name": "poisson", "rate": 0.5}}},
+        "server.sampler",
+        ["all clients in every round"],
+    ),
+    ({"adversary": {**ATTACK, "knowledge": "omniscient"}}, "adversary.knowledge", ["'colluding'", "'local'"]),
+    (
+        {"adversary": ATTACK, "privacy": {"noise": NOISE, "trust": "distributed"}},
+        "privacy.colluding",
+        ["1 or more", "'local'"],
+    ),
+    ({"privacy": {"noise": NOISE, "colluding": 1}}, "privacy.colluding", ["trust = 'distributed'"]),
+    ({"privacy": {"noise": NOISE, "trust": "distributed", "colluding": 4}}, "privacy.colluding", ["0 to 3"]),
+    ({"server": {}}, "privacy.noise", ["no part reads", "diff2"]),
+    ({"server": {}, "privacy": {"claim": "none"}}, "privacy.claim", ["no part reads"]),
+    ({"client": {"per_round": 4, "epochs": 3}}, "client.epochs", ["do not train"]),
+    ({"client": {"per_round": 4, "optimizer": {"name": "sgd", "lr": 0.1}}}, "client.optimizer", ["do not train"]),
+    ({"client": {"per_round": 4, "optimizer": {"name": "adam"}}}, "client.optimizer", ["do not train"]),
+    ({"client": {"per_round": 4, "straggler": 0.5}}, "client.straggler", ["0.0"]),
+    ({"client": {"per_round": 4, "batch_size": 8}}, "client.batch_size", ["32"]),
+    ({"server": {"estimator": DIFF2, "optimizer": {"name": "adam"}}}, "server.optimizer", ["step itself"]),
+    ({"server": {"estimator": DIFF2, "defenses": ["flwr:FedMedian"]}}, "server.defenses[0]", ["stock Flower"]),
+    ({"adversary": {"count": 1, "attacks": ["pgd"]}}, "adversary.attacks[0]", ["after_step"]),
+    ({"server": {"estimator": {**DIFF2, "c1": 1e9}}}, "server.estimator.c1", ["server.limit"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "said"), REFUSED)
+def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], key: str, said: list[str]) -> None:
+    text = refusal(**changes)
+    assert f"scenario: {key}" in text
+    assert len(text.splitlines()) == 1
+    for words in said:
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        behind("multi_metrics", trust="local"),
+        behind("fedavg", trust="distributed"),
+        behind("norm_bound"),
+        behind("weak_dp"),
+        behind("crfl"),
+        {"adversary": {**ATTACK, "knowledge": "omniscient"}, "privacy": {"noise": NOISE, "trust": "local"}},
+        {"adversary": ATTACK, "privacy": {"noise": NOISE, "trust": "distributed", "colluding": 1}},
+        behind("multi_metrics", claim="none"),
+        {**behind("median"), "privacy": {"epsilon": "inf"}},
+        {"client": {"per_round": 4, "dropout": 0.3}},
+    ],
+)
+def test_what_is_valid_loads(changes: dict[str, Any]) -> None:
+    private(**changes)
+
+
+def test_a_subclass_inherits_no_declaration() -> None:
+    from strategies.norm_bound import NormBound
+
+    class Sly(NormBound):
+        def select(self, updates: Any, ctx: Any) -> Any:
+            return super().select(updates, ctx)
+
+    assert NormBound.privacy_stage() == "row clip"
+    assert Sly.privacy_stage() == "unbounded"
+
+
+@pytest.mark.parametrize("accountant", ["pld", "gdp"])
+def test_noise_that_costs_more_than_promised_is_refused_before_anything_is_written(
+    accountant: str, tmp_path: Any
+) -> None:
+    rounds, restart, clients, n, delta, target = 100, 99, 10, 143, 1e-5, 3.0
+    alpha = 1 + math.ceil(2 * math.log(1 / delta) / target)
+
+    def sigmas(restarts: float) -> list[float]:
+        first = 4 * 1.25 * alpha * restarts / target
+        second = 4 * 1.25 / 0.25 * alpha * rounds / target
+        return [math.sqrt(first) / (n * clients), math.sqrt(second) / (n * clients)]
+
+    def scenario(noise: list[float]) -> Scenario:
+        return private(
+            rounds=rounds,
+            data={"clients": clients},
+            client={"per_round": clients},
+            server={"estimator": {**DIFF2, "restart": restart}},
+            privacy={"epsilon": target, "delta": delta, "noise": noise, "accountant": accountant},
+        )
+
+    with pytest.raises(ScenarioError, match=r"privacy\.noise.*costs 3\.24") as error:
+        simulate(scenario(sigmas(rounds / restart)), tmp_path / "run")
+    assert "at most 3 at delta = 1e-05 (replace_one)" in str(error.value)
+    assert not (tmp_path / "run").exists()
+    found = build(scenario(sigmas(2))).guarantee
+    assert found is not None
+    assert found.readers[0].epsilons[accountant] == pytest.approx(2.336, abs=5e-3)
+
+
+def test_central_protects_from_everybody_but_the_server() -> None:
+    found = guarantee()
+    n = min(build(private()).shares.sizes)
+    direct = diff2_releases(FIRST, SECOND, 5, 3, 4, int(n))
+    public, others, server = found.readers
+    for accountant in ("pld", "rdp", "gdp"):
+        assert public.epsilons[accountant] == pytest.approx(epsilon(direct, 1e-5, accountant), rel=1e-9)
+    assert others.epsilons == public.epsilons
+    assert not server.epsilons
+    assert (public.promised, others.promised, server.promised) == (True, False, False)
+
+
+def test_distributed_tells_what_another_client_sees() -> None:
+    privacy = {"noise": NOISE, "trust": "distributed", "colluding": 1}
+    public, others = guarantee(privacy=privacy).readers
+    n = int(min(build(private()).shares.sizes))
+    for reader, absent in ((public, 1), (others, 2)):
+        direct = diff2_releases(FIRST, SECOND, 5, 3, 4, n, trust="distributed", colluding=absent)
+        assert reader.epsilons["gdp"] == pytest.approx(epsilon(direct, 1e-5, "gdp"), rel=1e-9)
+    alone = guarantee(privacy={**privacy, "colluding": 3}).readers[1]
+    assert not alone.epsilons
+
+
+def test_local_protects_from_the_server_and_central_noise_of_that_size_far_better() -> None:
+    local = guarantee(privacy={"noise": NOISE, "trust": "local"})
+    assert [reader.name for reader in local.readers] == ["the server"]
+    assert local.readers[0].epsilons["gdp"] > guarantee().readers[0].epsilons["gdp"]
+
+
+def test_zero_out_costs_less_than_replacement_and_the_relation_is_told() -> None:
+    out = guarantee(privacy={"noise": NOISE, "neighbours": "add_or_remove"})
+    assert out.readers[0].epsilons["pld"] < guarantee().readers[0].epsilons["pld"]
+    text = lines(private(privacy={"noise": NOISE, "neighbours": "add_or_remove"}), out)
+    assert [line.split("add_or_remove")[0].strip() for line in text if line.startswith("the public")] == ["the public"]
+    assert all("add_or_remove" in line or "NONE" in line for line in text if line.startswith(("the ", "other cl")))
+
+
+def test_held_out_examples_are_not_counted() -> None:
+    whole, held = guarantee(), guarantee(data={"clients": 4, "holdout": 0.5})
+    assert held.publications[0].noise_multiplier == pytest.approx(whole.publications[0].noise_multiplier / 2, rel=0.02)
+
+
+def test_the_curve_is_the_closed_form_after_each_round_and_stands_in_the_records() -> None:
+    found = guarantee()
+    z = [each.noise_multiplier for each in found.publications]
+    for number in range(1, 6):
+        first = -(-number // 3)
+        spent = epsilon([(z[0], first), (z[1], number - first)], 1e-5, "gdp")
+        assert found.after(number) == pytest.approx(spent, rel=1e-9)
+    assert found.after(0) == 0.0
+    played = simulate(private()).lines
+    assert [line["epsilon"] for line in played] == [found.after(number) for number in range(6)]
+
+
+class Sampled:
+    """A mechanism of sampled cohorts."""
+
+    def set_up(self, setting: Setting) -> None:
+        pass
+
+    def publications(self, setting: Setting, absent: int = 0) -> list[Publication]:
+        return [
+            Publication("clipped updates", "each update", "C", 1.0, range(1, 41), sampling_rate=0.1, sampled="cohort")
+        ]
+
+
+def test_who_sees_the_cohorts_gets_no_amplification_and_the_curve_is_conservative() -> None:
+    scenario = private(privacy={"noise": NOISE, "neighbours": "add_or_remove"})
+    setting = Setting(40, 0, [100] * 4, scenario.privacy)
+    found = derive(scenario, "sampled", Sampled(), setting)
+    public, others, _server = found.readers
+    assert public.epsilons["pld"] == pytest.approx(epsilon([(1.0, 40, 0.1)], 1e-5, "pld", "add_or_remove"))
+    assert others.epsilons["pld"] == pytest.approx(epsilon([(1.0, 40)], 1e-5, "pld", "add_or_remove"))
+    assert "gdp" not in public.epsilons
+    assert len(found.spent) == 40
+    assert list(found.spent) == sorted(found.spent)
+    assert found.after(40) == pytest.approx(public.epsilons["pld"])
+    exact = epsilon([(1.0, 5, 0.1)], 1e-5, "pld", "add_or_remove")
+    assert found.after(5) is not None
+    assert found.spent[4] >= exact - 1e-9
+
+
+def test_without_a_claim_there_is_no_number() -> None:
+    scenario = private(**behind("multi_metrics", claim="none"))
+    result = simulate(scenario)
+    assert all(line["epsilon"] is None for line in result.lines)
+    assert result.notes[0].startswith("Privacy: NONE")
+    found = guarantee(**behind("multi_metrics", claim="none"))
+    assert found.none
+    assert "server.defenses[0] = multi_metrics" in found.reasons[0]
+    text = "\n".join(lines(scenario, found))
+    assert text.startswith("diff2: NONE")
+    assert "ε by" not in text
+    free = guarantee(privacy={"epsilon": "inf"})
+    assert free.none
+    assert "no noise" in free.reasons[0]
+
+
+def replies(scenario: Scenario, deployed: bool = False, broken: bool = False) -> list[Any]:
+    """What the clients answer in the first round."""
+    federation = build(scenario, deployed)
+    if broken:
+        federation.app.handlers["train.diff2"] = _breaks
+    evaluator = federation.evaluator()
+    strategy: Any = federation.strategy(evaluator)
+    grid: Any = federation.adversarial(federation.engine(), strategy)
+    try:
+        arrays = Flat(federation.initial, federation.layout)
+        return list(grid.send_and_receive(strategy.configure_train(1, arrays, ConfigRecord(), grid), timeout=None))
+    finally:
+        grid.inner.close()
+        evaluator.close()
+
+
+def _breaks(node: Any, content: Any) -> Any:
+    raise ValueError("secret 42")
+
+
+def messages(scenario: Scenario, deployed: bool = False) -> list[torch.Tensor]:
+    """The rows that the clients send in the first round."""
+    layout = build(scenario).layout
+    return [flatten(reply.content["arrays"], layout) for reply in replies(scenario, deployed)]
+
+
+def moved(scenario: Scenario, rows: torch.Tensor, honest: torch.Tensor, present: list[int]) -> float:
+    """How far the model moves if the first present row is another one, with the same noise."""
+    federation = build(scenario)
+    evaluator = federation.evaluator()
+    strategy: Any = federation.strategy(evaluator)
+    evaluator.close()
+    found = []
+    for first in (rows[0], honest):
+        values = torch.cat([first[None], rows[1:]])
+        counts = torch.ones(len(values), dtype=torch.float64)
+        updates = Updates(values * -0.5, counts, present, torch.zeros(rows.shape[1]), layout=federation.layout)
+        found.append(strategy.preview(updates, 1))
+    return float((found[0].double() - found[1].double()).norm())
+
+
+@pytest.mark.parametrize("defense", ["fedavg", {"name": "norm_bound", "radius": 0.3}])
+@pytest.mark.parametrize("present", [[0, 1, 2, 3], [0, 2]])
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e6])
+def test_a_malicious_client_cannot_raise_anothers_sensitivity(defense: Any, present: list[int], size: float) -> None:
+    """Central: whatever the other rows are, whoever is missing, an honest row moves the model by its own bound."""
+    scenario = private(**behind(defense))
+    d, bound = 650, 2 * 1.0
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(len(present), d, generator=generator) * size
+    one, other = torch.zeros(d), torch.zeros(d)
+    one[0], other[0] = bound / 2, -bound / 2
+    rows[0] = one
+    lr, clients, grid = 0.5, 4, 0.02 / 1024
+    most = lr * (bound / clients + grid * math.sqrt(d)) * (1 + 1e-5) + 1e-6 * size
+    shift = moved(scenario, rows, other, present)
+    assert shift <= most
+    if defense == "fedavg" and size <= 1:
+        assert shift >= 0.99 * lr * bound / clients
+
+
+def test_under_local_a_message_is_the_clients_own_alone() -> None:
+    """What a client releases is a function of its data, the released model and its noise: nobody else enters."""
+    calm = messages(private(privacy={"noise": NOISE, "trust": "local"}))
+    attacked = messages(
+        private(
+            privacy={"noise": NOISE, "trust": "local"},
+            adversary={"count": 1, "attacks": [{"name": "label_flip"}], "knowledge": "omniscient"},
+        )
+    )
+    same = [torch.equal(calm[client], attacked[client]) for client in range(4)]
+    assert sum(same) >= 3
+
+
+def test_a_client_keeps_the_words_of_its_error_and_its_diagnostics() -> None:
+    for trust, kept in (("central", {"num-examples", "clipped", "nonfinite"}), ("local", {"num-examples"})):
+        privacy = {"noise": NOISE, "trust": trust}
+        for reply in replies(private(privacy=privacy)):
+            assert set(reply.content["metrics"]) == kept
+        told = replies(private(privacy=privacy), broken=True)
+        assert {reply.error.reason for reply in told} == {"failed; its words stay on the client"}
+    told = replies(private(privacy={"epsilon": "inf"}), broken=True)
+    assert all("secret 42" in reply.error.reason for reply in told)
+
+
+def test_noise_lies_on_a_grid_that_depends_on_no_value() -> None:
+    values = torch.randn(1000, dtype=torch.float64) * 3
+    for sd in (1e-6, 0.3, 7.0):
+        grid = 2.0 ** (math.floor(math.log2(sd)) - 10)
+        found = noised(values, sd, np.random.default_rng(0))
+        assert torch.equal(found / grid, torch.round(found / grid))
+        plain = values + torch.from_numpy(np.random.default_rng(0).standard_normal(1000)) * sd
+        assert float((found - plain).abs().max()) <= grid / 2 * (1 + 1e-9)
+
+
+def test_entropy_of_the_operating_system_is_normal_and_never_repeats() -> None:
+    from scipy.stats import kstest
+
+    first, second = from_entropy(20_000), from_entropy(20_000)
+    assert not np.array_equal(first, second)
+    assert kstest(first, "norm").pvalue > 1e-6
+    assert abs(float(np.corrcoef(first, second)[0, 1])) < 6 / math.sqrt(20_000)
+
+
+def test_a_deployment_draws_no_noise_from_the_seed() -> None:
+    privacy = {"noise": NOISE, "trust": "local"}
+    seeded = [messages(private(privacy=privacy))[0] for _ in range(2)]
+    assert torch.equal(*seeded)
+    drawn = [messages(private(privacy=privacy), deployed=True)[0] for _ in range(2)]
+    assert not torch.equal(*drawn)
+    assert not torch.equal(drawn[0], seeded[0])
+
+
+def test_the_command_prints_the_proof_and_refuses_with_status_2(tmp_path: Any) -> None:
+    file = tmp_path / "private.toml"
+    file.write_text(private().toml())
+    call = CliRunner().invoke(app, ["privacy", str(file)])
+    assert call.exit_code == 0
+    for words in ("stage", "sensitivity", "noise multiplier", "releases", "ε by pld", "replace_one", "the server"):
+        assert words in call.stdout
+    assert "scenario's seed" in call.stdout
+    refused = CliRunner().invoke(app, ["privacy", str(file), "--set", "privacy.epsilon=0.01"])
+    assert refused.exit_code == 2
+    assert str(file) in refused.output
+    assert "privacy.noise" in refused.output
+    nothing = CliRunner().invoke(app, ["privacy", "quickstart"])
+    assert nothing.exit_code == 0
+    assert nothing.stdout.startswith("NONE")

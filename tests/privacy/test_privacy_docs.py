@@ -1,0 +1,28 @@
+"""docs/privacy.md shows the proof that fedsim prints today: ``python tests/privacy/test_privacy_docs.py`` renews it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from fedsim.cli import app
+
+PAGE = Path(__file__).parents[2] / "docs" / "privacy.md"
+BLOCK = re.compile(r"(?s)(?<=```text\n)(.*?)(?=```)")
+
+
+def printed() -> str:
+    return CliRunner().invoke(app, ["privacy", "private"], catch_exceptions=False).stdout
+
+
+def test_the_page_shows_what_is_printed() -> None:
+    found = BLOCK.search(PAGE.read_text("utf-8"))
+    assert found is not None
+    assert found.group() == printed()
+
+
+if __name__ == "__main__":
+    proof = printed()
+    PAGE.write_text(BLOCK.sub(lambda _: proof, PAGE.read_text("utf-8")), "utf-8")
