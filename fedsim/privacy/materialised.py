@@ -29,7 +29,13 @@ def chunk_size(layout: Layout) -> int:
 
 
 def gradient_rows(module: nn.Module, loss: Loss, layout: Layout) -> Rows:
-    """A function (parameters, inputs, targets) -> (B, d) gradients of each example's loss; frozen parameters' are 0."""
+    """A function (parameters, inputs, targets) -> (B, d) gradients of each example's loss; frozen parameters' are 0.
+
+    A module with a method of this name says itself what they are, as the audit's does (:mod:`fedsim.canary`).
+    """
+    own: Rows | None = getattr(module, "gradient_rows", None)
+    if own is not None:
+        return own
     trained = {name for name, value in module.named_parameters() if value.requires_grad}
     buffers = dict(module.named_buffers())
 
