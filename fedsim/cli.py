@@ -1,4 +1,4 @@
-"""The command line: ``fedsim run``, ``bench``, ``report``, ``list``, ``schema``, ``data``, ``privacy``.
+"""The command line: ``fedsim run``, ``bench``, ``report``, ``list``, ``schema``, ``data``, ``privacy``, ``audit``.
 
 Each command imports what it needs when it is called, so that ``fedsim --help`` answers at once. The exit status is 0
 only if all went well: 1 for what went wrong on the way, 2 for a bad scenario or a bad call, 130 after Ctrl-C.
@@ -60,6 +60,10 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key, e.g. server.defenses='[\"krum\"]'; VALUE is TOML."),
 ]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="FILE", help="A Python file whose registered parts are known by name."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
 
 
@@ -95,9 +99,11 @@ def run(
     floor: Annotated[
         bool, typer.Option("--floor", help="Also run without the attack: what ASR is without one.")
     ] = False,
+    plugins: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
     """Run one scenario and write its folder and report."""
+    sets = _plugged(file, sets, plugins)
     scenario = _load(file, sets, seed)
     from fedsim.launch import run as launch
 
@@ -131,12 +137,14 @@ def bench(
     file: File,
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the cells; by default runs/NAME.")] = None,
+    plugins: Plugins = None,
     quiet: Quiet = False,
 ) -> None:
     """Run the product of a scenario's [matrix].
 
     Each cell has a folder of its own; cells that are finished are skipped.
     """
+    sets = _plugged(file, sets, plugins)
     from fedsim.bench import runner
 
     folder = out or Path("runs") / Path(file).stem
@@ -295,10 +303,56 @@ def privacy(file: File, sets: Sets = None) -> None:
         typer.echo(line.replace(proof.NONE, typer.style(proof.NONE, fg=typer.colors.RED, bold=True)))
 
 
+@app.command()
+def audit(
+    file: File,
+    sets: Sets = None,
+    trials: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Runs of the mechanism, half with the canary's opposite.")
+    ] = 2000,
+    seeds: Annotated[int, typer.Option(min=1, metavar="K", help="Audits, each with noise of its own.")] = 1,
+) -> None:
+    """Attack a scenario's claim of privacy by running its mechanism.
+
+    Exit status 1 if a lower bound on epsilon exceeds the claim.
+    """
+    scenario = _load(file, sets, None)
+    from fedsim import audit
+
+    try:
+        test = audit.prepare(scenario)
+    except ScenarioError as error:
+        raise ScenarioError(error.faults, file) from error
+    typer.echo(f"claim    {test.claim}")
+    typer.echo(f"canary   {test.subject.canary}; {trials} trials, confidence {audit.CONFIDENCE:g}")
+    verdicts = [test.run(trials, scenario.seed + number) for number in range(seeds)]
+    rows = [row for verdict in verdicts for row in audit.lines(verdict)]
+    terminal.show(terminal.columns(rows, audit.HEADS))
+    refuted = [verdict for verdict in verdicts if verdict.refuted]
+    best = max(verdict.bound for verdict in verdicts)
+    said = "REFUTED, this mechanism is not as private as it claims" if refuted else "not refuted"
+    typer.echo(f"verdict  ε ≥ {best:.3f}, claimed {test.claim.epsilon:.3f}: {said}")
+    if refuted:
+        raise typer.Exit(FAILED)
+
+
 def _load(file: str, sets: Sequence[str] | None, seed: int | None) -> Scenario:
     from fedsim.scenario import Scenario
 
     return Scenario.load(file, None, [*(sets or ()), *([] if seed is None else [f"seed={seed}"])])
+
+
+def _plugged(file: str, sets: Sequence[str] | None, plugins: Sequence[str] | None) -> list[str]:
+    """The overrides, with the files of ``--plugin`` behind the plug-ins that the scenario names itself."""
+    if not plugins:
+        return list(sets or ())
+    import json
+
+    from fedsim.scenario import read
+
+    own = read(file, None, list(sets or ())).get("plugins", [])
+    files = [*(own if isinstance(own, list) else []), *plugins]
+    return [*(sets or ()), f"plugins={json.dumps(list(dict.fromkeys(map(str, files))), ensure_ascii=False)}"]
 
 
 def _as_options(sets: Sequence[str] | None) -> list[str]:
