@@ -7,8 +7,10 @@ keyword-only parameters are its options), registered under a kind and a name::
     class SignFlip(Attack): ...
 
 ``name`` in a scenario is a registered name, ``flwr:FedMedian`` (a stock Flower part), ``my_attack.py:MyAttack``
-(a file of the user's) or ``package.module:Thing``. Installed packages add parts through the entry point groups
-``fedsim.attacks``, ``fedsim.defenses``, … (an ``s`` behind the kind; ``fedsim.analyses``, ``fedsim.losses``).
+(a file of the user's) or ``package.module:Thing``. :func:`plug_in` makes what a file registers known by its names, as
+``fedsim run --plugin my_attack.py`` and ``plugins`` in a scenario do. Installed packages add parts through the entry
+point groups ``fedsim.attacks``, ``fedsim.defenses``, … (an ``s`` behind the kind; ``fedsim.analyses``,
+``fedsim.losses``).
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ _parts: dict[str, dict[str, Any]] = {kind: {} for kind in HOMES}
 _plugins: dict[str, dict[str, EntryPoint]] = {kind: {} for kind in HOMES}
 """Parts of installed plug-ins, imported when they are first asked for."""
 _loaded: set[str] = set()
-_PLUGIN = "fedsim_plugin_"
+PLUGIN = "fedsim_plugin_"
+"""What the names of modules begin with that hold a user's file."""
 _PLURALS = {"analysis": "analyses", "loss": "losses"}
 T = TypeVar("T")
 
@@ -174,6 +177,46 @@ def plugin_file(name: str) -> Path | None:
     return Path(path) if attribute and path.endswith(".py") else None
 
 
+def plug_in(file: str | Path) -> list[tuple[str, str]]:
+    """Import a file and make the parts that it registers known by name; an edited file is read anew.
+
+    Returns:
+        (kind, name) of each part that the file registers.
+
+    Raises:
+        FedsimError: no such file, one that cannot be imported, or one that registers no part.
+    """
+    module = module_of(file, str(file))
+    found = [
+        (kind, name)
+        for kind, parts in _parts.items()
+        for name, part in parts.items()
+        if getattr(part, "__module__", "") == module.__name__
+    ]
+    if not found:
+        classes = [name for name, each in vars(module).items() if getattr(each, "__module__", "") == module.__name__]
+        example = f"; or name a part in the scenario as {file}:{classes[0]}" if classes else ""
+        raise FedsimError(f'{file}: registers no part: put @attack("NAME") or the like before its class{example}')
+    return found
+
+
+def module_of(file: str | Path, what: str) -> ModuleType:
+    """The module in a file, imported again where the file has changed.
+
+    Args:
+        file: path of a Python file.
+        what: what the message of an error begins with.
+
+    Raises:
+        FedsimError: no such file, or one that cannot be imported; one line that says where.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FedsimError(f"{what}: there is no file {file}")
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    return _imported(what, str(file), lambda: _module_of_file(str(path.resolve()), content))
+
+
 class _Bound:
     """A registered function with its options filled in; call it with the positional arguments of its kind."""
 
@@ -250,11 +293,7 @@ def _from_reference(kind: str, name: str) -> Any:
     if not where or not attribute:
         raise FedsimError(f"{kind} '{name}': a file or module and a name in it are needed: file.py:Thing, module:Thing")
     if where.endswith(".py"):
-        file = Path(where).expanduser()
-        if not file.is_file():
-            raise FedsimError(f"{kind} '{name}': there is no file {where}")
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        module = _imported(f"{kind} '{name}'", where, lambda: _module_of_file(str(file.resolve()), content))
+        module = module_of(where, f"{kind} '{name}'")
     else:
         module = _imported(f"{kind} '{name}'", where, lambda: importlib.import_module(where))
     if not attribute.isidentifier() or not hasattr(module, attribute):
@@ -303,7 +342,7 @@ def _imported(what: str, where: str, load: Callable[[], T]) -> T:
 def _module_of_file(path: str, content: str) -> ModuleType:
     """The module in a file; a changed file (another sha256) is imported anew."""
     identity = hashlib.sha256(f"{path} {content}".encode()).hexdigest()[:16]
-    spec = importlib.util.spec_from_file_location(f"{_PLUGIN}{Path(path).stem}_{identity}", path)
+    spec = importlib.util.spec_from_file_location(f"{PLUGIN}{Path(path).stem}_{identity}", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
@@ -323,9 +362,11 @@ __all__ = [
     "get",
     "iterate",
     "make",
+    "module_of",
     "names",
     "options",
     "options_schema",
+    "plug_in",
     "plugin_file",
     "register",
     "shipped_scenarios",

@@ -48,7 +48,8 @@ class Scenario(Tables):
 
     def table(self) -> dict[str, Any]:
         """The resolved scenario as nested tables, every default written out; what is None is left out."""
-        return cast("dict[str, Any]", _toml_values(self.model_dump(exclude=set() if self.matrix else {"matrix"})))
+        empty = {name for name in ("matrix", "plugins") if not getattr(self, name)}
+        return cast("dict[str, Any]", _toml_values(self.model_dump(exclude=empty)))
 
     def toml(self) -> str:
         """The resolved scenario as TOML; it loads again to an equal scenario."""

@@ -68,10 +68,19 @@ class _Examination:
         clean = self._values(
             Tables, {k: v for k, v in given.items() if k in known and k not in {*SECTIONS, "matrix"}}, ""
         )
+        self._plug_in(clean.get("plugins", []))
         for name, section in SECTIONS.items():
             clean[name] = self._section(name, section, given.get(name, {}))
         clean["matrix"] = self._matrix(given.get("matrix", {}))
         return clean
+
+    def _plug_in(self, files: Sequence[str]) -> None:
+        for position, file in enumerate(files):
+            try:
+                registry.plug_in(file)
+            except FedsimError as error:
+                accepted = f"a file that registers parts; {str(error).removeprefix(f'{file}: ')}"
+                self.faults.append(Fault(f"plugins[{position}]", file, accepted))
 
     def conclude(self, scenario: Tables) -> None:
         """Add what does not fit each other."""

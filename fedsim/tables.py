@@ -213,6 +213,8 @@ class Tables(Section):
     """Rounds."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random stream."""
+    plugins: list[str] = Field(default_factory=list)
+    """Files whose registered parts are known by name: ``["my_attack.py"]``."""
     data: Data = Field(default_factory=Data)
     model: Model = Field(default_factory=Model)
     client: Client = Field(default_factory=Client)
