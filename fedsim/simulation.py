@@ -31,6 +31,7 @@ from fedsim.flower import Flat, flatten
 from fedsim.grids.adversarial import AdversarialGrid
 from fedsim.measures import Evaluator, round_line
 from fedsim.record import Recorder, write_bytes, write_json
+from fedsim.remarks import remarks
 from fedsim.scenario import Scenario
 from fedsim.updates import Aggregate
 from strategies.defense import overrides
@@ -214,6 +215,7 @@ class _Run:
         if self.scenario.guest or hasattr(self.inner, "client_state"):
             return ""
         names = [part.name for part in self.scenario.server.defenses if registry.get("defense", part.name).handlers]
+        names += ["client.optimizer_state"] if self.scenario.client.optimizer_state == "persist" else []
         return ", ".join(names)
 
     def _check_memory(self, state: dict[str, Any], done: int) -> None:
@@ -420,53 +422,6 @@ def check_continues(folder: Path, keys: dict[str, Any], scenario: Scenario) -> N
         raise ResumeError("\n".join(f"{folder}: {line}" for line in shown))
 
 
-def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
-    """What a reader of the run must know and would not see."""
-    played = [line for line in lines if line["round"] > 0]
-    notes = []
-    defended = [part.name for part in scenario.server.defenses if part.name != "fedavg"]
-    silent = [line["round"] for line in played if _silent(line)]
-    if silent:
-        notes.append(
-            f"{len(silent)} of {len(played)} rounds changed nothing, since every reply was missing or refused: "
-            f"{_few(silent)}; the first reason: {_first_reason(played)}."
-        )
-    heard = len(silent) < len(played)
-    if heard and defended and not scenario.guest and not any(line["defense_acted"] for line in played):
-        notes.append(
-            f"The defense ({', '.join(defended)}) never changed an aggregate: the result is that of plain averaging."
-        )
-    attacked = any(line["malicious"] for line in played)
-    if played and scenario.attackers and not attacked:
-        notes.append(
-            "No malicious client was ever in a cohort while the adversary was active: this run shows no attack."
-        )
-    elif attacked and not any(line["attack_acted"] for line in played):
-        notes.append("The attack never changed what a malicious client sent: this run shows no attack.")
-    if played and scenario.guest and scenario.evaluate.clients:
-        notes.append("The worst-10 % accuracy is not measured behind a stock Flower strategy: it owns the evaluation.")
-    skipped = [
-        line["round"] for line in played if any(fault["reason"].startswith("round skipped") for fault in line["faults"])
-    ]
-    if skipped:
-        notes.append(
-            f"{len(skipped)} rounds changed nothing, since no rule could work on their replies: {_few(skipped)}."
-        )
-    return notes
-
-
-def _silent(line: dict[str, Any]) -> bool:
-    return bool(line["cohort"]) and set(line["cohort"]) <= {fault["client"] for fault in line["faults"]}
-
-
-def _first_reason(lines: list[dict[str, Any]]) -> str:
-    return next(str(fault["reason"]) for line in lines for fault in line["faults"]).rstrip(".")
-
-
-def _few(rounds: list[int]) -> str:
-    return ", ".join(map(str, rounds[:10])) + (", …" if len(rounds) > 10 else "")
-
-
 def _parts_bound_to_rounds(scenario: Scenario) -> str:
     parts = {
         "client.lr_schedule": ("lr_schedule", scenario.client.lr_schedule),
@@ -520,4 +475,4 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-__all__ = ["Result", "check_continues", "remarks", "simulate"]
+__all__ = ["Result", "check_continues", "simulate"]

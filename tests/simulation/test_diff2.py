@@ -198,3 +198,25 @@ def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], said: str) 
     with pytest.raises(ScenarioError) as error:
         private(**changes)
     assert said in str(error.value)
+
+
+def test_a_slip_is_told_with_the_rounds_that_it_lasts() -> None:
+    attack = {"count": 2, "attacks": [{"name": "badnets", "target": 0}]}
+    part = {**DIFF2, "restart": 4}
+    tables: dict[str, Any] = {
+        "data": {"clients": 8},
+        "client": {"per_round": 8},
+        "adversary": attack,
+        "privacy": {"epsilon": 2.0, "trust": "local"},
+        "rounds": 8,
+    }
+    noisy = simulate(private(**tables, server={"estimator": part, "defenses": [{"name": "multi_metrics", "keep": 0.5}]}))
+    slipped = [line["round"] for line in noisy.lines if line.get("kept_malicious")]
+    assert slipped
+    lasts = [4 - (server_round - 1) % 4 for server_round in slipped]
+    said = next(note for note in noisy.notes if "slipped through" in note)
+    assert f"in {len(slipped)} of 8 rounds" in said
+    assert f"{sum(lasts) / len(lasts):.1f} rounds on average, {max(lasts)} at most" in said
+    assert any("of the kept set changed" in note for note in noisy.notes)
+    plain = simulate(private(**tables, server={"estimator": part}))
+    assert not any("slipped" in note or "kept set" in note for note in plain.notes)

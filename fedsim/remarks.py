@@ -1,0 +1,87 @@
+"""What a reader of a run must know and would not see in its figures."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from fedsim import registry
+from fedsim.scenario import Scenario
+
+
+def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
+    """What a reader of the run must know and would not see."""
+    played = [line for line in lines if line["round"] > 0]
+    notes = []
+    defended = [part.name for part in scenario.server.defenses if part.name != "fedavg"]
+    silent = [line["round"] for line in played if _silent(line)]
+    if silent:
+        notes.append(
+            f"{len(silent)} of {len(played)} rounds changed nothing, since every reply was missing or refused: "
+            f"{_few(silent)}; the first reason: {_first_reason(played)}."
+        )
+    heard = len(silent) < len(played)
+    if heard and defended and not scenario.guest and not any(line["defense_acted"] for line in played):
+        notes.append(
+            f"The defense ({', '.join(defended)}) never changed an aggregate: the result is that of plain averaging."
+        )
+    attacked = any(line["malicious"] for line in played)
+    if played and scenario.attackers and not attacked:
+        notes.append(
+            "No malicious client was ever in a cohort while the adversary was active: this run shows no attack."
+        )
+    elif attacked and not any(line["attack_acted"] for line in played):
+        notes.append("The attack never changed what a malicious client sent: this run shows no attack.")
+    if played and scenario.guest and scenario.evaluate.clients:
+        notes.append("The worst-10 % accuracy is not measured behind a stock Flower strategy: it owns the evaluation.")
+    skipped = [
+        line["round"] for line in played if any(fault["reason"].startswith("round skipped") for fault in line["faults"])
+    ]
+    if skipped:
+        notes.append(
+            f"{len(skipped)} rounds changed nothing, since no rule could work on their replies: {_few(skipped)}."
+        )
+    notes += _slips(played, scenario)
+    return notes
+
+
+def _slips(played: list[dict[str, Any]], scenario: Scenario) -> list[str]:
+    """How long a malicious row that slipped through stays in an estimator, and how much the kept set changes."""
+    part = scenario.server.estimator
+    filtered = any(line["kept"] and len(line["kept"]) < len(line["cohort"]) for line in played)
+    if part is None or not filtered:
+        return []
+    found = []
+    turnovers = [
+        len(set(one["kept"]) ^ set(two["kept"])) / max(1, len(set(one["kept"]) | set(two["kept"])))
+        for one, two in pairwise(played)
+        if one["kept"] and two["kept"]
+    ]
+    if turnovers:
+        found.append(
+            f"From one round to the next {sum(turnovers) / len(turnovers):.0%} of the kept set changed: differences of "
+            "different clients do not telescope."
+        )
+    interval = registry.make("estimator", part.name, **part.options).interval(scenario.rounds)
+    lasts = [interval - (line["round"] - 1) % interval for line in played if line["kept_malicious"]]
+    if lasts:
+        found.append(
+            f"A malicious row slipped through in {len(lasts)} of {len(played)} rounds; it stays in the estimate until "
+            f"the next restart: {sum(lasts) / len(lasts):.1f} rounds on average, {max(lasts)} at most."
+        )
+    return found
+
+
+def _silent(line: dict[str, Any]) -> bool:
+    return bool(line["cohort"]) and set(line["cohort"]) <= {fault["client"] for fault in line["faults"]}
+
+
+def _first_reason(lines: list[dict[str, Any]]) -> str:
+    return next(str(fault["reason"]) for line in lines for fault in line["faults"]).rstrip(".")
+
+
+def _few(rounds: list[int]) -> str:
+    return ", ".join(map(str, rounds[:10])) + (", …" if len(rounds) > 10 else "")
+
+
+__all__ = ["remarks"]
