@@ -210,7 +210,8 @@ def test_a_slip_is_told_with_the_rounds_that_it_lasts() -> None:
         "privacy": {"epsilon": 2.0, "trust": "local"},
         "rounds": 8,
     }
-    noisy = simulate(private(**tables, server={"estimator": part, "defenses": [{"name": "multi_metrics", "keep": 0.5}]}))
+    filtered = {"estimator": part, "defenses": [{"name": "multi_metrics", "keep": 0.5}]}
+    noisy = simulate(private(**tables, server=filtered))
     slipped = [line["round"] for line in noisy.lines if line.get("kept_malicious")]
     assert slipped
     lasts = [4 - (server_round - 1) % 4 for server_round in slipped]
