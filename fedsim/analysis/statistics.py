@@ -1,10 +1,11 @@
 """Intervals, paired differences and detection rates: how sure a number of a run is.
 
 Wilson's interval is the score interval for a share; intervals over seeds are Student's, differences between
-defenses are paired by seed; detection is measured by true and false positive rate and by the area under the ROC
-curve, as a rank statistic (Mann-Whitney), with ties counted half.
+defenses are paired by seed, many of them at once adjusted by Holm's rule; detection is measured by true and false
+positive rate and by the area under the ROC curve, as a rank statistic (Mann-Whitney), with ties counted half.
 
-Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927; Holm, "A simple
+sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
 """
 
 from __future__ import annotations
@@ -107,6 +108,48 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     if len(a) != len(b):
         raise FedsimError(f"paired_difference: given {len(a)} and {len(b)} values; accepted: pairs")
     return t_interval(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), confidence)
+
+
+def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided p of Student's paired test of "a and b have the same mean"; a[i] and b[i] belong together.
+
+    Returns:
+        p; NaN under two pairs; 1 where all pairs are equal, 0 where all differ by the same amount.
+
+    Raises:
+        FedsimError: different lengths, no pair, or a value that is not finite.
+    """
+    from scipy.special import stdtr
+
+    if len(a) != len(b):
+        raise FedsimError(f"paired_p_value: given {len(a)} and {len(b)} values; accepted: pairs")
+    data = _finite(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), "paired_p_value")
+    if len(data) < 2:
+        return math.nan
+    mean, spread = float(data.mean()), float(data.std(ddof=1))
+    if spread == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stdtr(len(data) - 1, -abs(mean) / spread * math.sqrt(len(data))))
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Holm's adjusted p values: rejecting those up to α keeps the chance of any false rejection at α.
+
+    Args:
+        p_values: (m,) p values of one table; NaN ones are no tests and stay NaN.
+
+    Raises:
+        FedsimError: a value outside [0, 1].
+    """
+    given = np.asarray(p_values, dtype=np.float64).ravel()
+    tested = np.flatnonzero(~np.isnan(given))
+    if ((given[tested] < 0) | (given[tested] > 1)).any():
+        raise FedsimError(f"holm: given {given.tolist()[:8]}; accepted: p values from 0 to 1")
+    order = tested[np.argsort(given[tested], kind="stable")]
+    factors = len(order) - np.arange(len(order))
+    adjusted = np.full(len(given), math.nan)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(factors * given[order]))
+    return adjusted
 
 
 def auc(scores: ArrayLike, truth: ArrayLike) -> float:

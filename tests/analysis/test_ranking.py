@@ -1,0 +1,125 @@
+"""Ranking by the worst attack, Holm's rule, and what the intervals cover."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedsim.analysis import coverage
+from fedsim.analysis.ranking import rank_by_worst
+from fedsim.analysis.statistics import holm, paired_p_value
+from fedsim.errors import FedsimError
+
+DOCS = Path(__file__).parents[2] / "docs" / "statistics.md"
+
+
+def test_paired_p_is_scipys() -> None:
+    a, b = [0.91, 0.84, 0.88, 0.95, 0.79], [0.71, 0.80, 0.66, 0.93, 0.70]
+    assert paired_p_value(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-12)
+    assert paired_p_value(a, a) == 1.0
+    assert paired_p_value([1.0, 2.0], [0.0, 1.0]) == 0.0
+    assert math.isnan(paired_p_value([1.0], [0.0]))
+    with pytest.raises(FedsimError, match="pairs"):
+        paired_p_value(a, b[1:])
+
+
+def test_holm_by_hand() -> None:
+    """Holm 1979's steps: the smallest times m, the next times m - 1, …, never falling, at most 1."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == pytest.approx([1.0, 1.0])
+    with_gap = holm([0.02, math.nan, 0.02])
+    assert with_gap[[0, 2]] == pytest.approx([0.04, 0.04])
+    assert math.isnan(with_gap[1])
+    assert holm([]).shape == (0,)
+    with pytest.raises(FedsimError, match="0 to 1"):
+        holm([1.5])
+
+
+def test_holm_keeps_the_chance_of_any_false_rejection() -> None:
+    generator = np.random.default_rng(0)
+    rejected = [bool((holm(generator.random(8)) <= 0.05).any()) for _ in range(4000)]
+    assert 0.035 <= np.mean(rejected) <= 0.06
+
+
+def test_the_worst_attack_decides() -> None:
+    """Two harmless attacks do not make up for the one that works."""
+    spiky = [[0.0] * 4, [0.0] * 4, [0.9, 0.91, 0.9, 0.89]]
+    even = [[0.4] * 4, [0.41] * 4, [0.39] * 4]
+    first, second = rank_by_worst(["spiky", "even"], [spiky, even])
+    assert (first.name, first.place, first.worst, first.attack) == ("even", 1, pytest.approx(0.41), 1)
+    assert (second.name, second.place, second.worst, second.attack) == ("spiky", 2, pytest.approx(0.9), 2)
+    assert first.ahead == 1.0
+    assert math.isnan(second.ahead)
+
+
+def test_what_seeds_do_not_tell_apart_shares_a_place() -> None:
+    generator = np.random.default_rng(3)
+    noise = generator.normal(0.3, 0.1, size=(2, 2, 6))
+    alike = rank_by_worst(["a", "b"], noise)
+    assert [each.place for each in alike] == [1, 1]
+    assert 0.5 <= alike[0].ahead < 0.95
+    behind = rank_by_worst(["a", "b", "c"], np.concatenate([noise, noise[:1] + 0.5]))
+    assert [each.place for each in behind] == [1, 1, 3]
+
+
+def test_seeds_are_paired() -> None:
+    """A difference that is the same in every seed is sure, however much the seeds differ."""
+    level = np.array([0.1, 0.9, 0.4])
+    first, second = rank_by_worst(["near", "far"], [[level], [level + 0.01]])
+    assert (first.name, first.ahead, second.place) == ("near", 1.0, 2)
+    assert first.low < 0.3 < 0.6 < first.high
+
+
+def test_one_seed_tells_no_order() -> None:
+    found = rank_by_worst(["a", "b"], [[[0.1]], [[0.8]]])
+    assert [(each.name, each.place) for each in found] == [("a", 1), ("b", 1)]
+    assert found[0].ahead == 0.5
+    assert math.isnan(found[0].low)
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_equal_defenses_are_seldom_ordered(seeds: int) -> None:
+    generator = np.random.default_rng(seeds)
+    wrong = 0
+    for trial in range(300):
+        places = rank_by_worst(["a", "b"], generator.normal(size=(2, 1, seeds)), draws=300, seed=trial)
+        wrong += places[1].place == 2
+    assert wrong / 300 <= 0.08, "5 % and the error of 300 trials"
+
+
+def test_missing_cells() -> None:
+    harm = np.array([[[0.1, 0.2, np.nan]], [[0.5, 0.6, 0.7]]])
+    assert rank_by_worst(["a", "b"], harm)[0].worst == pytest.approx(0.15)
+    with pytest.raises(FedsimError, match="b: some attack"):
+        rank_by_worst(["a", "b"], [[[0.1]], [[math.nan]]])
+    with pytest.raises(FedsimError, match="accepted"):
+        rank_by_worst(["a"], [[0.1]])
+
+
+@pytest.mark.parametrize("seeds", coverage.SEEDS)
+def test_t_covers_on_normal_data(seeds: int) -> None:
+    assert 0.93 <= coverage.over_seeds("t", "normal", seeds) <= 0.97
+
+
+def test_the_page_prints_what_is_measured() -> None:
+    """Every row of the page that can be had in a moment, drawn anew."""
+    page = DOCS.read_text("utf-8")
+    shown = {
+        (shape, method): [float(f"0{cell.strip()}") for cell in cells.strip(" |").split("|")]
+        for shape, method, cells in re.findall(r"^\| ([^|]+) \| (t|bootstrap) \|(.*)$", page, re.M)
+    }
+    assert {shape for shape, _ in shown} == set(coverage.SHAPES)
+    for shape in coverage.SHAPES:
+        assert coverage.over_seeds("t", shape, 5) == pytest.approx(shown[shape, "t"][coverage.SEEDS.index(5)], abs=6e-4)
+    assert coverage.over_seeds("bootstrap", "normal", 3, 500) == pytest.approx(
+        shown["normal", "bootstrap"][1], abs=0.06
+    )
+    row = re.search(r"^\| 0\.1, 0\.1 \|(.*)\|$", page, re.M)
+    assert row is not None
+    told = [float(f"0{cell.strip()}") for cell in row[1].split("|")]
+    assert coverage.of_rate(0.1, 300, 2, 0.1, 20_000) == pytest.approx(told[0], abs=6e-4)
