@@ -121,6 +121,9 @@ class Federation:
         for each in defenses:
             if hasattr(each, "publications"):
                 each.set_up(setting_of(scenario, self.shares.sizes, self.deployed))
+        analyses = [make("analysis", part) for part in scenario.server.analysis]
+        for each in analyses:
+            each.set_up(scenario, self.dataset.info, self.shares.sizes)
         fixed: list[int] = []
         if scenario.evaluate.clients:
             generator = rng.stream(scenario.seed, "evaluate.clients")
@@ -131,6 +134,7 @@ class Federation:
             make("server_optimizer", scenario.server.optimizer),
             make("sampler", scenario.server.sampler),
             estimator=self.estimator,
+            analyses=analyses,
             layout=self.layout,
             sizes=self.shares.sizes,
             per_round=scenario.cohort,
@@ -236,6 +240,7 @@ def handlers(scenario: Scenario, estimator: Estimator | None) -> dict[str, Any]:
     if scenario.guest:
         return {}
     parts: list[Any] = [make("defense", part) for part in scenario.server.defenses]
+    parts += [make("analysis", part) for part in scenario.server.analysis]
     parts += [] if estimator is None else [estimator]
     return {kind: getattr(part, method) for part in parts for kind, method in part.handlers.items()}
 

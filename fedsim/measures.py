@@ -137,6 +137,7 @@ def round_line(
         "worst10": outcome.worst10,
         "epsilon": None,
         "defense_acted": outcome.acted,
+        **outcome.measures,
     }
     empty = ("malicious_weight", "true_positive_rate", "false_positive_rate", "auc", "norm_honest", "norm_malicious")
     line |= dict.fromkeys(empty)

@@ -45,7 +45,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "regularizer": ("fedsim.losses",),
     "step_control": ("fedsim.optim",),
     "adapter": ("fedsim.losses",),
-    "analysis": ("fedsim.analysis",),
+    "analysis": ("strategies",),
     "task": ("fedsim.data",),
     "dataset": ("fedsim.data",),
     "augmentation": ("fedsim.data",),

@@ -141,6 +141,8 @@ class Server(Section):
     """What the clients estimate in place of training, and the step that the server makes of it; None: they train."""
     sampler: Annotated[Part, Kind("sampler")] = Part(name="uniform")
     """How the cohort of a round is drawn."""
+    analysis: list[Annotated[Part, Kind("analysis")]] = Field(default_factory=list)
+    """What is measured of each round's rows beside accuracy; it changes nothing."""
     limit: Annotated[float, Field(gt=0)] = 1e8
     """A reply with a number of larger magnitude is invalid, as one that is not finite is."""
     timeout: Annotated[float, Field(gt=0)] = 3600.0

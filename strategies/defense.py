@@ -15,6 +15,7 @@ what comes next in the list, at the end by the weighted mean. Detection is measu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -92,6 +93,10 @@ class Round:
         records: records that this part adds to the round's training message (set before ``TRAIN`` is yielded).
         aggregate: the outcome of the defenses, set after ``TRAIN``; ``exchanges`` may replace it.
         parameters: (d,) parameters at the start of the round.
+        updates: the round's rows, as an estimator's step and an analysis see them.
+        train_loss: the clients' mean loss, weighted by examples; NaN where no one told.
+        server_step: (d,) update -> (d,), what the server's optimizer would add to the parameters; on copied state.
+        measures: numbers that this part adds to the round's record, under its name.
     """
 
     round: int = 0
@@ -106,6 +111,10 @@ class Round:
     records: dict[str, Any] = field(default_factory=dict)
     aggregate: Aggregate | None = None
     parameters: Tensor | None = None
+    updates: Updates | None = None
+    train_loss: float = math.nan
+    server_step: Callable[[Tensor], Tensor] | None = None
+    measures: dict[str, float | None] = field(default_factory=dict)
 
     def stream(self, purpose: str) -> np.random.Generator:
         """Random numbers of this part for one purpose in this round."""

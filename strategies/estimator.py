@@ -40,6 +40,8 @@ class Estimator:
     """Type of the message that the clients' handler answers."""
     handlers: ClassVar[Mapping[str, str]] = {}
     """Message type → name of the method ``(node, content) -> content`` that answers it on a client."""
+    weighted: ClassVar[bool] = False
+    """Whether a row counts by its client's examples; else every client counts once."""
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:
         """What about this estimator does not fit the scenario (keys relative to the estimator)."""

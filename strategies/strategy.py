@@ -29,6 +29,7 @@ from fedsim.data.examples import Examples
 from fedsim.errors import FedsimError, UpdatesError
 from fedsim.flower import Directory, Flat, flatten, send
 from fedsim.updates import Aggregate, Layout, Updates
+from strategies.analysis import Analysis
 from strategies.defense import TRAIN, Defense, Reply, Request, Round, overrides
 from strategies.estimator import Estimator
 from strategies.fedavg import FedAvg
@@ -54,6 +55,7 @@ class Outcome:
         aggregate: what the defenses made of them.
         acted: whether the defenses changed anything against the weighted mean.
         train_loss: clients' mean training loss, weighted by examples; NaN where no one told.
+        measures: what parts measured, under ``part.measure``.
     """
 
     round: int
@@ -65,6 +67,7 @@ class Outcome:
     acted: bool = False
     train_loss: float = math.nan
     worst10: float = math.nan
+    measures: dict[str, float | None] = field(default_factory=dict)
 
 
 class DefendedStrategy(Strategy):
@@ -75,6 +78,7 @@ class DefendedStrategy(Strategy):
         optimizer: server optimizer part, ``step(parameters, update, state, round)``.
         sampler: sampler part, ``sample(round, sizes, per_round, generator)``.
         estimator: estimator part, set up; None where clients train.
+        analyses: analysis parts, set up.
         layout: parameters (d) and buffers (b) of the model.
         sizes: (clients,) examples of each client.
         per_round: clients asked in a round.
@@ -102,6 +106,7 @@ class DefendedStrategy(Strategy):
         sizes: NDArray[Any],
         per_round: int,
         estimator: Estimator | None = None,
+        analyses: Sequence[Analysis] = (),
         seed: int = 0,
         limit: float = 1e8,
         timeout: float = 3600.0,
@@ -119,6 +124,7 @@ class DefendedStrategy(Strategy):
         self.optimizer = optimizer
         self.sampler = sampler
         self.estimator = estimator
+        self.analyses = list(analyses)
         self.layout = layout
         self.sizes = sizes
         self.per_round = per_round
@@ -137,10 +143,12 @@ class DefendedStrategy(Strategy):
         self.states: list[dict[str, Any]] = [{} for _ in self.defenses]
         self.optimizer_state: dict[str, Any] = {}
         self.estimator_state: dict[str, Any] = {}
+        self.analysis_states: list[dict[str, Any]] = [{} for _ in self.analyses]
         self.outcome = Outcome(0)
         self.directory: Directory | None = None
         self._vector = torch.zeros(layout.d + layout.b, dtype=dtype)
         self._contexts: list[Round] = []
+        self._watching: list[Round] = []
         self._talks: list[tuple[Generator[Request, Any, None], Round]] = []
         self._grid: Grid | None = None
         self._skipped = False
@@ -172,6 +180,7 @@ class DefendedStrategy(Strategy):
             self.outcome.faults.append((-1, f"round skipped: {error}"))
             self._skipped = True
             return []
+        self._watch(server_round, len(cohort))
         records = {key: record for ctx in self._contexts for key, record in ctx.records.items()}
         kind: str = MessageType.TRAIN
         if self.estimator is not None:
@@ -194,6 +203,7 @@ class DefendedStrategy(Strategy):
             except UpdatesError as error:
                 outcome.faults.append((-1, f"round skipped: {error}"))
                 outcome.aggregate = None
+        self._conclude()
         self._talks = []
         self._contexts = []
         self._vector = vector
@@ -281,11 +291,14 @@ class DefendedStrategy(Strategy):
         state: dict[str, Any] = {"defenses": self.states, "optimizer": self.optimizer_state}
         if self.estimator is not None:
             state["estimator"] = self.estimator_state
+        if self.analyses:
+            state["analyses"] = self.analysis_states
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.states, self.optimizer_state = list(state["defenses"]), dict(state["optimizer"])
         self.estimator_state = dict(state.get("estimator", {}))
+        self.analysis_states = list(state.get("analyses", self.analysis_states))
 
     def _connect(self, grid: Grid) -> None:
         if self._grid is not grid:
@@ -296,6 +309,35 @@ class DefendedStrategy(Strategy):
         part = self.defenses[position]
         name = f"{position}.{getattr(part, 'name', type(part).__name__)}"
         return self._round_of(name, self.states[position], server_round, num_clients)
+
+    def _watch(self, server_round: int, num_clients: int) -> None:
+        """Let the analyses ask what they want to know; what goes wrong with them is told, and stops nothing."""
+        self._watching = []
+        for position, (part, state) in enumerate(zip(self.analyses, self.analysis_states, strict=True)):
+            ctx = self._round_of(f"analysis.{position}.{label_of(part)}", state, server_round, num_clients)
+            self._watching.append(ctx)
+            try:
+                ctx.measures |= self._played(part.before(ctx), ctx) or {}
+            except UpdatesError as error:
+                self.outcome.faults.append((-1, f"analysis {label_of(part)}: {error}"))
+
+    def _conclude(self) -> None:
+        """Gather what parts have measured, the analyses last."""
+        outcome = self.outcome
+        for part, ctx in zip(self.defenses, self._contexts, strict=True):
+            self._note(part, ctx)
+        for watcher, ctx in zip(self.analyses, self._watching, strict=False):
+            if outcome.updates is not None and outcome.aggregate is not None:
+                ctx.updates, ctx.aggregate, ctx.train_loss = outcome.updates, outcome.aggregate, outcome.train_loss
+                try:
+                    ctx.measures |= watcher.measure(outcome.updates, ctx)
+                except UpdatesError as error:
+                    outcome.faults.append((-1, f"analysis {label_of(watcher)}: {error}"))
+            self._note(watcher, ctx)
+        self._watching = []
+
+    def _note(self, part: Any, ctx: Round) -> None:
+        self.outcome.measures |= {f"{label_of(part)}.{name}": value for name, value in ctx.measures.items()}
 
     def _estimator_context(self, server_round: int, num_clients: int) -> Round:
         return self._round_of("estimator", self.estimator_state, server_round, num_clients)
@@ -430,7 +472,7 @@ class DefendedStrategy(Strategy):
         counts = torch.tensor([rows[client][1] for client in clients], dtype=torch.float64)
         return Updates(
             matrix[:, : self.layout.d],
-            counts if self.estimator is None else (counts > 0).double(),
+            counts if self.estimator is None or self.estimator.weighted else (counts > 0).double(),
             clients,
             self._vector[: self.layout.d],
             kind="delta" if self.estimator is None else "gradient",
@@ -458,6 +500,7 @@ class DefendedStrategy(Strategy):
         outcome.acted = self._changed(updates, result)
         for talk, ctx in self._talks if talks else ():
             ctx.aggregate = result
+            ctx.server_step = self._server_step
             self._advance(talk, updates, ctx, until_train=False)
             outcome.acted |= ctx.aggregate is not result
             result = ctx.aggregate
@@ -481,8 +524,10 @@ class DefendedStrategy(Strategy):
         """(d,) change of the parameters by the estimator, whose rows the defenses have judged as steps."""
         assert self.estimator is not None
         ctx = self._estimator_context(self.outcome.round, len(self.outcome.cohort))
+        ctx.updates, ctx.train_loss = rows, self.outcome.train_loss
         if not self._acting("transform", "select", "combine"):
-            row = rows.weighted_sum(rows.num_examples / self.estimator.divisor(len(rows)))
+            total = float(rows.num_examples.sum()) if self.estimator.weighted else self.estimator.divisor(len(rows))
+            row = rows.weighted_sum(rows.num_examples / total)
         elif not self._acting("transform", "combine"):
             row = rows.weighted_sum(result.weights)
         else:
@@ -491,18 +536,26 @@ class DefendedStrategy(Strategy):
                 answered = int((rows.num_examples > 0).sum())
                 row = row * (answered / self.estimator.divisor(len(rows)))
         step = self.estimator.step(row, ctx)
-        return self._talk_afterwards(ctx, step) if talks else step
+        if talks:
+            changed = self._played(self.estimator.afterwards(ctx), ctx)
+            step = step if changed is None else changed
+        self._note(self.estimator, ctx)
+        return step
 
-    def _talk_afterwards(self, ctx: Round, step: Tensor) -> Tensor:
-        assert self.estimator is not None
-        talk = self.estimator.afterwards(ctx)
+    def _played(self, talk: Generator[Request, list[Reply], Any], ctx: Round) -> Any:
+        """What a part's exchanges end with."""
         replies = None
         while True:
             try:
                 request = talk.send(replies) if replies is not None else next(talk)
             except StopIteration as end:
-                return step if end.value is None else end.value
+                return end.value
             replies = self._play(request, ctx)
+
+    def _server_step(self, update: Tensor) -> Tensor:
+        parameters, state = self._vector[: self.layout.d], copy.deepcopy(self.optimizer_state)
+        moved: Tensor = self.optimizer.step(parameters, update, state, self.outcome.round)
+        return moved - parameters
 
     def _acting(self, *stages: str) -> bool:
         """Whether a defense other than plain averaging defines one of these stages."""
@@ -519,6 +572,11 @@ class DefendedStrategy(Strategy):
         if not torch.allclose(sample.mean(), result.update[head], rtol=1e-5, atol=1e-12):
             return True
         return not torch.allclose(updates.mean(), result.update, rtol=1e-5, atol=1e-12)
+
+
+def label_of(part: Any) -> str:
+    """A part's name in the record."""
+    return str(getattr(part, "name", type(part).__name__))
 
 
 def stack(rows: Sequence[Tensor], size: int) -> Tensor:

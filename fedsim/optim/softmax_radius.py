@@ -16,6 +16,7 @@ eq. 19.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import FedsimError
+
+_forward_mode = threading.Lock()  # torch counts the levels of forward differentiation in the process, not in a thread
 
 Model = Callable[[Any, Any], Tensor]
 """(parameters, inputs) → logits (..., C)."""
@@ -61,7 +64,8 @@ def softmax_radius(
 
 def directional(model_fn: Model, params: Any, step: Any, inputs: Any) -> Tensor:
     """a = J_z(x) p, the logits' derivative along the step, (..., C)."""
-    derivative: Tensor = torch.func.jvp(lambda point: model_fn(point, inputs), (params,), (step,))[1]
+    with _forward_mode:
+        derivative: Tensor = torch.func.jvp(lambda point: model_fn(point, inputs), (params,), (step,))[1]
     return derivative
 
 
