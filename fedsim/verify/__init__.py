@@ -1,0 +1,1 @@
+"""The claims of the papers, run and held against what they say."""

@@ -1,0 +1,203 @@
+"""Tunes DIFF2 and DP-GD on ``papers/diff2``: every point of the paper's grid in one stacked computation.
+
+The model is Linear(d, 10)–softplus–Linear(10, 1) with the squared error; all points (C₁, C₂, T/R, η) of the grid and
+all seeds train side by side on the whole data set with their own noise, clipped by norms that follow from activations
+and signals. Tuning reads the data and costs privacy that no ε counts: seeds of the tuning are no seeds of the claim.
+
+``python -m fedsim.verify.diff2_grid`` prints the best point of each method for each seed and over all of them.
+
+Murata & Suzuki, ICML 2023, arXiv 2302.03884, §5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from fedsim import rng
+from fedsim.federation import build
+from fedsim.privacy import diff2_noise
+from fedsim.scenario import Scenario
+
+RADII = (1.0, 3.0, 10.0, 30.0, 100.0)
+RATIOS = (0.003, 0.01, 0.03, 0.1)
+RATES = tuple(0.5**i for i in range(8))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the grid; ``ratio`` 0 is DP-GD, which has no C₂."""
+
+    c1: float
+    c2: float
+    ratio: float
+    lr: float
+
+    @property
+    def method(self) -> str:
+        return "diff2" if self.ratio else "dp_gd"
+
+
+def grid(
+    radii: Sequence[float] = RADII, ratios: Sequence[float] = RATIOS, rates: Sequence[float] = RATES
+) -> list[Point]:
+    """All points of both methods."""
+    private = [Point(c1, 0.0, 0.0, lr) for c1, lr in itertools.product(radii, rates)]
+    return private + [Point(*values) for values in itertools.product(radii, radii, ratios, rates)]
+
+
+class Stacked:
+    """Points that train side by side.
+
+    Args:
+        points: g of them.
+        scenario: the data, the model's start, rounds and privacy.
+        most: examples of each client that are read; None: all. The noise is that of all.
+    """
+
+    def __init__(self, points: Sequence[Point], scenario: Scenario, most: int | None = None) -> None:
+        federation = build(scenario)
+        shares, train = federation.shares, federation.dataset.train
+        read = [np.asarray(share[:most], dtype=np.int64) for share in shares]
+        order = torch.from_numpy(np.concatenate(read))
+        inputs = train.inputs[order]
+        self.x = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)  # (N, d + 1)
+        self.y = train.targets[order]
+        sizes, counts = np.asarray(shares.sizes), np.array([len(share) for share in read])
+        self.share = torch.from_numpy(np.repeat(1 / (len(counts) * counts), counts)).float()
+        self.reach = self.x.square().sum(1)
+        module = federation.module
+        first, last = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
+        g = len(points)
+        self.w = torch.cat([first.weight, first.bias[:, None]], 1).detach().repeat(g, 1, 1)  # (g, h, d + 1)
+        self.u = torch.cat([last.weight[0], last.bias]).detach().repeat(g, 1)  # (g, h + 1)
+        self.points, self.rounds, self.seed = list(points), scenario.rounds, scenario.seed
+        self.c1 = torch.tensor([p.c1 for p in points])
+        self.c2 = torch.tensor([p.c2 for p in points])
+        self.lr = torch.tensor([p.lr for p in points])
+        self.interval = [max(1, math.floor(p.ratio * self.rounds + 1e-9)) if p.ratio else 1 for p in points]
+        privacy = scenario.privacy
+        sigma = {
+            t: diff2_noise(
+                float(privacy.epsilon or math.inf),
+                privacy.delta,
+                self.rounds,
+                t,
+                len(sizes),
+                int(sizes.min()),
+                calibration=privacy.calibration,
+            )
+            for t in set(self.interval)
+        }
+        self.sigma1 = torch.tensor([sigma[t][0] for t in self.interval])
+        self.sigma2 = torch.tensor([sigma[t][1] for t in self.interval])
+        self.v = torch.zeros(g, self.w[0].numel() + self.u[0].numel())
+        self.before: tuple[Tensor, ...] | None = None
+        self.at = self.flat()
+
+    def flat(self) -> Tensor:
+        """(g, parameters)."""
+        return torch.cat([self.w.flatten(1), self.u], 1)
+
+    def signals(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden units with a one (g, h + 1, N), hidden signals (g, h, N) and output signals (g, N)."""
+        a = self.w @ self.x.T
+        h = torch.cat([softplus(a), torch.ones(len(a), 1, a.shape[2])], 1)
+        out = 2 * (torch.einsum("gh,ghn->gn", self.u, h) - self.y)
+        return h, torch.sigmoid(a) * self.u[:, :-1, None] * out[:, None], out
+
+    def _sums(self, hidden: Tensor, signal: Tensor, out: Tensor, weights: Tensor) -> Tensor:
+        """(g, parameters) weighted sums of per-example gradients."""
+        first = (signal * weights[:, None]) @ self.x
+        return torch.cat([first.flatten(1), torch.einsum("gn,ghn->gh", out * weights, hidden)], 1)
+
+    def play(self) -> Tensor:
+        """(g,) squared gradient norms after the last round; inf where a point has diverged."""
+        steps = rng.stream(self.seed, "verify.diff2.grid")
+        for number in range(self.rounds):
+            now = self.signals()
+            restart = torch.tensor([number % t == 0 for t in self.interval])
+            self.v = self._estimate(now, restart, steps)
+            self.before, self.at = now, self.flat()
+            moved = self.at - self.lr[:, None] * self.v
+            moved = torch.where(moved.abs() < 1e6, moved, torch.zeros(()))
+            size = self.w[0].numel()
+            self.w, self.u = moved[:, :size].reshape(self.w.shape), moved[:, size:]
+        total = self._sums(*self.signals(), self.share.expand(len(self.points), -1))
+        return total.double().square().sum(1).nan_to_num(nan=math.inf)
+
+    def _estimate(self, now: tuple[Tensor, Tensor, Tensor], restart: Tensor, steps: np.random.Generator) -> Tensor:
+        h, s, out = now
+        noise = torch.from_numpy(steps.standard_normal(self.v.shape[1])).float()
+        norms = (s.square().sum(1) * self.reach + out.square() * h.square().sum(1)).sqrt()
+        fresh = self._sums(h, s, out, self.share * (self.c1[:, None] / norms).clamp(max=1))
+        fresh = fresh + (self.c1 * self.sigma1)[:, None] * noise
+        if self.before is None or bool(restart.all()):
+            return fresh
+        h0, s0, out0 = self.before
+        radius = self.c2 * (self.flat() - self.at).norm(dim=1)
+        ds, dh, dout = s - s0, h - h0, out - out0
+        cross = 2 * dout * out * (h0 * dh).sum(1)
+        squares = ds.square().sum(1) * self.reach
+        squares = squares + dout.square() * h0.square().sum(1) + out.square() * dh.square().sum(1) + cross
+        weights = self.share * (radius[:, None] / squares.clamp(min=1e-30).sqrt()).clamp(max=1)
+        moved = self._sums(h, s, out, weights) - self._sums(h0, s0, out0, weights)
+        difference = self.v + moved + (radius * self.sigma2)[:, None] * noise
+        return torch.where(restart[:, None], fresh, difference)
+
+
+def tune(
+    points: Sequence[Point], scenario: Scenario, seeds: Sequence[int], most: int | None = None, chunk: int = 40
+) -> dict[Point, list[float]]:
+    """Squared gradient norms of every point, one a seed."""
+    found: dict[Point, list[float]] = {point: [] for point in points}
+    for seed in seeds:
+        seeded = scenario.changed(seed=seed)
+        for start in range(0, len(points), chunk):
+            some = list(points[start : start + chunk])
+            for point, value in zip(some, Stacked(some, seeded, most).play().tolist(), strict=True):
+                found[point].append(value)
+    return found
+
+
+def ranked(found: dict[Point, list[float]], method: str) -> list[Point]:
+    """The method's points by their geometric mean over seeds, the best first."""
+    own = [point for point in found if point.method == method]
+    return sorted(own, key=lambda point: sum(math.log(max(value, 1e-300)) for value in found[point]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", nargs="?", default="papers/diff2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101])
+    parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--most", type=int, default=None, help="examples of each client that a first pass reads")
+    parser.add_argument("--finalists", type=int, default=20, help="points of each method that then read all")
+    chosen = parser.parse_args()
+    from fedsim.scenario import read
+
+    tables = {key: value for key, value in read(chosen.scenario).items() if key != "matrix"}
+    scenario = Scenario(**tables)
+    if chosen.rounds is not None:
+        scenario = scenario.changed(rounds=chosen.rounds)
+    points = grid()
+    if chosen.most is not None:
+        rough = tune(points, scenario, chosen.seeds, chosen.most)
+        points = [point for method in ("dp_gd", "diff2") for point in ranked(rough, method)[: chosen.finalists]]
+    found = tune(points, scenario, chosen.seeds)
+    for method in ("dp_gd", "diff2"):
+        for point in ranked(found, method)[:3]:
+            print(json.dumps({"method": method, **asdict(point), "squared_norms": found[point]}))
+
+
+if __name__ == "__main__":
+    main()
