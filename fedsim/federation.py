@@ -194,7 +194,14 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
     dataset, root = _with_root(make("dataset", scenario.data.dataset).load(), scenario)
     partition = make("partition", scenario.data.partition)
     shares = partition.assign(dataset, scenario.data.clients, scenario.seed)
-    module = build_model(scenario.model, dataset.info, scenario.seed, scenario.engine.precision)
+    loss = None if scenario.client.loss is None else make("loss", scenario.client.loss)
+    if loss is not None:
+        loss.fit(dataset.info.num_classes)
+    control = None if scenario.client.step_control is None else make("step_control", scenario.client.step_control)
+    if control is not None:
+        control.fit(dataset.info.num_classes)
+    head = None if loss is None else loss.head
+    module = build_model(scenario.model, dataset.info, scenario.seed, scenario.engine.precision, head)
     layout = Layout.of(module)
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     adversary = Adversary.of(scenario)
@@ -226,6 +233,9 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
         precision=scenario.engine.precision,
         device=scenario.engine.device,
         path=scenario.engine.path,
+        loss=None if loss is None or loss.is_default(dataset.info.num_classes) else loss,
+        step_control=control,
+        optimizer_state=client.optimizer_state,
         secrecy="none" if not claims(scenario) else "public" if scenario.privacy.trust == "central" else "server",
     )
     app = FederatedClient(workload, adversary.attacks, handlers(scenario, estimator))

@@ -15,6 +15,7 @@ KNOWLEDGE = ("own", "colluding", "omniscient")
 def rules(scenario: Tables) -> Iterator[Fault]:
     """The faults of a scenario whose keys are right one by one."""
     yield from _clients(scenario)
+    yield from _training(scenario)
     yield from _adversary(scenario)
     yield from _needs_of_attacks(scenario)
     yield from _stock_strategy(scenario)
@@ -32,6 +33,18 @@ def _clients(scenario: Tables) -> Iterator[Fault]:
         yield Fault("client.per_round", client.per_round, f"at most data.clients = {clients}", ("data.clients",))
     if client.epochs is not None and client.steps is not None:
         yield Fault("client.steps", client.steps, "either client.epochs or client.steps, not both", ("client.epochs",))
+
+
+def _training(scenario: Tables) -> Iterator[Fault]:
+    client = scenario.client
+    if client.optimizer_state == "persist":
+        try:
+            averages = getattr(registry.get("optimizer", client.optimizer.name), "averages", False)
+        except FedsimError:
+            return
+        if averages:
+            accepted = f"'reset': '{client.optimizer.name}' sends the average of one round's steps"
+            yield Fault("client.optimizer_state", "persist", accepted, ("client.optimizer",))
 
 
 def _adversary(scenario: Tables) -> Iterator[Fault]:

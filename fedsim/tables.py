@@ -90,7 +90,15 @@ class Client(Section):
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Examples in a mini-batch; the last of an epoch may be smaller and counts by its true size."""
     optimizer: Annotated[Part, Kind("optimizer")] = Part(name="sgd", options={"lr": 0.05})
-    """The local optimizer, fresh in every round."""
+    """The local optimizer."""
+    optimizer_state: Literal["reset", "persist"] = "reset"
+    """Whether each client keeps its optimizer's state over the rounds in which it trains."""
+    loss: Annotated[Part | None, Kind("loss")] = None
+    """The loss, with the head that goes with it; None: cross-entropy, or squared error for a regression."""
+    regularizers: list[Annotated[Part, Kind("regularizer")]] = Field(default_factory=list)
+    """What is added to the loss so that the clients' models agree in what they lean on."""
+    step_control: Annotated[Part | None, Kind("step_control")] = None
+    """What scales each local step."""
     lr_schedule: Annotated[Part, Kind("lr_schedule")] = Part(name="constant")
     """Factor on the learning rate over rounds."""
     proximal: Annotated[float, Field(ge=0)] = 0.0

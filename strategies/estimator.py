@@ -28,7 +28,18 @@ estimator = partial(register, "estimator")
 
 
 TRAINING = (
-    "epochs", "steps", "batch_size", "optimizer", "lr_schedule", "proximal", "clip_norm", "augmentation", "straggler",
+    "epochs",
+    "steps",
+    "batch_size",
+    "optimizer",
+    "lr_schedule",
+    "proximal",
+    "clip_norm",
+    "augmentation",
+    "straggler",
+    "optimizer_state",
+    "regularizers",
+    "step_control",
 )
 """Keys of ``[client]`` that say how a client trains."""
 
@@ -89,7 +100,10 @@ class Estimator:
 
 def _unread(scenario: Scenario, read: Collection[str]) -> Iterator[Fault]:
     """What is set and would have no effect, since clients answer the estimator in place of training."""
-    why, estimator = "the default: clients do not train where server.estimator asks for something else", ("server.estimator",)
+    why, estimator = (
+        "the default: clients do not train where server.estimator asks for something else",
+        ("server.estimator",),
+    )
     for name in TRAINING:
         given = getattr(scenario.client, name)
         if name not in read and not _is_default(name, given):
@@ -115,6 +129,8 @@ def _unread(scenario: Scenario, read: Collection[str]) -> Iterator[Fault]:
 
 def _is_default(name: str, given: Any) -> bool:
     default = getattr(Client(), name)
+    if name == "epochs":
+        return given in (None, 1)
     if name not in ("optimizer", "lr_schedule"):
         return bool(given == default)
     filled, _ = registry.check_options(name, default.name, default.options)

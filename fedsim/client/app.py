@@ -22,6 +22,7 @@ from fedsim.client.chunk import Chunk, Engine, rank
 from fedsim.client.evaluation import measure
 from fedsim.client.hooks import LOCAL, Hooks
 from fedsim.client.job import Job, make_job
+from fedsim.client.memory import recall, remember, signature
 from fedsim.client.node import Node
 from fedsim.client.orders import Order, Reader, alike, arrays_of, as_asked, client_of, config_of, reason
 from fedsim.client.paths import choose
@@ -151,13 +152,16 @@ class FederatedClient(ClientApp):
                 outcomes[order.position] = error
                 continue
             if job.steps:
+                if self.workload.optimizer_state == "persist":
+                    job.memory = recall(order.state)
                 work.append((order, job))
             else:
                 outcomes[order.position] = (torch.zeros_like(order.vector), 0.0, 0)
         if self.path.engine is None:
             outcomes.update((order.position, self._loop(order, job)) for order, job in work)
-        elif work:
-            outcomes.update(self._together(work))
+        else:
+            for alike_work in _by_memory(work):
+                outcomes.update(self._together(alike_work))
         return [outcomes[order.position] for order in orders]
 
     def _together(self, work: list[tuple[Order, Job]]) -> dict[int, Outcome | Exception]:
@@ -172,6 +176,7 @@ class FederatedClient(ClientApp):
                 self.hooks,
                 first.scale,
                 first.proximal,
+                first.references,
             )
             rows, losses = chunk.train()
         except Exception as error:
@@ -182,6 +187,8 @@ class FederatedClient(ClientApp):
             for order, _ in work:
                 alone.update(zip([order.position], self._train([order]), strict=True))
             return alone
+        for order, job in work:
+            remember(order.state, job.memory)
         return {
             order.position: (row, loss, job.num_examples)
             for (order, job), row, loss in zip(work, rows.unbind(), losses, strict=True)
@@ -189,9 +196,12 @@ class FederatedClient(ClientApp):
 
     def _loop(self, order: Order, job: Job) -> Outcome | Exception:
         try:
-            delta, loss = reference.train(self.replica, job, order.vector, self.hooks, order.scale, order.proximal)
+            delta, loss = reference.train(
+                self.replica, job, order.vector, self.hooks, order.scale, order.proximal, order.references
+            )
         except Exception as error:
             return error
+        remember(order.state, job.memory)
         return delta, loss, job.num_examples
 
     @property
@@ -235,6 +245,14 @@ class FederatedClient(ClientApp):
         else:
             raise ValueError(f"no handler '{kind}'; handlers: train, evaluate, {', '.join(self.handlers)}")
         return Message(as_asked(message, answer), reply_to=message)
+
+
+def _by_memory(work: list[tuple[Order, Job]]) -> list[list[tuple[Order, Job]]]:
+    """Clients that can train in one tensor: those whose optimizers have made as many steps."""
+    groups: dict[Any, list[tuple[Order, Job]]] = {}
+    for order, job in work:
+        groups.setdefault(signature(job.memory), []).append((order, job))
+    return list(groups.values())
 
 
 def _partition(node: Node, content: RecordDict) -> RecordDict:

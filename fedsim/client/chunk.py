@@ -19,6 +19,8 @@ from attacks.attack import Compromised, LocalStep
 from fedsim.blocks import has_float64
 from fedsim.client.hooks import Hooks
 from fedsim.client.job import Job, as_index, augment
+from fedsim.client.memory import collect, restore
+from fedsim.client.objective import Aside, References
 from fedsim.client.randomness import step_noise
 from fedsim.client.workload import Workload
 
@@ -31,8 +33,11 @@ class Engine(Protocol):
     def views(self, rows: Tensor) -> Any:
         """Whatever the engine reads parameters from or writes gradients to, as views into (r, d) rows."""
 
-    def gradient(self, weights: Any, gradients: Any, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Write the gradients of the mean losses; (r,) sums of the losses over each client's batch."""
+    def gradient(self, weights: Any, gradients: Any, inputs: Tensor, targets: Tensor, aside: Aside) -> Tensor:
+        """Write the gradients of the mean objectives; (r,) sums of the losses over each client's batch."""
+
+    def logits(self, rows: Tensor, inputs: Tensor) -> Tensor:
+        """(r, B, …) outputs for (r, d) rows, differentiable."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,12 @@ class Run:
     start: int
     stop: int
     size: int
+
+
+def scaled(before: Tensor, step: Tensor, after: Tensor, scale: Tensor) -> Tensor:
+    """Parameters after a step that a step control scales; those with the factor 1 stay bit for bit."""
+    factor = scale.to(before)
+    return torch.where(factor < 1, before + factor * step, after)
 
 
 def rank(job: Job) -> tuple[int, int, int]:
@@ -113,17 +124,34 @@ class Batches:
 
 
 class Stepper:
-    """A torch optimizer on the first rows of a (k, d) tensor; rows that are done leave it with their state."""
+    """A torch optimizer on the first rows of a (k, d) tensor; rows that are done leave it with their state.
+
+    Args:
+        part: the optimizer part.
+        rows: (k, d) parameters.
+        gradient: (k, d) gradients.
+        scale: factor of the learning rate.
+        streams: gives each row's stream of noise.
+        remembering: the jobs whose optimizers' states are kept over rounds; empty where none is.
+    """
 
     def __init__(
-        self, part: Any, rows: Tensor, gradient: Tensor, scale: float, streams: Callable[[], list[torch.Generator]]
+        self,
+        part: Any,
+        rows: Tensor,
+        gradient: Tensor,
+        scale: float,
+        streams: Callable[[], list[torch.Generator]],
+        remembering: Sequence[Job] = (),
     ) -> None:
-        self.rows, self.gradient = rows, gradient
+        self.rows, self.gradient, self.remembering = rows, gradient, remembering
         self.parameter = nn.Parameter(rows)
         self.parameter.grad = gradient
         self.optimizer: torch.optim.Optimizer = part.build([self.parameter], scale)
         if hasattr(self.optimizer, "use_streams"):
             self.optimizer.use_streams(streams())
+        if remembering:
+            restore(self.optimizer, [self.parameter], [job.memory for job in remembering])
 
     def step(self, active: int) -> None:
         if active < len(self.parameter):
@@ -134,6 +162,9 @@ class Stepper:
         """Rows from ``active`` on are done: they become what their optimizer uploads, if not the last iterate."""
         if hasattr(self.optimizer, "upload"):
             self.rows[active : len(self.parameter)] = self.optimizer.upload(self.parameter)[active:]
+        for i, job in enumerate(self.remembering[active : len(self.parameter)], start=active):
+            state = self.optimizer.state[self.parameter]
+            job.memory = collect(state, 0, self.parameter.shape, lambda value, row=i: value[row])  # type: ignore[misc]
 
     def _narrow(self, active: int) -> None:
         self.leave(active)
@@ -159,6 +190,7 @@ class Chunk:
         hooks: what the attacks do if the clients are malicious.
         scale: factor of the learning rate in this round.
         proximal: FedProx's mu.
+        references: what the server told for each regularizer.
     """
 
     def __init__(
@@ -170,6 +202,7 @@ class Chunk:
         hooks: Hooks,
         scale: float,
         proximal: float,
+        references: References = (),
     ) -> None:
         self.engine, self.workload, self.jobs, self.vector = engine, workload, jobs, vector
         self.scale, self.proximal = scale, proximal
@@ -177,6 +210,8 @@ class Chunk:
             job.compromised for job in jobs if job.compromised is not None
         )
         self.hooks = hooks if self.compromised else Hooks(())
+        present = [job.present for job in jobs if job.present is not None]
+        self.aside = Aside(torch.stack(present) if present else None, references)
         self.runs = runs(jobs)
         self.batches = Batches(workload, jobs, engine.flat_inputs)
         self.rows = torch.empty((len(jobs), len(vector)), dtype=vector.dtype, device=vector.device).copy_(vector)
@@ -197,6 +232,7 @@ class Chunk:
     def _plain_rate(self) -> float | None:
         """The learning rate if steps can go straight into the weights."""
         plain = self.workload.clip_norm is None and not self.proximal and not self.hooks.objectives
+        plain = plain and self.workload.objective.plain and self.workload.step_control is None
         if not plain or not hasattr(self.engine, "descend"):
             return None
         rate = getattr(self.workload.optimizer, "plain_rate", None)
@@ -218,24 +254,40 @@ class Chunk:
     def _with_optimizer(self) -> None:
         gradient = torch.zeros_like(self.rows)
         optimizer, streams = self.workload.optimizer, lambda: [step_noise(self.workload, job) for job in self.jobs]
-        stepper = Stepper(optimizer, self.rows, gradient, self.scale, streams)
+        remembering = self.jobs if self.workload.optimizer_state == "persist" else ()
+        stepper = Stepper(optimizer, self.rows, gradient, self.scale, streams, remembering)
         sums = torch.zeros(len(self.jobs), dtype=self.rows.dtype, device=self.rows.device)
         views: dict[Run, Any] = {}
         for step, here in enumerate(self.runs):
             inputs, targets, position = *self.batches.step(step), 0
+            seen: list[tuple[slice, Tensor]] = []
             for run in here:
                 rows = slice(run.start, run.stop)
                 if run not in views:
                     views[run] = (self.engine.views(self.rows[rows]), self.engine.views(gradient[rows]))
                 x, y, position = self._cut(inputs, targets, position, run)
                 weights, gradients = views[run]
-                sums[rows] = self.engine.gradient(weights, gradients, x, y)
+                sums[rows] = self.engine.gradient(weights, gradients, x, y, self.aside.rows(run.start, run.stop))
+                seen.append((rows, x))
             active = here[-1].stop
             self.totals[:active] += sums[:active]
             self._shape(step, active, gradient[:active], sums[:active])
-            stepper.step(active)
+            if self.workload.step_control is None:
+                stepper.step(active)
+            else:
+                before = self.rows[:active].clone()
+                stepper.step(active)
+                self._control(before, seen)
             self._after(step, active)
         stepper.leave()
+
+    @torch.no_grad()
+    def _control(self, before: Tensor, seen: Sequence[tuple[slice, Tensor]]) -> None:
+        """Scale each client's step by its own factor, over its own batch."""
+        for rows, inputs in seen:
+            step = self.rows[rows] - before[rows]
+            scale = self.workload.step_control.scale(self.engine.logits, before[rows], step, inputs, batch_dims=1)
+            self.rows[rows] = scaled(before[rows], step, self.rows[rows], scale[:, None])
 
     def _cut(self, inputs: Tensor, targets: Tensor, position: int, run: Run) -> tuple[Tensor, Tensor, int]:
         """The run's part of a step's batch as (r, B, …)."""

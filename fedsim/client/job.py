@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from attacks.attack import Attack, Compromised
 from fedsim import rng
+from fedsim.client.memory import Memory
+from fedsim.client.objective import class_mask
 from fedsim.client.workload import Workload
 from fedsim.data.examples import Examples
 
@@ -29,6 +31,8 @@ class Job:
         sizes: examples in each step.
         compromised: who it is to the adversary, None if it is honest.
         augmenter: the generator of its augmentations.
+        present: (C,) which classes it holds, where its loss asks.
+        memory: its optimizer's state, where that is kept over rounds: at the start, and after training at its end.
     """
 
     client: int
@@ -39,6 +43,8 @@ class Job:
     sizes: list[int]
     compromised: Compromised | None
     augmenter: np.random.Generator | None
+    present: Tensor | None = None
+    memory: Memory = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -87,7 +93,9 @@ def make_job(
     augmenter = (
         rng.stream(workload.seed, "client.augment", round=round, client=client) if workload.augmentations else None
     )
-    return Job(client, round, n, source, rows[order], sizes, compromised, augmenter)
+    asked = workload.loss is not None and workload.loss.masks
+    present = class_mask(workload.num_classes, source.targets[as_index(rows, workload.device)]) if asked else None
+    return Job(client, round, n, source, rows[order], sizes, compromised, augmenter, present)
 
 
 def schedule(n: int, steps: int, batch: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -10,11 +10,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import Tensor
 
 from attacks.attack import Compromised
+from fedsim.client.objective import References
 from fedsim.client.received import LEARNED, PREVIOUS, Models, as_tensors
 from fedsim.client.workload import Workload
 from fedsim.flower import Flat, flatten
 
 _NOTHING = ConfigRecord()
+
+REGULARIZER = "regularizer."
+"""What the names of the records begin with that the server sends for the regularizers, by their positions."""
 
 
 @dataclass
@@ -28,6 +32,8 @@ class Order:
     proximal: float
     compromised: Compromised | None
     vector: Tensor
+    references: References = ()
+    state: RecordDict = field(default_factory=RecordDict)
 
 
 class Reader:
@@ -51,7 +57,18 @@ class Reader:
             float(cast(float, config.get("proximal-mu", self.workload.proximal))),
             self.compromised(content, client, round, vector),
             vector,
+            self.references(content),
+            context.state,
         )
+
+    def references(self, content: RecordDict) -> References:
+        """What the server told for each regularizer; nothing where it told nothing."""
+        found = []
+        for i in range(len(self.workload.regularizers)):
+            record = content.get(f"{REGULARIZER}{i}")
+            named = as_tensors(record) if isinstance(record, ArrayRecord) else {}
+            found.append({name: self.workload.inputs(each) for name, each in named.items()})
+        return tuple(found)
 
     def compromised(
         self, content: RecordDict, client: int, round: int, vector: Tensor | None = None
@@ -126,12 +143,20 @@ def alike(orders: list[Order], separate: bool) -> list[list[Order]]:
             first = group[0]
             apart = separate and (order.compromised is None) != (first.compromised is None)
             same = (order.round, order.scale, order.proximal) == (first.round, first.scale, first.proximal)
+            same = same and _equal(order.references, first.references)
             if same and not apart and (order.vector is first.vector or torch.equal(order.vector, first.vector)):
                 group.append(order)
                 break
         else:
             groups.append([order])
     return groups
+
+
+def _equal(one: References, other: References) -> bool:
+    return all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def reason(error: Exception) -> str:

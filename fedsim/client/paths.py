@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.client.chunk import Engine
+from fedsim.client.objective import Aside, class_mask
 from fedsim.client.randomness import replace_dropout, uses_global_generator
 from fedsim.client.stacked import Stacked
 from fedsim.client.vmapped import Vmapped
@@ -81,8 +82,10 @@ def _compute(workload: Workload) -> torch.dtype | None:
 
 def _stacked(workload: Workload) -> tuple[Path | None, str]:
     def engine() -> Stacked:
-        return Stacked(workload.fresh_module(), workload.layout, workload.num_classes, _compute(workload))
+        return Stacked(workload.fresh_module(), workload.layout, workload.objective, _compute(workload))
 
+    if workload.regularizers:
+        return None, "regularizers look at the features of each client's batch"
     try:
         engine()
     except ValueError as error:
@@ -91,7 +94,7 @@ def _stacked(workload: Workload) -> tuple[Path | None, str]:
 
 
 def _vmap(workload: Workload) -> Vmapped:
-    return Vmapped(workload.fresh_module(), workload.layout, workload.num_classes, _compute(workload))
+    return Vmapped(workload.fresh_module(), workload.layout, workload.objective, _compute(workload))
 
 
 def _row_obstacle(workload: Workload) -> str:
@@ -129,7 +132,17 @@ def _vmap_obstacle(workload: Workload) -> str:
             return "it draws from torch's global generator"
         rows = torch.zeros(2, workload.layout.d, dtype=workload.dtype, device=workload.device)
         batch = inputs.expand(2, 2, *inputs.shape[1:]), targets.expand(2, 2, *targets.shape[1:])
-        engine.gradient(engine.views(rows), engine.views(torch.zeros_like(rows)), *batch)
+        engine.gradient(engine.views(rows), engine.views(torch.zeros_like(rows)), *batch, _aside(workload, batch[1]))
+        if workload.step_control is not None:
+            workload.step_control.scale(engine.logits, rows, rows, batch[0], batch_dims=1)
     except Exception as error:
         return f"vmap does not take it ({type(error).__name__}: {str(error).strip().splitlines()[0][:120]})"
     return ""
+
+
+def _aside(workload: Workload, targets: Tensor) -> Aside:
+    """What the objective would be given beside a batch of (k, B) targets, to try it."""
+    present = None
+    if workload.loss is not None and workload.loss.masks:
+        present = torch.stack([class_mask(workload.num_classes, each) for each in targets])
+    return Aside(present, tuple({} for _ in workload.regularizers))

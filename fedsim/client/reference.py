@@ -14,29 +14,44 @@ from torch import Tensor, nn
 from attacks.attack import LocalStep
 from fedsim import rng
 from fedsim.blocks import has_float64
+from fedsim.client.chunk import scaled
 from fedsim.client.hooks import Hooks
 from fedsim.client.job import Job, as_index, augment
+from fedsim.client.memory import collect, restore
+from fedsim.client.objective import Aside, References
+from fedsim.client.per_example import combined_gradient
 from fedsim.client.randomness import step_noise
 from fedsim.client.replica import Replica
-from fedsim.client.task import mean_loss
 
 
 def train(
-    replica: Replica, job: Job, vector: Tensor, hooks: Hooks, scale: float, proximal: float
+    replica: Replica,
+    job: Job,
+    vector: Tensor,
+    hooks: Hooks,
+    scale: float,
+    proximal: float,
+    references: References = (),
 ) -> tuple[Tensor, float]:
     """Train one client from ``vector`` (d + b,); its (d + b,) delta and its mean training loss."""
-    workload, module = replica.workload, replica.load(vector).train()
+    workload = replica.workload
+    replica.load(vector).train()
     hooks = hooks if job.compromised is not None else Hooks(())
     received = vector[: workload.layout.d]
     start = replica.flat.clone() if proximal else None
     optimizer = workload.optimizer.build([replica.whole] if replica.one_vector else replica.parameters, scale)
     if hasattr(optimizer, "use_streams"):
         optimizer.use_streams([step_noise(workload, job)])
+    parameters = optimizer.param_groups[0]["params"]
+    if workload.optimizer_state == "persist":
+        restore(optimizer, parameters, [job.memory], replica.write if replica.one_vector else None)
+    aside = Aside(job.present, references)
     order = as_index(job.order, workload.device)
     wide = torch.float64 if has_float64(workload.device) else torch.float32
     total = torch.zeros((), dtype=wide, device=workload.device)
     position = 0
-    private = hasattr(workload.optimizer, "noisy_gradient")
+    private = hasattr(workload.optimizer, "noisy_gradients")
+    noisy = workload.optimizer.noisy_gradients(module, workload.example_loss) if private else None
     noise = rng.stream(workload.seed, "privacy.noise", round=job.round, client=job.client)
     with contextlib.nullcontext() if private else replica.randomness(job):
         for step, size in enumerate(job.sizes, start=1):
@@ -44,13 +59,17 @@ def train(
             position += size
             inputs = replica.batch(augment(workload, job.source.inputs.index_select(0, chosen), job))
             targets = workload.targets(job.source.targets.index_select(0, chosen))
-            if private:
-                loss = _noisy(replica, job, inputs, targets, noise)
+            if noisy is not None:
+                divisor = min(workload.batch_size, job.num_examples)
+                replica.write(replica.gradient, noisy(inputs, targets, divisor, noise))
+                loss = _told(replica, job, inputs, targets)
+            elif hasattr(workload.optimizer, "combine"):
+                loss = combined_gradient(replica, inputs, targets, aside)
             else:
                 replica.gradient.zero_()
                 with replica.autocast():
-                    loss = mean_loss(module(inputs), targets, workload.num_classes)
-                loss.backward()  # type: ignore[no-untyped-call]
+                    total_loss, loss = replica.objective(inputs, targets, aside)
+                total_loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * size
             if hooks.objectives:
                 _objective(replica, job, received, loss, hooks, step)
@@ -58,26 +77,42 @@ def train(
                 replica.gradient.add_(replica.flat - start, alpha=proximal)
             if workload.clip_norm is not None:
                 nn.utils.clip_grad_norm_(replica.parameters, workload.clip_norm)
-            optimizer.step()
+            if workload.step_control is None:
+                optimizer.step()
+            else:
+                _controlled(replica, optimizer, inputs)
             if hooks.followers:
                 _after_step(replica, job, received, hooks, step)
     if hasattr(optimizer, "upload"):
         with torch.no_grad():
-            for each in optimizer.param_groups[0]["params"]:
+            for each in parameters:
                 each.copy_(optimizer.upload(each))
+    if workload.optimizer_state == "persist":
+        read = replica.read if replica.one_vector else (lambda value: value)
+        job.memory = {}
+        for i, each in enumerate(parameters):
+            job.memory |= collect(optimizer.state[each], i, each.shape, read)
     return replica.delta(vector), float(total) / max(position, 1)
 
 
-def _noisy(replica: Replica, job: Job, inputs: Tensor, targets: Tensor, noise: np.random.Generator) -> Tensor:
-    """Write the optimizer's own, private gradient; the batch's mean loss, as far as anybody asks for it."""
+def _told(replica: Replica, job: Job, inputs: Tensor, targets: Tensor) -> Tensor:
+    """A batch's mean loss, as far as anybody asks for it."""
     workload, module = replica.workload, replica.module
-    divisor = min(workload.batch_size, job.num_examples)
-    gradient = workload.optimizer.noisy_gradient(module, workload.example_loss, inputs, targets, divisor, noise)
-    replica.write(replica.gradient, gradient)
     if not len(inputs) or (workload.secrecy == "server" and job.compromised is None):
         return replica.gradient.new_zeros(())
     with torch.no_grad():
-        return mean_loss(module(inputs), targets, workload.num_classes)
+        return workload.objective.mean_loss(module(inputs), targets)
+
+
+@torch.no_grad()
+def _controlled(replica: Replica, optimizer: torch.optim.Optimizer, inputs: Tensor) -> None:
+    """A step, scaled by the step control."""
+    before = replica.flat.clone()
+    optimizer.step()
+    step = replica.flat - before
+    with replica.evaluating():
+        scale = replica.workload.step_control.scale(replica.logits, before, step, inputs)
+    replica.flat.copy_(scaled(before, step, replica.flat, scale))
 
 
 def _objective(replica: Replica, job: Job, received: Tensor, loss: Tensor, hooks: Hooks, step: int) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fedsim import rng
 from fedsim.client.job import Job, as_index
+from fedsim.client.objective import Aside, tap
 from fedsim.client.randomness import GLOBAL, replace_dropout, uses_global_generator
 from fedsim.client.workload import Workload
 
@@ -31,6 +33,8 @@ class Replica:
         self.module = workload.fresh_module()
         self.dropouts = replace_dropout(self.module)
         pool_first(self.module)
+        self._objective = workload.objective
+        self._tap = tap(self._objective, self.module)
         self.channels_last = any(isinstance(each, _CONVOLUTIONS) for each in self.module.modules())
         self.flat = torch.empty(workload.layout.d, dtype=workload.dtype, device=workload.device)
         self.gradient = torch.zeros_like(self.flat)
@@ -99,6 +103,26 @@ class Replica:
         if self.channels_last and inputs.ndim == 4:
             return inputs.contiguous(memory_format=torch.channels_last)
         return inputs
+
+    def objective(self, inputs: Tensor, targets: Tensor, aside: Aside) -> tuple[Tensor, Tensor]:
+        """What is minimised on a batch, and its part that is the loss."""
+        outputs = self.module(inputs)
+        features = None if self._tap is None else self._tap.pop()
+        return self._objective.total(outputs, features, targets, aside)
+
+    def logits(self, flat: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs for a (d,) vector in this replica's own order, differentiable by it."""
+        outputs: Tensor = functional_call(self.module, self._named(flat), (inputs,))
+        return outputs
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The module in evaluation mode: no statistics move, no random number is drawn."""
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 where the workload asks for it."""

@@ -9,11 +9,14 @@ Source: the batched-weights view of cross-client vectorisation, as in FedJAX (Ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.nn import functional
 
+from fedsim.client.objective import NOTHING, Aside, Objective
 from fedsim.client.twins import FlattenTwin, Sink, twins_of
 from fedsim.updates import Layout
 
@@ -26,7 +29,7 @@ class Stacked:
     Args:
         module: the model.
         layout: where its parameters stand in a row.
-        num_classes: classes of the target; 0 for regression.
+        objective: what is minimised.
         compute: precision of the products, None for the rows' own.
 
     Raises:
@@ -35,7 +38,9 @@ class Stacked:
 
     name = "stacked"
 
-    def __init__(self, module: nn.Module, layout: Layout, num_classes: int, compute: torch.dtype | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, layout: Layout, objective: Objective, compute: torch.dtype | None = None
+    ) -> None:
         layers, reason = twins_of(module, compute)
         if not layers:
             raise ValueError(reason or "the model has no layers")
@@ -43,29 +48,51 @@ class Stacked:
         self.layers = [twin for twin, _ in layers]
         self.names = [names for _, names in layers]
         self.first = next((i for i, names in enumerate(self.names) if names), len(layers))
-        self.layout, self.num_classes = layout, num_classes
+        self.layout, self.objective = layout, objective
+
+        def outputs(parameters: dict[str, Tensor], inputs: Tensor) -> Any:
+            return functional_call(module, parameters, (inputs,))
+
+        self.outputs: Any = vmap(outputs)
 
     def views(self, rows: Tensor) -> Views:
         """Each layer's parameters as views into (r, d) rows."""
         named = self.layout.views(rows)
         return [[named[name] for name in names] for names in self.names]
 
-    def gradient(self, weights: Views, gradients: Views, inputs: Tensor, targets: Tensor) -> Tensor:
+    def gradient(
+        self, weights: Views, gradients: Views, inputs: Tensor, targets: Tensor, aside: Aside = NOTHING
+    ) -> Tensor:
         """Write the gradients of the mean losses; (r,) sums of the losses over each client's batch."""
-        return self._pass(weights, gradients, inputs, targets, Sink())
+        return self._pass(weights, gradients, inputs, targets, Sink(), aside)
 
     def descend(self, weights: Views, inputs: Tensor, targets: Tensor, rate: float) -> Tensor:
         """One step of plain SGD in place; (r,) sums of the losses over each client's batch before it."""
-        return self._pass(weights, None, inputs, targets, Sink(rate))
+        return self._pass(weights, None, inputs, targets, Sink(rate), NOTHING)
+
+    def logits(self, rows: Tensor, inputs: Tensor) -> Tensor:
+        """(r, B, …) outputs for (r, d) rows, differentiable."""
+        return self.outputs(self.layout.views(rows), inputs)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def _pass(self, weights: Views, gradients: Views | None, inputs: Tensor, targets: Tensor, sink: Sink) -> Tensor:
+    def _pass(
+        self,
+        weights: Views,
+        gradients: Views | None,
+        inputs: Tensor,
+        targets: Tensor,
+        sink: Sink,
+        aside: Aside,
+    ) -> Tensor:
         kept = []
         signal = inputs
         for layer, parameters in zip(self.layers, weights, strict=True):
             signal, keep = layer.forward(parameters, signal)
             kept.append(keep)
-        losses, signal = loss_and_signal(signal, targets, self.num_classes)
+        if self.objective.plain:
+            losses, signal = loss_and_signal(signal, targets, self.objective.num_classes)
+        else:
+            losses, signal = loss_and_signal_of(self.objective, signal, targets, aside.present)
         for i in range(len(self.layers) - 1, self.first - 1, -1):
             own: Sequence[Tensor | None] = [None] * len(weights[i]) if gradients is None else gradients[i]
             signal = self.layers[i].backward(weights[i], own, kept[i], signal, sink, i > self.first)
@@ -90,3 +117,17 @@ def loss_and_signal(outputs: Tensor, targets: Tensor, num_classes: int) -> tuple
     signal.exp_().scatter_add_(1, classes, signal.new_full((), -1.0).expand(classes.shape)).mul_(1 / each)
     signal = signal.transpose(1, 2)
     return losses, signal if outputs.ndim == 3 else signal.reshape(outputs.shape)
+
+
+def loss_and_signal_of(
+    objective: Objective, outputs: Tensor, targets: Tensor, present: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same for a loss part, by autograd; ``present``: (r, C) or None."""
+    rows, batch = targets.shape[:2]
+    with torch.enable_grad():
+        leaf = outputs.detach()
+        leaf = (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).requires_grad_()
+        mask = None if present is None else present.repeat_interleave(batch, 0)
+        each = objective.example_losses(leaf.flatten(0, 1), targets.flatten(0, 1), mask).view(rows, batch)
+        (signal,) = torch.autograd.grad(each.mean(1).sum(), leaf)
+    return each.detach().sum(1), signal

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsim.losses.harmonic import HarmonicHead, distances, harmonic_logits
 from fedsim.models.standardize import Standardize
 
 ELEMENTWISE: tuple[type[nn.Module], ...] = (
@@ -45,6 +46,13 @@ class Sink:
             weight.sub_(summed, alpha=self.rate or 0.0)
         else:
             gradient.copy_(summed)
+
+    def whole(self, weight: Tensor, gradient: Tensor | None, value: Tensor) -> None:
+        """A gradient as it is."""
+        if gradient is None:
+            weight.sub_(value, alpha=self.rate or 0.0)
+        else:
+            gradient.copy_(value)
 
 
 class Twin:
@@ -194,6 +202,35 @@ class LayerNormTwin(Twin):
         return before
 
 
+class HarmonicTwin(Twin):
+    """A harmonic head, prototypes of each client's own, its backward by autograd."""
+
+    def __init__(self, head: HarmonicHead) -> None:
+        self.exponent, self.eps, self.distance = head.exponent, head.eps, head.distance
+        self.options: dict[str, Any] = {"p": head.p, "temperature": head.temperature}
+
+    def forward(self, parameters: Sequence[Tensor], inputs: Tensor) -> tuple[Tensor, Any]:
+        with torch.enable_grad():
+            leaves = [each.detach().requires_grad_() for each in (inputs.to(parameters[0].dtype), *parameters)]
+            rows = leaves[0].flatten(1, -2) if inputs.ndim > 3 else leaves[0]
+            factor = leaves[2] if len(leaves) > 2 else None
+            found = distances(rows, leaves[1], self.distance, factor=factor, **self.options)
+            outputs = harmonic_logits(found, self.exponent, self.eps)
+            outputs = outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
+        return outputs.detach(), (leaves, outputs)
+
+    def backward(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], kept: Any, signal: Tensor,
+        sink: Sink, needed: bool,
+    ) -> Tensor:  # fmt: skip
+        leaves, outputs = kept
+        before: Tensor
+        before, *found = torch.autograd.grad(outputs, leaves, signal.to(outputs.dtype))
+        for parameter, gradient, value in zip(parameters, gradients, found, strict=True):
+            sink.whole(parameter, gradient, value)
+        return before
+
+
 def twins_of(module: nn.Module, compute: torch.dtype | None = None) -> tuple[list[tuple[Twin, list[str]]], str]:
     """The layers of a model as (twin, names of its parameters), or an empty list and the reason why not."""
     found: list[tuple[Twin, list[str]]] = []
@@ -235,6 +272,8 @@ def _twin(layer: nn.Module, previous: nn.Module | None, compute: torch.dtype | N
         return FlattenTwin()
     if type(layer) is nn.LayerNorm:
         return LayerNormTwin(layer.normalized_shape, layer.eps)
+    if type(layer) is HarmonicHead:
+        return HarmonicTwin(layer)
     if type(layer) in ELEMENTWISE:
         return ElementwiseTwin(layer)
     return None

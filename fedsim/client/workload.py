@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim import rng, runtime
-from fedsim.client.task import example_losses
+from fedsim.client.objective import Objective
 from fedsim.data.examples import Examples, Shares
 from fedsim.errors import FedsimError
 from fedsim.flower import as_tensor
@@ -49,6 +49,10 @@ class Workload:
         precision: float32, float64, or bfloat16 (autocast; what is exchanged stays float32).
         device: torch device by name.
         path: auto, stacked, vmap or reference.
+        loss: a loss part; None: the task's own.
+        regularizers: regularizer parts, whose penalties are added to the loss.
+        step_control: a step control part, which scales each local step.
+        optimizer_state: ``persist``: each client keeps its optimizer's state over rounds.
         secrecy: from whom a client keeps what would leave without noise: none; public: the words of its errors;
             server: its training loss as well.
 
@@ -76,6 +80,10 @@ class Workload:
     precision: str = "float32"
     device: str = "cpu"
     path: str = "auto"
+    loss: Any = None
+    regularizers: Sequence[Any] = ()
+    step_control: Any = None
+    optimizer_state: Literal["reset", "persist"] = "reset"
     secrecy: Literal["none", "public", "server"] = "none"
 
     def __post_init__(self) -> None:
@@ -108,6 +116,11 @@ class Workload:
     def dtype(self) -> torch.dtype:
         """Precision of parameters, updates and optimizer state."""
         return torch.float64 if self.precision == "float64" else torch.float32
+
+    @property
+    def objective(self) -> Objective:
+        """What a client minimises on a batch."""
+        return Objective(self.num_classes, self.loss, tuple(self.regularizers))
 
     @property
     def examples(self) -> Examples:
@@ -152,7 +165,7 @@ class Workload:
 
     def example_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """(B,) loss of each example."""
-        return example_losses(outputs, targets, self.num_classes)
+        return self.objective.example_losses(outputs, targets)
 
     def inputs(self, inputs: Tensor) -> Tensor:
         """A batch on the workload's device, floating inputs in its precision."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +34,13 @@ class ModelPart(Protocol):
         """Options of the model."""
 
 
-def build_model(part: ModelPart, info: DataInfo, seed: int, precision: str = "float32") -> nn.Module:
+def build_model(
+    part: ModelPart,
+    info: DataInfo,
+    seed: int,
+    precision: str = "float32",
+    head: Callable[[nn.Module], nn.Module] | None = None,
+) -> nn.Module:
     """The scenario's model with its initial weights, the same for the same seed.
 
     A function of the user's gets the :class:`DataInfo` as its first argument if it has one, else nothing. torch's
@@ -44,6 +50,7 @@ def build_model(part: ModelPart, info: DataInfo, seed: int, precision: str = "fl
         part: name, options, ``init`` where there is a file to start from, ``standardize`` (mean, sd) of the inputs.
         info: of the data set.
         seed: the scenario's seed.
+        head: puts another head on the model, with weights of its own; its file to start from has them too.
         precision: ``float64`` makes the weights so; else they are float32 (bfloat16 is for the computation alone).
 
     Raises:
@@ -54,8 +61,9 @@ def build_model(part: ModelPart, info: DataInfo, seed: int, precision: str = "fl
     with _lock, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(rng.integer(seed, "model.init"))
         model = bound if isinstance(bound, nn.Module) else _called(bound, part.name, info)
-    if not isinstance(model, nn.Module):
-        raise FedsimError(f"model '{part.name}': returns {type(model).__name__}; accepted: a torch.nn.Module")
+        if not isinstance(model, nn.Module):
+            raise FedsimError(f"model '{part.name}': returns {type(model).__name__}; accepted: a torch.nn.Module")
+        model = model if head is None else head(model)
     standardize = getattr(part, "standardize", None)
     if standardize is not None:
         model = standardized(model, *standardize)

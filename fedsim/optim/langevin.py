@@ -299,6 +299,7 @@ class ClientLangevin:
     """
 
     row_wise: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
     lr: Positive = 0.1
     temperature: NonNegative = 1e-6
     weight_decay: NonNegative = 0.0
@@ -318,6 +319,7 @@ class ClientSphericalLangevin:
     """
 
     row_wise: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
     lr: Positive = 0.01
     inverse_temperature: NonNegative = 10.0
 
@@ -335,6 +337,7 @@ class ClientNormalizedSGD:
     """
 
     row_wise: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
     lr: Positive = 0.1
 
     def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> NormalizedSGD:

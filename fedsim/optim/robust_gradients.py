@@ -17,13 +17,15 @@ generalization mystery in deep learning", 2022 (arXiv:2203.10036).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from fedsim.errors import FedsimError
+from fedsim.errors import Fault, FedsimError
+from fedsim.optim.elementwise import NonNegative, Positive, optimizer
 
 Rule = Literal["rm3", "m3", "ra3"]
 
@@ -116,3 +118,94 @@ class LastThree(torch.optim.Optimizer):
             parameter.add_(combined, alpha=-group["lr"])
         state["before_last"].copy_(state["last"])
         state["last"].copy_(gradient)
+
+
+class ClientLastThree:
+    """Base of the parts that are :class:`LastThree` with one of its rules."""
+
+    row_wise: ClassVar[bool] = True
+    rule: ClassVar[Rule]
+    lr: float
+    weight_decay: float
+
+    def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> LastThree:
+        """The optimizer of these parameters, its learning rate times ``scale``."""
+        return LastThree(list(parameters), self.lr * scale, self.rule, self.weight_decay)
+
+
+@optimizer("rm3")
+class RunningMedian(ClientLastThree):
+    """SGD on the coordinate-wise median of the last three mini-batch gradients; no update in the first two steps.
+
+    Args:
+        lr: learning rate.
+        weight_decay: L2 penalty, added to the median.
+    """
+
+    rule: ClassVar[Rule] = "rm3"
+    lr: Positive = 0.1
+    weight_decay: NonNegative = 0.0
+
+
+@optimizer("m3")
+class MedianOfThree(ClientLastThree):
+    """SGD on the coordinate-wise median of three mini-batch gradients, one update for every three of them.
+
+    Args:
+        lr: learning rate.
+        weight_decay: L2 penalty, added to the median.
+    """
+
+    rule: ClassVar[Rule] = "m3"
+    lr: Positive = 0.1
+    weight_decay: NonNegative = 0.0
+
+
+@optimizer("ra3")
+class RunningAverage(ClientLastThree):
+    """SGD on the mean of the last three mini-batch gradients: the control of rm3.
+
+    Args:
+        lr: learning rate.
+        weight_decay: L2 penalty, added to the mean.
+    """
+
+    rule: ClassVar[Rule] = "ra3"
+    lr: Positive = 0.1
+    weight_decay: NonNegative = 0.0
+
+
+@optimizer("winsorized")
+class ClientWinsorized:
+    """SGD on winsorized gradients: each coordinate of the examples' gradients is clipped to their percentiles.
+
+    Args:
+        lr: learning rate.
+        percent: c, in percent of a batch's examples, at each end; 0 is the mean.
+        momentum: share of the last step that is kept.
+        weight_decay: L2 penalty, added to the gradient.
+    """
+
+    row_wise: ClassVar[bool] = False
+    lr: Positive = 0.1
+    percent: Annotated[float, Field(ge=0, le=50)] = 4.0
+    momentum: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
+
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        """It needs the gradient of each example."""
+        if scenario.client.regularizers:
+            given = [part.name for part in scenario.client.regularizers]
+            accepted = "none with client.optimizer = 'winsorized': a penalty belongs to a batch, not to its examples"
+            yield Fault("/client.regularizers", given, accepted, ("client.optimizer",))
+        if scenario.engine.path not in ("auto", "reference"):
+            yield Fault("/engine.path", scenario.engine.path, "'auto' or 'reference': it trains a client at a time")
+
+    def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> torch.optim.Optimizer:
+        """The optimizer of these parameters, its learning rate times ``scale``."""
+        options: dict[str, Any] = {"momentum": self.momentum, "weight_decay": self.weight_decay, "foreach": False}
+        return torch.optim.SGD(list(parameters), lr=self.lr * scale, **options)
+
+    def combine(self, per_example: Tensor) -> Tensor:
+        """(d,) gradient of a batch from the (m, d) of its examples."""
+        return winsorized(per_example, self.percent)
