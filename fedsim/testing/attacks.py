@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -51,10 +52,11 @@ def keeps_shape(make: Make) -> None:
     for dtype in (torch.float32, torch.float64):
         for clients in (CLIENTS, CLIENTS[:1]):
             rows, honest = federation(dtype=dtype, clients=clients)
+            given: Any = make().craft(rows.values, context(rows, honest))
+            assert isinstance(given, Tensor), f"craft gave a {type(given).__name__}, a tensor is needed"
+            shapes = f"{tuple(given.shape)} for {tuple(rows.values.shape)}"
+            assert given.shape == rows.values.shape, f"craft gave {shapes}"
             crafted = play(make(), rows, honest)
-            assert crafted.shape == rows.values.shape, (
-                f"craft gave {tuple(crafted.shape)} for {tuple(rows.values.shape)}"
-            )
             assert crafted.dtype == dtype, f"craft gave {crafted.dtype} for {dtype}"
 
 
@@ -118,16 +120,17 @@ def stays_finite(make: Make) -> None:
 
 def leaves_global_randomness(make: Make) -> None:
     """No hook draws from, or seeds, a generator that others use."""
-    before = global_states()
-    attack = prepared(make)
-    train, test = images()
-    attack.poison(train, node())
-    attack.triggered(test)
-    rows, honest = federation()
-    play(attack, rows, honest)
-    if overrides(attack, "after_step"):
-        attack.after_step(torch.ones(2, DIMENSION), local_step(2))
-    after = global_states()
+    with strange_generators():
+        before = global_states()
+        attack = prepared(make)
+        train, test = images()
+        attack.poison(train, node())
+        attack.triggered(test)
+        rows, honest = federation()
+        play(attack, rows, honest)
+        if overrides(attack, "after_step"):
+            attack.after_step(torch.ones(2, DIMENSION), local_step(2))
+        after = global_states()
     assert torch.equal(before[0], after[0]), "a hook used torch's global generator"
     assert before[1] == after[1], "a hook used NumPy's global generator"
     assert before[2] == after[2], "a hook used Python's global generator"
@@ -396,6 +399,21 @@ def local_step(k: int, only: int | None = None) -> LocalStep:
 def global_states() -> tuple[Tensor, str, tuple[Any, ...]]:
     """The generators of torch, NumPy (its legacy one) and Python that everyone shares."""
     return torch.get_rng_state(), repr(np.random.get_state(legacy=False)), random.getstate()  # noqa: NPY002
+
+
+@contextmanager
+def strange_generators() -> Iterator[None]:
+    """The global generators in a state to which no one seeds them, until the block ends."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    torch.random.default_generator.manual_seed(20_011)
+    np.random.seed(20_011)  # noqa: NPY002
+    random.seed(20_011)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
 
 
 def same_bits(one: Tensor, two: Tensor) -> bool:

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from fedsim.data.examples import Examples
 from fedsim.errors import UpdatesError
-from fedsim.updates import Aggregate, Layout, Updates
-from strategies.defense import Defense, Round
+from fedsim.testing.attacks import global_states, strange_generators
+from fedsim.updates import Aggregate, Layout, Selection, Updates
+from strategies.defense import Defense, Round, overrides
 
 Make = Callable[[], Defense]
 
@@ -44,6 +45,34 @@ def conform(make: Make) -> None:
     """
     for check in CHECKS:
         check(make)
+
+
+def gives_what_stages_give(make: Make) -> None:
+    """Each stage gives what it is to give, of the right shape."""
+    part, rows = make(), updates()
+    ctx, n = context(part, {}), len(rows)
+    if overrides(part, "transform"):
+        given: Any = part.transform(rows, ctx)
+        assert isinstance(given, Updates), f"transform gave a {type(given).__name__}, Updates are needed"
+        assert given.d == rows.d, f"transform gave rows of {given.d} numbers for rows of {rows.d}"
+        rows, n = given, len(given)
+    if overrides(part, "select"):
+        given = part.select(rows, ctx)
+        assert isinstance(given, Selection), f"select gave a {type(given).__name__}, a Selection is needed"
+        assert given.weights.shape == (n,), f"select gave weights of shape {tuple(given.weights.shape)} for {n} rows"
+        scores = given.scores
+        assert scores is None or scores.shape == (n,), f"select gave scores of shape {tuple(scores.shape)} for {n} rows"
+        rows = rows.replace(num_examples=given.weights).rows((given.weights > 0).nonzero().flatten())
+        n = len(rows)
+    if overrides(part, "combine") and n:
+        given = part.combine(rows, ctx)
+        assert isinstance(given, Aggregate), f"combine gave a {type(given).__name__}, an Aggregate is needed"
+        shape = tuple(given.update.shape)
+        assert shape == (rows.d,), f"combine gave an update of shape {shape} for {rows.d} parameters"
+        assert given.weights.shape == (n,), f"combine gave weights of shape {tuple(given.weights.shape)} for {n} rows"
+    given = part.finish(updates().reference, ctx)
+    assert isinstance(given, Tensor), f"finish gave a {type(given).__name__}, a tensor is needed"
+    assert given.shape == (DIMENSION,), f"finish gave shape {tuple(given.shape)} for {DIMENSION} parameters"
 
 
 def ignores_order(make: Make) -> None:
@@ -83,6 +112,37 @@ def leaves_input(make: Make) -> None:
         assert torch.equal(now, before), f"the defense changed {name} in place"
 
 
+def leaves_global_randomness(make: Make) -> None:
+    """No stage draws from, or seeds, a generator that others use."""
+    with strange_generators():
+        before = global_states()
+        part, rows = make(), updates()
+        part.finish(rows.reference, context(part, {}))
+        run(make, rows)
+        after = global_states()
+    for place, whose in enumerate(("torch", "NumPy", "Python")):
+        same = torch.equal(before[0], after[0]) if place == 0 else before[place] == after[place]
+        assert same, f"a stage used {whose}'s global generator"
+
+
+def survives_refusals(make: Make) -> None:
+    """A client whose row is not finite is dropped before the defense, which goes on without it, and later with it."""
+    part, state = make(), dict[str, Any]()
+    for number, refused in ((1, []), (2, [4, 7]), (3, []), (4, [0])):
+        rows = updates(seed=number)
+        values = rows.values.clone()
+        values[refused] = math.nan
+        valid = values.isfinite().all(dim=1).nonzero().flatten()
+        left = f"in round {number}, with {len(valid)} of {len(rows)} clients left,"
+        try:
+            got = part.aggregate(rows.replace(values=values).rows(valid), context(part, state, number))
+        except Exception as error:
+            raise AssertionError(f"{left} it raised {type(error).__name__}: {error}") from error
+        assert got.update.shape == (rows.d,), f"{left} the update has shape {tuple(got.update.shape)}"
+        assert bool(got.update.isfinite().all()), f"{left} the update is not finite"
+        assert got.weights.shape == (len(valid),), f"{left} there are {len(got.weights)} weights"
+
+
 def fits(make: Make) -> None:
     """The aggregate has the rows' width and precision, weights that sum to 1 or are unknown, scores for each client."""
     for dtype in (torch.float32, torch.float64):
@@ -116,7 +176,7 @@ def ignores_the_empty(make: Make) -> None:
 
 
 def withstands(make: Make) -> None:
-    """Rows that are equal, zero, huge or tiny, and the fewest rows, give a finite update and no exception."""
+    """Rows that are equal, zero, huge or tiny give a finite update and no exception."""
     rows = updates()
     same = rows.values[:1].expand(len(rows), -1).clone()
     huge, largest = rows.values.clone(), rows.values.clone()
@@ -134,13 +194,14 @@ def withstands(make: Make) -> None:
         for kind, reference in (("", rows.reference), (" around zero", torch.zeros_like(rows.reference))):
             got = run(make, rows.replace(values=values, reference=reference))
             assert bool(got.update.isfinite().all()), f"{name}{kind}: the update is not finite"
-    fewest = run(make, updates(clients=fewest_clients(make)))
-    assert bool(fewest.update.isfinite().all()), "the fewest clients give an update that is not finite"
 
 
 def says_too_few(make: Make) -> None:
-    """Fewer clients than the rule can work on are an UpdatesError of one line, never another exception."""
-    for clients in range(1, fewest_clients(make)):
+    """Fewer clients than the rule can work on are an UpdatesError of one line; the fewest give a finite update."""
+    enough = fewest_clients(make)
+    fewest = run(make, updates(clients=enough)).update
+    assert bool(fewest.isfinite().all()), f"{enough} clients, which it takes, give an update that is not finite"
+    for clients in range(1, enough):
         message = ""
         try:
             run(make, updates(clients=clients))
@@ -171,10 +232,13 @@ def scales(make: Make, factor: float = 3.0) -> None:
 
 
 CHECKS: tuple[Callable[[Make], None], ...] = (
+    gives_what_stages_give,
     fits,
     ignores_order,
     repeats,
     leaves_input,
+    leaves_global_randomness,
+    survives_refusals,
     ignores_the_empty,
     withstands,
     says_too_few,
@@ -230,6 +294,9 @@ def fewest_clients(make: Make) -> int:
             run(make, updates(clients=clients))
         except UpdatesError:
             continue
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise AssertionError(f"{clients} clients raise {said}; an UpdatesError is needed") from error
         return clients
     raise AssertionError(f"the defense refuses up to {MOST_CLIENTS - 1} clients")
 

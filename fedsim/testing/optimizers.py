@@ -6,7 +6,7 @@ check_optimizer(MyOptimizer(lr=0.1))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from fedsim import rng
 from fedsim.client.app import FederatedClient
+from fedsim.testing.attacks import global_states, strange_generators
 from fedsim.testing.federation import deltas, initial, workload
+
+Make = Callable[[], Any]
 
 
 def steps(part: Any, start: Tensor, gradients: Tensor, scale: float = 1.0, clients: Sequence[int] = (0,)) -> Tensor:
@@ -62,9 +65,45 @@ def check_paths_agree(part: Any) -> None:
         torch.testing.assert_close(other, results[0], rtol=1e-7, atol=1e-9)
 
 
-def check_optimizer(part: Any) -> None:
-    """All of the above; an optimizer that is not ``row_wise`` must repeat, and nothing else."""
-    check_repeats(part)
+def check_leaves_global_randomness(part: Any) -> None:
+    """No step draws from, or seeds, a generator that others use."""
+    start, gradients = torch.ones(11), torch.ones(3, 11)
+    with strange_generators():
+        before = global_states()
+        steps(part, start, gradients)
+        after = global_states()
+    assert torch.equal(before[0], after[0]), "a step used torch's global generator"
+    assert before[1:] == after[1:], "a step used NumPy's or Python's global generator"
+
+
+def repeats(make: Make) -> None:
+    """The same gradients give the same steps."""
+    check_repeats(make())
+
+
+def leaves_global_randomness(make: Make) -> None:
+    """No step draws from, or seeds, a generator that others use."""
+    check_leaves_global_randomness(make())
+
+
+def rows_are_independent(make: Make) -> None:
+    """The rows of a (k, d) tensor move as they would alone, if the class is ``row_wise``."""
+    part = make()
     if part.row_wise:
         check_rows_are_independent(part)
+
+
+def paths_agree(make: Make) -> None:
+    """Clients train to the same deltas on all paths, if the class is ``row_wise``."""
+    part = make()
+    if part.row_wise:
         check_paths_agree(part)
+
+
+CHECKS: tuple[Callable[[Make], None], ...] = (repeats, leaves_global_randomness, rows_are_independent, paths_agree)
+
+
+def check_optimizer(part: Any) -> None:
+    """All of the above; an optimizer that is not ``row_wise`` must repeat and keep to itself, and nothing else."""
+    for check in CHECKS:
+        check(lambda: part)

@@ -1,0 +1,130 @@
+"""What a check that fails means to the part's author, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Word:
+    """A fault in a few words, and the way out."""
+
+    head: str
+    advice: str
+
+
+HIDDEN = Word(
+    "reads what the threat model hides",
+    'Use ctx.seen(), which holds what the adversary knows; or say knowledge = "omniscient" (for preview also '
+    "knows_defense = True) in the class, and in the scenario's [adversary]",
+)
+RAISES = Word("raises an error", "The toy rounds of fedsim.testing call it just as a run does")
+SLOW = Word(
+    "is slow",
+    "It costs this in every round: work on whole (n, d) tensors in place of Python loops over clients or numbers",
+)
+FIRST = {"keeps_shape", "gives_what_stages_give", "fits"}
+"""Checks after whose failure the others have nothing to say."""
+
+_STREAM = "Draw from ctx.stream('purpose') or ctx.noise('purpose'), in poison from node.stream('purpose')"
+_SERVER_STREAM = "Draw from ctx.stream('purpose')"
+_COPY = "Work on a copy: rows.clone(), updates.replace(values=…)"
+
+_WORDS: dict[tuple[str, str], Word] = {
+    ("attacks", "keeps_shape"): Word(
+        "gives rows of a wrong shape",
+        "craft returns one row of d numbers for each row that it is given: (f, d) → (f, d)",
+    ),
+    ("attacks", "leaves_input"): Word("changes its input", _COPY),
+    ("attacks", "repeats"): Word(
+        "gives not the same bits twice", f"{_STREAM}; what it remembers belongs into ctx.state, not into self"
+    ),
+    ("attacks", "permutes"): Word(
+        "depends on the clients' order",
+        "Treat all rows alike; what is to differ from client to client goes by ctx.clients",
+    ),
+    ("attacks", "stays_finite"): Word(
+        "gives numbers that are not finite",
+        "Norms and spreads may be zero: .clamp(min=1e-12); if NaN is what it sends, say finite = False in the class",
+    ),
+    ("attacks", "leaves_global_randomness"): Word(
+        "uses the global random state", f"{_STREAM}; never seed a global one"
+    ),
+    ("attacks", "keeps_to_its_knowledge"): HIDDEN,
+    ("attacks", "poisons_validly"): Word(
+        "poisons its data into what no client can train on", "Keep shapes and types, labels from 0 to num_classes - 1"
+    ),
+    ("attacks", "excludes_the_target"): Word(
+        "counts test images that prove nothing",
+        "triggered leaves out images whose label is the target already, and those that an attacker trained on",
+    ),
+    ("attacks", "steps_row_by_row"): Word(
+        "mixes clients in after_step", "Each of the (k, d) rows is a client: norm(dim=1, keepdim=True), not norm()"
+    ),
+    ("attacks", "weighs_row_by_row"): Word(
+        "mixes clients in objective", "Each of the (k,) losses is a client's, a function of its own row alone"
+    ),
+    ("attacks", "learns_the_same"): Word("learns otherwise the second time", _STREAM),
+    ("attacks", "remembers_plainly"): Word(
+        "remembers what no checkpoint can hold", "ctx.state takes tensors, numbers, strings, and tables of them"
+    ),
+    ("defenses", "gives_what_stages_give"): Word(
+        "gives something of a wrong shape",
+        "transform → Updates, select → Selection with n weights, combine → Aggregate with d numbers and n weights",
+    ),
+    ("defenses", "fits"): Word(
+        "gives something of a wrong shape",
+        "The aggregate has d numbers in the rows' precision, n weights that sum to 1 (NaN: unknown), n of each score",
+    ),
+    ("defenses", "ignores_order"): Word(
+        "is not equal under permutation",
+        "Rows have no order: break ties by value, not by place, and key memory by updates.client_ids",
+    ),
+    ("defenses", "repeats"): Word(
+        "gives not the same bits twice", f"{_SERVER_STREAM}; what it remembers belongs into ctx.state, not into self"
+    ),
+    ("defenses", "leaves_input"): Word("changes its input", _COPY),
+    ("defenses", "leaves_global_randomness"): Word(
+        "uses the global random state", f"{_SERVER_STREAM}; never seed a global one"
+    ),
+    ("defenses", "survives_refusals"): Word(
+        "does not survive a client that sends what is not finite",
+        "Such a client is dropped before the defense: rounds have other clients and other n; key memory by client id",
+    ),
+    ("defenses", "ignores_the_empty"): Word(
+        "lets a client without examples move the model", "Weigh by updates.num_examples"
+    ),
+    ("defenses", "withstands"): Word(
+        "does not withstand what a client may send",
+        "Guard divisions and squares: rows may be equal, zero, huge or tiny",
+    ),
+    ("defenses", "says_too_few"): Word(
+        "breaks on too few clients",
+        "require(len(updates) >= 3, 'my rule', len(updates), '3 clients or more'), from strategies.defense",
+    ),
+    ("defenses", "translates"): Word(
+        "does not move with the updates", "Correct it, or leave translation_equivariant out of the class"
+    ),
+    ("defenses", "scales"): Word(
+        "does not scale with the updates", "Correct it, or leave scale_equivariant out of the class"
+    ),
+    ("optimizers", "repeats"): Word("gives not the same steps twice", "Keep all memory in the optimizer's own state"),
+    ("optimizers", "rows_are_independent"): Word(
+        "mixes clients",
+        "A parameter may be (k, d), k clients at once: act on each number alone, or say row_wise = False in the class",
+    ),
+    ("optimizers", "paths_agree"): Word(
+        "trains otherwise on the stacked path", "Act on each number alone, or say row_wise = False in the class"
+    ),
+    ("optimizers", "leaves_global_randomness"): Word(
+        "uses the global random state", "Take no random numbers of torch's own"
+    ),
+}
+
+
+def words(suite: str, check: str) -> Word:
+    """The words for a check that failed."""
+    return _WORDS.get((suite, check), Word(f"fails {check}", ""))
+
+
+__all__ = ["FIRST", "HIDDEN", "RAISES", "SLOW", "Word", "words"]

@@ -1,0 +1,281 @@
+"""``fedsim check`` says in words what a plug-in gets wrong: one deliberately wrong plug-in for each message."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from fedsim import registry, skeletons
+from fedsim.errors import FedsimError
+from fedsim.testing import conforms, pace
+from fedsim.testing.plugin import Finding, findings, subjects
+
+ATTACK_HEAD = (
+    "import random\nimport numpy as np\nimport torch\nfrom attacks.attack import Attack\n\n\nclass Mine(Attack):\n"
+)
+DEFENSE_HEAD = (
+    "import random\nimport numpy as np\nimport torch\nfrom fedsim.updates import Aggregate, Selection\n"
+    "from strategies.defense import Defense\n\n\nclass Mine(Defense):\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What these files register is gone afterwards."""
+    for kind in registry.HOMES:
+        registry.names(kind)
+    monkeypatch.setattr(registry, "_parts", {kind: dict(parts) for kind, parts in registry._parts.items()})
+    monkeypatch.chdir(tmp_path)
+
+
+def found(head: str, body: str) -> list[Finding]:
+    Path("mine.py").write_text(head + textwrap.indent(textwrap.dedent(body).strip("\n"), "    ") + "\n")
+    (subject,) = subjects("mine.py")
+    return findings(subject)
+
+
+CRAFT = "def craft(self, rows, ctx):\n    "
+
+
+@pytest.mark.parametrize(
+    ("body", "head", "said"),
+    [
+        (f"{CRAFT}return rows[:1]", "gives rows of a wrong shape", "craft gave (1, 60) for (3, 60)"),
+        (f"{CRAFT}return rows.tolist()", "gives rows of a wrong shape", "craft gave a list, a tensor is needed"),
+        (f"{CRAFT}return rows.neg_()", "changes its input", "craft changed the malicious rows in place"),
+        (
+            f"{CRAFT}return rows + torch.randn_like(rows)",
+            "uses the global random state",
+            "a hook used torch's global generator",
+        ),
+        (
+            "def poison(self, examples, node):\n    np.random.seed(0)\n    return examples",
+            "uses the global random state",
+            "a hook used NumPy's global generator",
+        ),
+        (
+            f"{CRAFT}return rows * random.random()",
+            "uses the global random state",
+            "a hook used Python's global generator",
+        ),
+        (
+            "calls = 0\n" + CRAFT + "Mine.calls += 1\n    return rows * Mine.calls",
+            "gives not the same bits twice",
+            "craft gave other bits for the same seed in round 1",
+        ),
+        (
+            f"{CRAFT}return -ctx.honest_rows.mean(0).expand_as(rows)",
+            "reads what the threat model hides",
+            "craft reached for hidden rows; the class says knowledge = 'own'",
+        ),
+        (
+            f"{CRAFT}return rows * (2.0 if ctx.preview(rows).norm() > 0 else 1.0)",
+            "reads what the threat model hides",
+            "craft reached for hidden rows",
+        ),
+        (
+            f'knowledge = "colluding"\n{CRAFT}out = rows.clone()\n    out[0] *= -1\n    return out',
+            "depends on the clients' order",
+            "craft depends on the order of the clients",
+        ),
+        (
+            f"{CRAFT}return rows / rows.norm(dim=1, keepdim=True)",
+            "gives numbers that are not finite",
+            "from rows of size 0.0",
+        ),
+        (f"{CRAFT}return rows * self.missing", "raises an error", "AttributeError in line 9 of mine.py, in craft"),
+        (
+            "def after_step(self, parameters, step):\n    parameters.div_(parameters.norm())",
+            "mixes clients in after_step",
+            "other bits for clients in one chunk",
+        ),
+        (
+            f'{CRAFT}ctx.state["me"] = self\n    return rows.clone()',
+            "remembers what no checkpoint can hold",
+            "holds a Mine",
+        ),
+        (
+            "def poison(self, examples, node):\n    return type(examples)(examples.inputs, examples.targets + 5)",
+            "poisons its data into what no client can train on",
+            "labels that are no class",
+        ),
+        (
+            "def triggered(self, test):\n    return type(test)(test.inputs, torch.zeros_like(test.targets))",
+            "counts test images that prove nothing",
+            "the target already",
+        ),
+    ],
+)
+def test_what_an_attack_gets_wrong(body: str, head: str, said: str) -> None:
+    told = found(ATTACK_HEAD, body)
+    assert any(each.head == head and said in each.said for each in told), [str(each) for each in told]
+    assert all("\n" not in str(each) and str(each).startswith("attack 'mine.py:Mine' ") for each in told)
+    assert all(each.advice for each in told)
+
+
+COMBINE = "def combine(self, updates, ctx):\n    result = super().combine(updates, ctx)\n    "
+MEAN = "weights = updates.num_examples / updates.num_examples.sum()\n    "
+
+
+@pytest.mark.parametrize(
+    ("body", "head", "said"),
+    [
+        (
+            f"{COMBINE}return Aggregate(result.update[:5], result.weights)",
+            "gives something of a wrong shape",
+            "combine gave an update of shape (5,) for 60 parameters",
+        ),
+        (
+            f"{COMBINE}return result.update",
+            "gives something of a wrong shape",
+            "combine gave a Tensor, an Aggregate is needed",
+        ),
+        (
+            "def select(self, updates, ctx):\n    return Selection(updates.num_examples[:3])",
+            "gives something of a wrong shape",
+            "select gave weights of shape (3,) for 15 rows",
+        ),
+        (
+            "def transform(self, updates, ctx):\n    updates.values.mul_(0.5)\n    return updates",
+            "changes its input",
+            "the defense changed values in place",
+        ),
+        (
+            f"{COMBINE}result.update += 1e-3 * torch.randn(updates.d)\n    return result",
+            "uses the global random state",
+            "a stage used torch's global generator",
+        ),
+        (
+            f"{COMBINE}np.random.seed(1)\n    return result",
+            "uses the global random state",
+            "a stage used NumPy's global generator",
+        ),
+        (
+            f"calls = 0\n{COMBINE}Mine.calls += 1\n    result.update = result.update + Mine.calls\n    return result",
+            "gives not the same bits twice",
+            "the same seed and state gave other bits",
+        ),
+        (
+            f"{COMBINE}{MEAN}return Aggregate(updates.values[0].clone(), weights)",
+            "is not equal under permutation",
+            "the update depends on the order of the clients",
+        ),
+        (
+            f'{COMBINE}last = ctx.state.get("last", updates.values)\n    ctx.state["last"] = updates.values.clone()\n'
+            "    result.update = result.update + 0.1 * (updates.values - last).mean(0)\n    return result",
+            "does not survive a client that sends what is not finite",
+            "in round 2, with 13 of 15 clients left, it raised RuntimeError",
+        ),
+        (
+            f"{COMBINE}result.update = result.update / updates.values.std(dim=0).sum()\n    return result",
+            "does not withstand what a client may send",
+            "the update is not finite",
+        ),
+        (
+            f"{COMBINE}{MEAN}return Aggregate(updates.values.sort(dim=0).values[2:-2].mean(0), weights * float('nan'))",
+            "breaks on too few clients",
+            "",
+        ),
+        (
+            f"scale_equivariant = True\n{COMBINE}result.update = result.update.clamp(-0.1, 0.1)\n    return result",
+            "does not scale with the updates",
+            "",
+        ),
+        (f"{COMBINE}return result.missing", "raises an error", "AttributeError in line 11 of mine.py, in combine"),
+    ],
+)
+def test_what_a_defense_gets_wrong(body: str, head: str, said: str) -> None:
+    told = found(DEFENSE_HEAD, body)
+    assert any(each.head == head and said in each.said for each in told), [str(each) for each in told]
+    assert all("\n" not in str(each) and each.advice for each in told)
+
+
+@pytest.mark.parametrize(
+    ("step", "head"),
+    [
+        ("parameter.sub_(0.1 * parameter.grad / parameter.grad.norm())", "mixes clients"),
+        ("parameter.sub_(0.1 * torch.rand_like(parameter) * parameter.grad)", "uses the global random state"),
+        ("parameter.sub_(0.1 * torch.rand_like(parameter) * parameter.grad)", "gives not the same steps twice"),
+    ],
+)
+def test_what_an_optimizer_gets_wrong(step: str, head: str) -> None:
+    skeletons.write("optimizer", "mine")
+    text = Path("mine.py").read_text()
+    Path("mine.py").write_text(text.replace('parameter.sub_(group["lr"] * parameter.grad)', step))
+    (subject,) = subjects("mine.py")
+    assert head in [each.head for each in findings(subject)]
+
+
+SLOW = f"""
+{CRAFT}out = rows.clone()
+    for column in range(rows.shape[1]):
+        out[:, column] = -rows[:, column].sort().values.mean()
+    return out
+"""
+
+
+def test_a_slow_part_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processor time is what is measured; the limit is far below what a loop over 20,000 columns takes."""
+    monkeypatch.setattr(pace, "LIMIT", 5.0)
+    body = 'knowledge = "colluding"\n' + SLOW.strip("\n")
+    (told,) = found(ATTACK_HEAD, body)
+    assert (told.head, told.fault) == ("is slow", False)
+    assert "times as long as Krum" in told.said
+    with pytest.warns(UserWarning, match="is slow"):
+        conforms("mine.py")
+
+
+@pytest.mark.parametrize("kind", ["attack", "defense", "optimizer"])
+def test_a_skeleton_is_short_and_gets_nothing_wrong(kind: str) -> None:
+    file = skeletons.write(kind, f"my_{kind}")
+    assert len(file.read_text().splitlines()) <= 40
+    assert [str(subject) for subject in subjects(file)] == [f"{kind} 'my_{kind}'"]
+    conforms(file)
+
+
+def test_a_pytest_function_gets_all_lines_at_once() -> None:
+    Path("mine.py").write_text(f"{ATTACK_HEAD}    {CRAFT}    return rows.neg_() + torch.randn_like(rows)\n")
+    with pytest.raises(AssertionError) as caught:
+        conforms("mine.py:Mine")
+    lines = str(caught.value).splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith("attack 'mine.py:Mine' ") for line in lines)
+
+
+def test_options_reach_the_part() -> None:
+    Path("mine.py").write_text(
+        f"{ATTACK_HEAD}    size: int\n    {CRAFT}    return rows[: self.size].clone() if self.size else rows.clone()\n"
+    )
+    conforms("mine.py", size=0)
+    with pytest.raises(AssertionError, match="wrong shape"):
+        conforms("mine.py", size=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\n", "mine.py: given no part that can be checked; accepted: a class derived from"),
+        ("raise RuntimeError('no')\n", "mine.py: importing mine.py raised RuntimeError in line 1 of mine.py: no"),
+    ],
+)
+def test_a_file_without_parts(text: str, said: str) -> None:
+    Path("mine.py").write_text(text)
+    with pytest.raises(FedsimError, match=said):
+        conforms("mine.py")
+    with pytest.raises(FedsimError, match=r"none\.py: there is no file none\.py"):
+        conforms("none.py")
+
+
+def test_names_that_no_skeleton_takes() -> None:
+    for kind, name, said in [
+        ("attack", "sign_flip", "the name of an attack already"),
+        ("defense", "My-Defense", "small letters"),
+        ("model", "mine", "accepted: attack, defense, optimizer"),
+    ]:
+        with pytest.raises(FedsimError, match=said):
+            skeletons.write(kind, name)
+    skeletons.write("attack", "mine")
+    with pytest.raises(FedsimError, match="is there already"):
+        skeletons.write("attack", "mine")
