@@ -1,0 +1,357 @@
+"""The audit: what is sound passes, with a bound that is near the claim; what is broken is caught."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binom, norm
+from torch import Tensor
+from typer.testing import CliRunner
+
+from fedsim import audit, registry
+from fedsim.audit import Audit, Claim, Verdict, judge, prepare, upper
+from fedsim.canary import Differences
+from fedsim.cli import app
+from fedsim.errors import FedsimError
+from fedsim.privacy import clipping, diff2_releases, epsilon
+from fedsim.privacy.clipping import ClippedSum
+from fedsim.privacy.materialised import gradient_rows
+from fedsim.privacy.rows import clip_rows, row_norms
+from fedsim.scenario import Scenario
+from fedsim.updates import Layout
+from strategies.diff2 import Diff2
+
+DIFF2: dict[str, Any] = {"name": "diff2", "restart": 4, "c1": 1.0, "c2": 5.0, "lr": 0.5}
+CLIENTS = 8
+
+
+def private(privacy: dict[str, Any], estimator: dict[str, Any] = DIFF2, rounds: int = 4) -> Scenario:
+    return Scenario(
+        rounds=rounds,
+        data={"clients": CLIENTS},
+        model={"name": "logistic"},
+        client={"per_round": CLIENTS},
+        server={"estimator": estimator},
+        privacy=privacy,
+    )
+
+
+def differences(z1: float, z2: float) -> Audit:
+    """One gradient and three differences whose noise multipliers are given."""
+    n = prepare(private({"epsilon": 3.0})).subject.count  # type: ignore[attr-defined]
+    return prepare(private({"noise": [z1 / (n * CLIENTS), z2 / (n * CLIENTS)]}))
+
+
+def broken(sound: Audit, part: type[Diff2] | None = None, kind: type[Differences] = Differences) -> Audit:
+    """The same claim, with another mechanism under it."""
+    subject: Any = sound.subject
+    options = {name: getattr(subject.part, name) for name in ("restart", "c1", "c2", "lr")}
+    estimator = subject.part
+    if part is not None:
+        estimator = part(**options)
+        estimator.set_up(subject.setting)
+    fields = {name: getattr(subject, name) for name in ("setting", "sigma", "defenses", "optimizer", "sampler")}
+    return replace(sound, subject=kind(part=estimator, dimensions=subject.dimensions, **fields))
+
+
+class Known:
+    """Independent Gaussian releases, of which all is known."""
+
+    canary = "a number"
+
+    def __init__(self, multipliers: list[float], sampled: bool = False) -> None:
+        self.noise = np.asarray(multipliers)
+        self.shift = np.ones(len(multipliers))
+        self.sampled = sampled
+
+    def play(self, sign: float, seed: int) -> NDArray[np.float64]:
+        drawn = np.random.default_rng(seed).standard_normal(len(self.noise))
+        return np.asarray(sign + self.noise * drawn)
+
+
+def test_the_upper_limit_is_exceeded_seldom_enough_and_not_much_seldomer() -> None:
+    count, error = 50, 0.01
+    for successes in (0, 3, 49):
+        limit = float(upper(np.asarray([successes]), count, error)[0])
+        assert binom.cdf(successes, count, limit) == pytest.approx(error)
+    assert float(upper(np.asarray([50]), count, error)[0]) == 1.0
+
+
+@pytest.mark.parametrize("neighbours", ["replace_one", "add_or_remove"])
+def test_a_gaussian_of_known_cost_is_bounded_from_below(neighbours: str) -> None:
+    multipliers = [4.0, 5.0, 6.0]
+    cost = epsilon([(z, 1) for z in multipliers], 1e-5, "gdp", neighbours)
+    claim = Claim(cost, 1e-5, neighbours)
+    verdict = Audit(claim, Known(multipliers)).run(20_000, 0, workers=1)
+    assert verdict.total.gaussian is not None
+    assert 0.65 * cost < verdict.total.gaussian <= cost
+    assert 0 < verdict.total.plain < verdict.total.gaussian
+    assert not verdict.refuted
+    assert replace(verdict, claim=replace(claim, epsilon=0.6 * cost)).refuted
+
+
+def test_bounds_follow_from_the_error_rates() -> None:
+    present, absent = np.full((200, 1), 1.0), np.full((200, 1), -1.0)
+    present[:20], absent[:10] = -1.0, 1.0
+    found = judge(Claim(1.0, 1e-5), Known([1.0]), present, absent)
+    alpha, beta = (float(upper(np.asarray([each]), 200, 0.0005)[0]) for each in (10, 20))
+    assert (found.total.alpha, found.total.beta, found.pair) == (0.05, 0.1, None)
+    assert found.total.plain == pytest.approx(math.log((1 - 1e-5 - beta) / alpha))
+    mu = norm.ppf(1 - alpha) - norm.ppf(beta)
+    assert found.total.gaussian == pytest.approx(epsilon([(1 / mu, 1)], 1e-5, "gdp", "add_or_remove"))
+
+
+def test_samples_get_no_gaussian_bound() -> None:
+    verdict = Audit(Claim(1.0, 1e-5), Known([2.0, 2.0], sampled=True)).run(200, 0, workers=1)
+    assert verdict.pair is not None
+    assert verdict.total.gaussian is verdict.pair.gaussian is None
+
+
+def test_noise_that_two_releases_share_is_found_by_their_pair() -> None:
+    class Shared(Known):
+        def play(self, sign: float, seed: int) -> NDArray[np.float64]:
+            drawn = np.random.default_rng(seed).standard_normal(3)
+            return np.asarray(sign + self.noise * drawn[[0, 1, 0]])
+
+    verdict = Audit(Claim(2.0, 1e-5), Shared([5.0, 7.0, 9.0])).run(400, 0, workers=1)
+    assert verdict.pair is not None
+    assert verdict.pair.what == "releases 1 and 3"
+    assert verdict.pair.epsilon > 2.0 > verdict.total.epsilon
+
+
+@pytest.mark.parametrize("trust", ["central", "local", "distributed"])
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_the_canary_moves_each_release_by_all_that_the_claim_allows(trust: str, unit: str) -> None:
+    subject: Any = prepare(private({"epsilon": 30.0, "trust": trust, "unit": unit})).subject
+    subject.part.sigma = (1e-9, 1e-9)
+    for sign in (1.0, -1.0):
+        np.testing.assert_allclose(subject.play(sign, 5), sign * subject.shift, rtol=1e-3)
+    assert not np.allclose(subject.play(0.0, 5), subject.shift, rtol=0.5)
+
+
+@pytest.mark.parametrize("trust", ["central", "local", "distributed"])
+def test_the_noise_of_each_release_is_the_claimed(trust: str) -> None:
+    privacy: dict[str, Any] = {"noise": [0.3, 0.7], "trust": trust, "accountant": "gdp"}
+    privacy |= {"colluding": 3} if trust == "distributed" else {}
+    subject = prepare(private(privacy)).subject
+    seen = np.stack([subject.play(0.0, seed) for seed in range(100)]) / subject.noise
+    assert abs(seen.mean()) < 5 / math.sqrt(seen.size)
+    assert abs(seen.var() - 1) < 5 * math.sqrt(2 / seen.size)
+    claimed = diff2_releases(0.3, 0.7, 4, 4, CLIENTS, subject.count, trust, colluding=privacy.get("colluding", 0))  # type: ignore[arg-type, attr-defined]
+    ratio = subject.noise / subject.shift
+    np.testing.assert_allclose(ratio, [each.noise_multiplier for each in claimed for _ in range(each.count)])
+
+
+def test_workers_change_no_bit() -> None:
+    test = prepare(private({"epsilon": 3.0}))
+    assert test.run(8, 3, workers=2) == test.run(8, 3, workers=1)
+    assert test.run(8, 4, workers=1) != test.run(8, 3, workers=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("neighbours", ["replace_one", "add_or_remove"])
+def test_a_sound_mechanism_passes_on_all_of_twenty_seeds(neighbours: str) -> None:
+    test = prepare(private({"epsilon": 3.0, "neighbours": neighbours}, rounds=3, estimator={**DIFF2, "restart": 3}))
+    verdicts = [test.run(200, seed, workers=1) for seed in range(20)]
+    assert [verdict.seed for verdict in verdicts if verdict.refuted] == []
+    assert max(verdict.bound for verdict in verdicts) > 0
+
+
+@pytest.mark.slow
+def test_the_bound_of_a_tight_mechanism_reaches_half_of_the_claim() -> None:
+    test = prepare(private({"epsilon": 3.0, "calibration": "tight"}))
+    assert test.claim.epsilon == pytest.approx(3.0, abs=1e-3)
+    verdict = test.run(2000, 0, workers=1)
+    assert verdict.total.gaussian is not None
+    assert test.claim.epsilon / 2 <= verdict.total.gaussian <= test.claim.epsilon
+
+
+class Halved(Diff2):
+    """Half of the noise that it was calibrated to."""
+
+    def sigma_in(self, server_round: int, restart: bool) -> float:
+        return super().sigma_in(server_round, restart) / 2
+
+
+class Twice(Diff2):
+    """Draws noise for every second release alone, and uses it for two."""
+
+    def _stream(self, stream: Callable[[str], np.random.Generator]) -> np.random.Generator | None:
+        kept = vars(self).pop("kept", None)
+        if kept is None:
+            kept = self.kept = stream("privacy.noise")
+            return copy.deepcopy(kept)
+        return kept  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+def test_half_of_the_noise_is_caught() -> None:
+    assert broken(prepare(private({"epsilon": 3.0})), Halved).run(600, 0, workers=1).refuted
+
+
+@pytest.mark.slow
+def test_noise_used_for_two_releases_is_caught() -> None:
+    sound = prepare(private({"epsilon": 1.5}))
+    assert not broken(sound).run(300, 0, workers=1).refuted
+    verdict = broken(sound, Twice).run(300, 0, workers=1)
+    assert verdict.refuted
+    assert verdict.pair is not None
+    assert verdict.pair.epsilon > verdict.claim.epsilon > verdict.total.epsilon
+
+
+Sum = Callable[..., ClippedSum]
+
+
+def raw(module: Any, point: Tensor, loss: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+    """(n, d) gradients of the examples at a point."""
+    layout = Layout.of(module)
+    return gradient_rows(module, loss, layout)(layout.views(point), inputs, targets)
+
+
+def told(total: Tensor, rows: Tensor) -> ClippedSum:
+    return ClippedSum(total, len(rows), 0.0, 0, row_norms(rows))
+
+
+def separately(then: Callable[[Tensor, float], Tensor], radius: float | None = None) -> Sum:
+    """Differences of gradients that are clipped on their own, at ``radius`` or at the difference's own."""
+
+    def found(
+        module: Any, now: Tensor, before: Tensor, loss: Any, inputs: Tensor, targets: Tensor, clip: float
+    ) -> ClippedSum:
+        new, old = (clip_rows(raw(module, at, loss, inputs, targets), radius or clip) for at in (now, before))
+        return told(then(new - old, clip).sum(0), new)
+
+    return found
+
+
+def mean_clipped(module: Any, loss: Any, inputs: Tensor, targets: Tensor, clip: float) -> ClippedSum:
+    """The client's mean is clipped, not what it is the mean of."""
+    rows = raw(module, module.x.detach(), loss, inputs, targets)
+    return told(clip_rows(rows.mean(0, keepdim=True), clip)[0] * len(rows), rows)
+
+
+def batch_means(module: Any, loss: Any, inputs: Tensor, targets: Tensor, clip: float) -> ClippedSum:
+    """The mean of the batches' means, the short last one's included, with the canary in it."""
+    rows = clip_rows(raw(module, module.x.detach(), loss, inputs, targets), clip)
+    means = torch.stack([batch.mean(0) for batch in torch.split(rows, 50)])
+    return told(means.mean(0) * len(rows), rows)
+
+
+def forged(monkeypatch: pytest.MonkeyPatch, test: Audit, trials: int = 600, **sums: Sum) -> Verdict:
+    """The verdict on a mechanism whose clients sum by other rules."""
+    with monkeypatch.context() as patch:
+        for name, each in sums.items():
+            patch.setattr(clipping, name, each)
+        return test.run(trials, 0, workers=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("radius", [None, 1.0])
+def test_differences_of_gradients_clipped_on_their_own_are_caught(
+    monkeypatch: pytest.MonkeyPatch, radius: float | None
+) -> None:
+    sound = differences(1e3, 4.0)
+    assert not sound.run(600, 0, workers=1).refuted
+    wrong = separately(lambda rows, clip: rows, radius)
+    assert forged(monkeypatch, sound, clipped_difference_sum=wrong).refuted
+
+
+@pytest.mark.slow
+def test_what_is_merely_biased_is_private_and_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = forged(monkeypatch, differences(1e3, 4.0), clipped_difference_sum=separately(clip_rows, 1.0))
+    assert not verdict.refuted
+    assert verdict.bound > verdict.claim.epsilon / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [mean_clipped, batch_means])
+def test_a_rule_that_bounds_no_example_is_caught(monkeypatch: pytest.MonkeyPatch, wrong: Sum) -> None:
+    sound = prepare(private({"epsilon": 3.0}, {"name": "dp_gd", "c1": 1.0, "lr": 0.5}, rounds=2))
+    verdict = forged(monkeypatch, sound, trials=400, clipped_gradient_sum=wrong)
+    assert verdict.refuted
+
+
+class Crowd(Differences):
+    """Two groups of clients far from each other, along the canary's direction; the canary stands in the middle."""
+
+    def others(self, restart: bool) -> Tensor:
+        rows = super().others(restart)
+        rest = [client for client in range(len(rows)) if client != self.client][:6]
+        for i, client in enumerate(rest):
+            rows[client] = self.direction * (1.0 if i < 3 else -1.0) * restart
+        return rows
+
+
+def test_a_filter_in_front_of_central_noise_is_refused_and_caught_behind_a_bypass() -> None:
+    tables = private({"epsilon": 3.0}, rounds=1, estimator={**DIFF2, "restart": 1}).table()
+    tables["server"]["defenses"] = [{"name": "krum"}]
+    with pytest.raises(FedsimError, match="central"):
+        Scenario(**tables)
+    sound = prepare(private({"epsilon": 3.0}, rounds=1, estimator={**DIFF2, "restart": 1}))
+    crowd = broken(sound, kind=Crowd)
+    assert not crowd.run(200, 0, workers=1).refuted
+    crowd.subject.defenses = [registry.make("defense", "krum", malicious=2)]  # type: ignore[attr-defined]
+    assert crowd.run(400, 0, workers=1).refuted
+
+
+FILE = """
+rounds = 3
+[data]
+clients = 4
+[model]
+name = "logistic"
+[client]
+per_round = 4
+[server]
+estimator = { name = "diff2", restart = 3, c1 = 1.0, c2 = 5.0, lr = 0.5 }
+[privacy]
+epsilon = 3.0
+"""
+
+
+def called(tmp_path: Any, text: str, *options: str) -> Any:
+    file = tmp_path / "private.toml"
+    file.write_text(text, encoding="utf-8")
+    return CliRunner().invoke(app, ["audit", str(file), "--trials", "20", *options], catch_exceptions=False)
+
+
+def test_the_command_tells_claim_bound_and_verdict(tmp_path: Any) -> None:
+    done = called(tmp_path, FILE, "--seeds", "2")
+    assert done.exit_code == 0, done.output
+    assert "claim    ε = 3 at δ = 1e-05 (replace_one, by pld) against the public" in done.output.replace("2.999", "3")
+    assert done.output.count("not refuted") == 5
+    assert "verdict  ε ≥" in done.output
+
+
+def test_a_refuted_claim_is_exit_status_1(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = audit.prepare
+
+    def hopeful(scenario: Scenario) -> Audit:
+        return Audit(Claim(1.0, 1e-5), Known([0.05])) if prepared(scenario) else None  # type: ignore[return-value]
+
+    monkeypatch.setattr(audit, "prepare", hopeful)
+    done = called(tmp_path, FILE, "--trials", "200")
+    assert done.exit_code == 1
+    assert "REFUTED" in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        (FILE.replace("epsilon = 3.0", 'epsilon = "inf"'), 1, "there is no noise"),
+        (FILE.replace("per_round = 4", "per_round = 3"), 2, "full participation"),
+        ("rounds = 3\n", 1, "no part adds noise"),
+    ],
+)
+def test_what_cannot_be_audited_is_said(tmp_path: Any, text: str, status: int, said: str) -> None:
+    done = called(tmp_path, text)
+    assert done.exit_code == status
+    assert said in done.output
