@@ -49,7 +49,11 @@ def run(
 
 
 def add_floor(result: Result, store: Path | None = None) -> dict[str, Any] | None:
-    """Run the twin without attack (kept in ``store``, by its key) and write its ASR into the run's summary."""
+    """Run the twin without attack (kept in ``store``, by its key) and write what it measured into the run's summary.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended the twin after a round; calling again goes on with it.
+    """
     folder = result.folder
     if folder is None:
         raise FedsimError("floor: given a run without a folder; accepted: a run with out=…")
@@ -58,6 +62,8 @@ def add_floor(result: Result, store: Path | None = None) -> dict[str, Any] | Non
         return None
     store = folder.parent / "floors" if store is None else store
     calm = simulate(other, store / twin_key(other), resume=True)
+    if not calm.finished:
+        raise KeyboardInterrupt
     measured = [line for line in calm.lines if line["asr"] is not None]
     if not measured:
         return None
@@ -68,6 +74,7 @@ def add_floor(result: Result, store: Path | None = None) -> dict[str, Any] | Non
         "accuracy": measured[-1]["accuracy"],
         "key": calm.key,
         "rounds": {str(line["round"]): line["asr"] for line in measured},
+        "accuracies": {str(line["round"]): line["accuracy"] for line in measured},
     }
     path = folder / "summary.json"
     write_json(path, json.loads(path.read_text()) | {"floor": found})

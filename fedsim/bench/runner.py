@@ -1,51 +1,33 @@
 """Runs the product of a scenario's ``[matrix]``: one folder a cell, finished cells skipped, one summary table.
 
 A cell's folder is named by the key of its whole resolved scenario, so that no two cells share one and an edited file
-makes a new one.
+makes a new one. Several processes play cells (``jobs``), several calls may work on one folder, and a killed one leaves
+nothing behind that the next one does not pick up: who plays a cell is settled by a lock that ends with its owner.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from fedsim import runtime
+from fedsim.bench.cell import Cell, complete, data_sets, finished, summary
+from fedsim.bench.store import Store
+from fedsim.bench.work import work
 from fedsim.errors import FedsimError
-from fedsim.federation import key, make
-from fedsim.launch import add_floor, run, twin
 from fedsim.record import make_folder, write_json
-from fedsim.scenario import Part, Scenario, cells, read
+from fedsim.scenario import cells, read
 
-CellProgress = Callable[["Cell", dict[str, Any] | None], None]
-LAST = 5
-"""Rounds over whose mean a cell's accuracy and ASR are reported."""
-
-
-@dataclass
-class Cell:
-    """One cell of the matrix.
-
-    Args:
-        number: position in the product, from 1.
-        total: cells in all.
-        values: matrix key → this cell's value.
-        scenario: the cell's scenario.
-        folder: where it lies.
-        state: ``waiting``, ``running``, ``finished``, ``skipped`` (finished before), ``interrupted`` or ``failed``.
-        error: why it failed.
-        row: its line of the summary.
-    """
-
-    number: int
-    total: int
-    values: dict[str, Any]
-    scenario: Scenario
-    folder: Path
-    state: str = "waiting"
-    error: str = ""
-    row: dict[str, Any] = field(default_factory=dict)
+CellProgress = Callable[[Cell, dict[str, Any] | None], None]
+Begun = Callable[[list[Cell]], None]
 
 
 def run_matrix(
@@ -54,117 +36,183 @@ def run_matrix(
     sets: Sequence[str] = (),
     progress: CellProgress | None = None,
     overrides: dict[str, Any] | None = None,
+    *,
+    jobs: int = 1,
+    runner: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    begun: Begun | None = None,
 ) -> list[Cell]:
     """Run every cell that is not finished yet.
 
     Args:
         file: scenario file with a ``[matrix]`` (or without: one cell), or the name of one that ships with fedsim.
-        out: folder of the cells' folders and of ``summary.json``.
+        out: folder of the cells' folders, of ``results.sqlite`` and of ``summary.json``.
         sets: ``key=VALUE`` overrides.
         progress: called with the cell and each round's line, and with None when the cell's state changes.
         overrides: dotted key → value.
+        jobs: processes that play cells, each with its share of the cores; 1: this one, with the cores that the
+            scenario's engine says. 0: one a core, at most one a cell.
+        runner: ``ray`` plays each cell as a task on a Ray cluster.
+        address: of the cluster (``auto``: the one on this machine); None starts one here.
+        begun: called once with all cells, those that are finished marked ``skipped``.
 
     Returns:
-        The cells; a failed one says why and does not stop the others.
+        The cells; a failed one was tried twice, says why and does not stop the others.
 
     Raises:
         ScenarioError: the faults of all cells at once; nothing was run.
+        RecordError: the folder cannot be written.
     """
-    product = cells(read(file, overrides, sets), str(file))
     folder = Path(out)
-    found = [
-        Cell(i + 1, len(product), values, scenario, folder / _name(scenario))
-        for i, (values, scenario) in enumerate(product)
-    ]
-    make_folder(folder)
-    for cell in found:
-        _play(cell, folder, progress)
-        write_json(folder / "summary.json", [summary(each) for each in found])
-        if cell.state == "interrupted":
-            break
+    with _host() if runner == "local" and jobs != 1 else _nobody() as host:
+        product = cells(read(file, overrides, sets), str(file))
+        found = [Cell.of(i + 1, len(product), values, each, folder) for i, (values, each) in enumerate(product)]
+        make_folder(folder)
+        done = {cell.key for cell in found if complete(cell)}
+        store = Store(folder)
+        try:
+            store.enter(found, done)
+            for cell in found:
+                if cell.key in done:
+                    cell.state, cell.row = "skipped", summary(cell)
+            if begun is not None:
+                begun(found)
+            tell = _teller(found, folder, progress)
+            for cell in found:
+                if cell.key in done:
+                    tell(cell, None)
+            left = [cell for cell in found if cell.key not in done]
+            session = uuid.uuid4().hex
+            if left and runner == "ray":
+                from fedsim.bench.cluster import work_on_ray
+
+                work_on_ray(left, store, session, tell, address)
+            elif left and host is not None:
+                count = min(jobs or runtime.cores(), len(left))
+                host.play(left, folder, session, count, tell)
+            elif left:
+                work(left, store, session, tell)
+            _settle(left, store)
+            write_json(folder / "summary.json", [summary(each) for each in found])
+        finally:
+            store.close()
     return found
 
 
-def _play(cell: Cell, folder: Path, progress: CellProgress | None) -> None:
-    tell = progress or (lambda cell, line: None)
-    if _complete(cell):
-        cell.state = "skipped"
-    else:
-        cell.state = "running"
-        tell(cell, None)
+def _teller(found: list[Cell], folder: Path, progress: CellProgress | None) -> CellProgress:
+    """Tells the caller of each event; what has ended goes into the summary."""
+
+    def tell(cell: Cell, line: dict[str, Any] | None) -> None:
+        if line is None and cell.state not in ("waiting", "running", "skipped"):
+            cell.row = summary(cell)
+            write_json(folder / "summary.json", [each.row or summary(each) for each in found])
+        if progress is not None:
+            progress(cell, line)
+
+    return tell
+
+
+def _settle(left: list[Cell], store: Store) -> None:
+    """Cells that another call has played, or whose processes are gone."""
+    states = {row["key"]: row for row in store.rows("SELECT key, state, error FROM cells")}
+    for cell in left:
+        state = states[cell.key]
+        if state["state"] == "finished" and cell.state not in ("finished", "skipped"):
+            cell.state, cell.error = "skipped", ""
+        elif state["state"] == "failed":
+            cell.state, cell.error = "failed", state["error"]
+        elif cell.state == "running":
+            cell.state = "interrupted"
+        cell.row = summary(cell)
+
+
+class _Host:
+    """The process that forks those that play; started early, so that it imports while the plan is made."""
+
+    def __init__(self) -> None:
+        self.events, write = os.pipe()
+        self.heard = b""
+        # A group of its own: Ctrl-C reaches the caller alone, who passes it on once.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fedsim.bench.host", str(write)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(write,),
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        )
+        os.close(write)
+
+    def play(self, left: list[Cell], folder: Path, session: str, jobs: int, tell: CellProgress) -> None:
+        """Have the cells played; returns when all are settled or the processes were stopped."""
+        plan = {
+            "out": str(folder),
+            "session": session,
+            "jobs": jobs,
+            "workers": max(1, runtime.cores() // jobs),
+            "datasets": data_sets(left),
+            "total": left[0].total,
+            "cells": [
+                {
+                    "number": cell.number,
+                    "values": cell.values,
+                    "scenario": cell.scenario.table(),
+                    "folder": str(cell.folder),
+                    "key": cell.key,
+                }
+                for cell in left
+            ],
+        }
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(plan, default=str).encode())
+        self.process.stdin.close()
         try:
-            result = run(cell.scenario, cell.folder, resume=True, progress=lambda line: tell(cell, line))
-            cell.state = "finished" if result.finished else "interrupted"
-            if result.finished:
-                add_floor(result, folder / "floors")
-        except FedsimError as error:
-            cell.state, cell.error = "failed", str(error)
-        except Exception as error:
-            cell.state, cell.error = "failed", f"{type(error).__name__}: {error}"
-    cell.row = summary(cell)
-    tell(cell, None)
+            self._listen(left, tell)
+        except KeyboardInterrupt:
+            self.process.send_signal(signal.SIGTERM)
+            self._listen(left, tell)
+        if self.process.wait() != 0:
+            raise FedsimError(f"the process that plays the cells ended with status {self.process.returncode}")
+
+    def _listen(self, left: list[Cell], tell: CellProgress) -> None:
+        """Pass on events until all processes are gone."""
+        numbered = {cell.number: cell for cell in left}
+        while content := os.read(self.events, 65536):
+            self.heard += content
+            while b"\n" in self.heard:
+                first, _, self.heard = self.heard.partition(b"\n")
+                event = json.loads(first)
+                if "broken" in event:
+                    raise FedsimError(f"a process that plays cells broke: {event['broken']}")
+                cell = numbered[event["cell"]]
+                cell.state, cell.error = event["state"], event["error"]
+                tell(cell, event.get("line"))
+
+    def close(self) -> None:
+        """End it and all its children."""
+        os.close(self.events)
+        if self.process.stdin is not None and not self.process.stdin.closed:
+            self.process.stdin.close()
+        if self.process.poll() is None:
+            try:
+                self.process.wait(0.5)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
 
 
-def _complete(cell: Cell) -> bool:
-    """Whether nothing is left to do: the run is finished, and where it has a trigger its floor is known."""
-    if not finished(cell.folder):
-        return False
-    said = json.loads((cell.folder / "summary.json").read_text())
-    return said.get("floor") is not None or twin(cell.scenario) is None
+@contextmanager
+def _host() -> Iterator[_Host]:
+    host = _Host()
+    try:
+        yield host
+    finally:
+        host.close()
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run in this folder is complete."""
-    path = folder / "summary.json"
-    return path.exists() and bool(json.loads(path.read_text()).get("finished"))
+@contextmanager
+def _nobody() -> Iterator[None]:
+    yield None
 
 
-def summary(cell: Cell) -> dict[str, Any]:
-    """A cell's line: its values and the mean of its last rounds (how many is said)."""
-    row: dict[str, Any] = {"cell": cell.number, "folder": cell.folder.name, "state": cell.state, "values": cell.values}
-    if cell.error:
-        row["error"] = cell.error
-    if not finished(cell.folder):
-        return row
-    lines = [json.loads(line) for line in (cell.folder / "rounds.jsonl").read_text().splitlines()]
-    said = json.loads((cell.folder / "summary.json").read_text())
-    played = [line for line in lines if line["round"] > 0]
-    row["last_rounds"] = min(LAST, len([line for line in played if line["accuracy"] is not None]))
-    for name in ("accuracy", "asr", "loss"):
-        values = [line[name] for line in played if line[name] is not None][-LAST:]
-        row[name] = sum(values) / len(values) if values else None
-    attacked = [line for line in played if line["malicious"]]
-    row["attacker_rows"] = sum(len(line["malicious"]) for line in attacked)
-    row["attacker_rows_kept"] = sum(len(line["kept_malicious"]) for line in attacked)
-    kept, asked = sum(len(line["kept"]) for line in attacked), sum(len(line["cohort"]) for line in attacked)
-    row["chance"] = kept / asked if asked else None
-    weights = [line["malicious_weight"] for line in attacked if line["malicious_weight"] is not None]
-    row["malicious_weight"] = sum(weights) / len(weights) if weights else None
-    calm = (said.get("floor") or {}).get("rounds", {})
-    floors = [calm[str(line["round"])] for line in played if str(line["round"]) in calm][-LAST:]
-    row["floor"] = sum(floors) / len(floors) if floors else None
-    row["digest"], row["notes"] = said["digest"], said["notes"]
-    return row
-
-
-def _name(scenario: Scenario) -> str:
-    """``krum-3-0f3a…``: readable enough to find, unique by the key."""
-    defenses = "+".join(part.name for part in scenario.server.defenses).replace(":", "-").replace("/", "-")
-    return f"{defenses}-{scenario.seed}-{_key(scenario)[:12]}"
-
-
-_fingerprints: dict[str, str] = {}
-
-
-def _key(scenario: Scenario) -> str:
-    return str(key(scenario, _fingerprint(scenario.data.dataset))["key"])
-
-
-def _fingerprint(part: Part) -> str:
-    name = json.dumps([part.name, part.options], sort_keys=True, default=str)
-    if name not in _fingerprints:
-        _fingerprints[name] = make("dataset", part).load().fingerprint
-    return _fingerprints[name]
-
-
-__all__ = ["Cell", "finished", "run_matrix", "summary"]
+__all__ = ["Begun", "Cell", "CellProgress", "finished", "run_matrix", "summary"]

@@ -25,17 +25,33 @@ KEPT = 4
 
 _lock = threading.Lock()
 _read: OrderedDict[Hashable, Dataset] = OrderedDict()
+_kept: dict[Hashable, Dataset] = {}
 
 
 def read_once(key: Hashable, read: Callable[[], Dataset]) -> Dataset:
     """The data set of this key, read at its first use in this process."""
     with _lock:
+        if key in _kept:
+            return _kept[key]
         if key not in _read:
             _read[key] = read()
         _read.move_to_end(key)
         while len(_read) > KEPT:
             _read.popitem(last=False)
         return _read[key]
+
+
+def keep(more: Mapping[Hashable, Dataset] | None = None) -> dict[Hashable, Dataset]:
+    """Data sets in memory stay there for good, with ``more`` that another process has read.
+
+    Returns:
+        All that are kept, by the key under which they are found.
+    """
+    with _lock:
+        _kept.update(_read)
+        _kept.update(more or {})
+        _read.clear()
+        return dict(_kept)
 
 
 def stamp(files: Iterable[Path]) -> tuple[Hashable, ...]:

@@ -128,7 +128,7 @@ class RayGrid(EmbeddedGrid):
         self._folder: str | None = None
         self._started = False
         self._actors: list[Any] = []
-        self._ray = _import_ray()
+        self._ray = import_ray()
         self._connect(address)
         try:
             self._check_resources()
@@ -162,32 +162,7 @@ class RayGrid(EmbeddedGrid):
             self._folder = None
 
     def _connect(self, address: str | None) -> None:
-        if self._ray.is_initialized():
-            return
-        options: dict[str, Any] = {
-            "include_dashboard": False,
-            "log_to_driver": False,
-            "logging_level": logging.ERROR,
-            "configure_logging": False,
-        }
-        if address is None:
-            self._folder = tempfile.mkdtemp(prefix="fedsim-ray-", dir=SHORT if os.access(SHORT, os.W_OK) else None)
-            gpus = {"num_gpus": max(1, round(self.num_gpus * self.workers))} if self.num_gpus else {}
-            options |= {"num_cpus": self.workers, "_temp_dir": self._folder, **gpus}
-        else:
-            _check_reachable(address)
-            options |= {"address": address, "runtime_env": {"env_vars": _environment()}}
-            del options["include_dashboard"]
-        try:
-            with _quiet(), _exported(_environment() if address is None else {}):
-                self._ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            self.close()
-            where = "a new cluster on this machine" if address is None else f"engine.address = '{address}'"
-            raise FedsimError(
-                f"Ray: given {where}; accepted: a cluster that can be reached: {_first_line(error)}"
-            ) from error
-        self._started = True
+        self._started, self._folder = connect(address, self.workers, self.num_gpus * self.workers)
 
     def _check_resources(self) -> None:
         has = self._ray.cluster_resources()
@@ -324,7 +299,70 @@ def _select(parcels: Sequence[Parcel], records: Sequence[Any]) -> tuple[list[Par
     return chosen, [records[old] for old in used]
 
 
-def _import_ray() -> Any:
+def connect(address: str | None, cpus: int, gpus: float = 0.0) -> tuple[bool, str | None]:
+    """Join a Ray cluster, or start one; nothing where this process is in one already.
+
+    Args:
+        address: of a running cluster (``auto``: the one on this machine); None starts one.
+        cpus: processors of one that is started.
+        gpus: GPUs of one that is started.
+
+    Returns:
+        Whether this call did it, so that ``ray.shutdown`` is the caller's to call, and the folder to remove then.
+
+    Raises:
+        FedsimError: no cluster at the address.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        return False, None
+    options: dict[str, Any] = {
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": False,
+    }
+    folder = None
+    if address is None:
+        folder = tempfile.mkdtemp(prefix="fedsim-ray-", dir=SHORT if os.access(SHORT, os.W_OK) else None)
+        found = {"num_gpus": max(1, round(gpus))} if gpus else {}
+        options |= {"num_cpus": cpus, "_temp_dir": folder, **found}
+    else:
+        _check_reachable(address)
+        options |= {"address": address, "runtime_env": {"env_vars": _environment()}}
+        del options["include_dashboard"]
+    try:
+        with _quiet(), _exported(_environment() if address is None else {}):
+            ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        where = "a new cluster on this machine" if address is None else f"engine.address = '{address}'"
+        raise FedsimError(
+            f"Ray: given {where}; accepted: a cluster that can be reached: {_first_line(error)}"
+        ) from error
+    return True, folder
+
+
+@contextlib.contextmanager
+def cluster(address: str | None, cpus: int) -> Iterator[Any]:
+    """Ray, in a cluster for the block; one that was started here ends with it. See :func:`connect`."""
+    started, folder = connect(address, cpus)
+    try:
+        yield import_ray()
+    finally:
+        if started:
+            import_ray().shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def import_ray() -> Any:
+    """The package, without its warnings.
+
+    Raises:
+        FedsimError: it is not installed.
+    """
     try:
         with _quiet():
             import ray
@@ -371,7 +409,8 @@ def _exported(variables: Mapping[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        if not runtime.verbose:
+            warnings.simplefilter("ignore")
         yield
 
 

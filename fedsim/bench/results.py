@@ -1,0 +1,310 @@
+"""Results of a benchmark as tables: cells, rounds, and folders of other machines merged into one."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedsim.bench.cell import Cell
+from fedsim.bench.locks import held
+from fedsim.bench.store import NAME, Store
+from fedsim.errors import FedsimError, nearest
+from fedsim.report import words
+from fedsim.scenario import toml_value
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALIASES = {
+    "defense": "server.defenses",
+    "attack": "adversary.attacks",
+    "dataset": "data.dataset",
+    "partition": "data.partition",
+}
+"""Short names of the keys that benchmarks vary."""
+NUMBERS = (
+    "accuracy", "loss", "asr", "floor", "calm_accuracy", "malicious_weight", "chance", "attacker_rows",
+    "attacker_rows_kept", "last_rounds", "seconds",
+)  # fmt: skip
+_SYMBOLS: dict[str, Callable[[Any, Any], bool]] = {
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def results(
+    source: str | Path, where: Sequence[str] | str = (), level: Literal["cells", "rounds"] = "cells"
+) -> pd.DataFrame:
+    """The results of a benchmark.
+
+    Args:
+        source: folder of a benchmark, or the scenario file whose cells lie in ``runs/NAME``.
+        where: conditions that all must hold, each ``NAME OP VALUE`` with OP one of = != < <= > >=; NAME is a column, or
+            a dotted key of the scenario. ``defense=krum`` is true of a list of parts that holds a krum.
+        level: a row a cell, or a row a round and cell.
+
+    Returns:
+        Columns ``defense``, ``attack``, ``dataset``, ``partition`` and ``seed`` (parts in short), the other keys of the
+        matrix by their full names, ``state``, the means of the last rounds, ``utility_lost``, ``asr_gain`` (ASR above
+        its floor), ``marks`` (see :func:`marks`), ``error``, ``digest``, ``folder``, ``key``, ``setting``, ``fedsim``;
+        with ``rounds``, what each round measured in place of the means.
+
+    Raises:
+        FedsimError: no results there, or a condition that names nothing.
+    """
+    import pandas as pd
+
+    folder = find(source)
+    store = Store(folder)
+    try:
+        cells = store.rows("SELECT c.*, v.fedsim FROM cells c LEFT JOIN versions v ON v.id = c.versions ORDER BY c.rowid")
+        rounds = store.rows("SELECT * FROM rounds ORDER BY key, round") if level == "rounds" else []
+    finally:
+        store.close()
+    tables = {cell["key"]: json.loads(cell["scenario"]) for cell in cells}
+    rows = [_row(cell, tables[cell["key"]]) for cell in cells]
+    _add_losses(rows, tables)
+    conditions = [condition(text) for text in ([where] if isinstance(where, str) else where)]
+    rows = [row for row in rows if all(_holds(each, row, tables[row["key"]]) for each in conditions)]
+    for row in rows:
+        row.pop("_defenses"), row.pop("_rest")
+    if level == "cells":
+        return pd.DataFrame(rows)
+    shown = {row["key"]: {name: row[name] for name in (*ALIASES, "seed", "setting", "folder")} for row in rows}
+    return pd.DataFrame(
+        [
+            shown[each["key"]] | {name: value for name, value in each.items() if name != "line"}
+            for each in rounds
+            if each["key"] in shown
+        ]
+    )
+
+
+def find(source: str | Path) -> Path:
+    """The folder of a benchmark.
+
+    Raises:
+        FedsimError: there is none.
+    """
+    given = Path(source)
+    tried = [given, Path("runs") / given.stem]
+    for folder in tried:
+        if (folder / NAME).is_file():
+            return folder
+    raise FedsimError(
+        f"{source}: holds no results; accepted: the folder of a `fedsim bench`, or its scenario file where the cells "
+        f"lie in {tried[1]}"
+    )
+
+
+def marks(row: Mapping[str, Any]) -> str:
+    """What keeps a cell from being evidence: ``a`` no attack took place, ``d`` the defense changed no aggregate."""
+    found = ""
+    if row.get("attacked") and row.get("attack_acted") is False:
+        found += "a"
+    if row.get("defended") and row.get("defense_acted") is False:
+        found += "d"
+    return found
+
+
+def _row(cell: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    said = json.loads(cell["summary"]) if cell["summary"] and cell["state"] == "finished" else {}
+    defenses = [part["name"] for part in table["server"]["defenses"]]
+    adversary = table["adversary"]
+    row: dict[str, Any] = {name: short(lookup(table, key)) for name, key in ALIASES.items()}
+    row["seed"], row["state"] = table["seed"], cell["state"]
+    row |= {
+        key: short(value) for key, value in json.loads(cell["matrix"]).items() if key not in (*row, *ALIASES.values())
+    }
+    row |= {name: _number(said.get(name)) for name in NUMBERS}
+    row["attack_acted"], row["defense_acted"] = said.get("attack_acted"), said.get("defense_acted")
+    row["attacked"] = bool(adversary["attacks"]) and bool(adversary.get("count") or adversary.get("fraction"))
+    row["defended"] = defenses != ["fedavg"] and not defenses[0].startswith("flwr:")
+    row["marks"] = marks(row)
+    row |= {name: cell[name] for name in ("error", "digest", "folder", "key", "setting", "fedsim")}
+    row["_defenses"] = json.dumps(table["server"]["defenses"], sort_keys=True)
+    row["_rest"] = _without(table, "adversary", "defenses")
+    return row
+
+
+def _add_losses(rows: list[dict[str, Any]], tables: Mapping[str, Any]) -> None:
+    """Utility lost and ASR above its floor, seed by seed."""
+    calm: dict[tuple[str, str], float] = {}
+    for row in rows:
+        seen = row["calm_accuracy"] if row["attacked"] else row["accuracy"]
+        if not math.isnan(seen):
+            calm.setdefault((row["_rest"], row["_defenses"]), seen)
+    plain = {
+        rest: value
+        for (rest, defenses), value in calm.items()
+        if [p["name"] for p in json.loads(defenses)] == ["fedavg"]
+    }
+    for row in rows:
+        own = calm.get((row["_rest"], row["_defenses"]), math.nan)
+        row["calm_accuracy"] = own
+        row["utility_lost"] = plain.get(row["_rest"], own) - row["accuracy"]
+        floor = 0.0 if math.isnan(row["floor"]) else row["floor"]
+        row["asr_gain"] = row["asr"] - floor
+
+
+def _without(table: Mapping[str, Any], *names: str) -> str:
+    """What cells share that differ by attack and defense alone (the seed is shared)."""
+    rest = {key: value for key, value in table.items() if key not in ("title", "engine", "adversary", "server")}
+    server = {key: value for key, value in table["server"].items() if key not in names}
+    return json.dumps([rest, server], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition on a cell."""
+
+    name: str
+    holds: Callable[[Any, Any], bool]
+    symbol: str
+    value: Any
+
+
+def condition(text: str) -> Condition:
+    """``defense!=krum`` taken apart.
+
+    Raises:
+        FedsimError: no condition.
+    """
+    found = re.fullmatch(r"\s*([\w.\[\]:-]+?)\s*(!=|<=|>=|=|<|>)=?\s*(.*?)\s*", text, re.S)
+    if found is None:
+        raise FedsimError(f"--where: given '{text}'; accepted: NAME OP VALUE, OP one of {' '.join(_SYMBOLS)}")
+    return Condition(found[1], _SYMBOLS[found[2]], found[2], toml_value(found[3]))
+
+
+def _holds(given: Condition, row: Mapping[str, Any], table: Mapping[str, Any]) -> bool:
+    dotted = ALIASES.get(given.name, given.name)
+    there, value = lookup(table, dotted, None), row.get(given.name)
+    if given.name not in row and there is None:
+        top = given.name.split(".")[0]
+        if top in table:
+            return given.symbol == "!="
+        known = [name for name in row if not name.startswith("_")]
+        raise FedsimError(f"--where: given '{given.name}'; accepted: a column or a key{nearest(given.name, known)}")
+    if given.symbol in ("=", "!=") and there is not None:
+        equal = value == given.value or there == given.value or _names(there, given.value)
+        return equal == (given.symbol == "=")
+    actual = value if there is None else there
+    try:
+        return bool(given.holds(actual, given.value))
+    except TypeError:
+        return False
+
+
+def _names(there: Any, wanted: Any) -> bool:
+    """Whether a part, or a list that holds a part, has this name or reads like this."""
+    parts = there if isinstance(there, list) else [there]
+    return any(isinstance(part, Mapping) and part.get("name") == wanted for part in parts) or short(there) == wanted
+
+
+def lookup(table: Any, key: str, missing: Any = None) -> Any:
+    """The value under a dotted key."""
+    for piece in re.findall(r"[^.\[\]]+", key):
+        if isinstance(table, Mapping) and piece in table:
+            table = table[piece]
+        elif isinstance(table, list) and piece.isdecimal() and int(piece) < len(table):
+            table = table[int(piece)]
+        else:
+            return missing
+    return table
+
+
+def short(value: Any) -> str:
+    """A value of a matrix as a table shows it: parts by name and options."""
+    if isinstance(value, Mapping) and "name" in value:
+        options = ", ".join(f"{key} {short(each)}" for key, each in value.items() if key != "name")
+        return f"{value['name']} ({options})" if options else str(value["name"])
+    if isinstance(value, list):
+        return " + ".join(map(short, value)) or "none"
+    return words.value(value)
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+@dataclass
+class Merged:
+    """What a merge did.
+
+    Args:
+        added: cells that came in.
+        known: cells that were there already, with the same digest.
+        differ: folders of cells that were there with another digest; what was there stays.
+        unfinished: folders that hold no finished run.
+    """
+
+    added: int = 0
+    known: int = 0
+    differ: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+
+
+def merge(sources: Sequence[str | Path], out: str | Path) -> Merged:
+    """Bring the finished cells of other folders (of other machines) into one.
+
+    Args:
+        sources: folders of benchmarks.
+        out: the folder that takes them, new or not.
+
+    Raises:
+        FedsimError: a source without results.
+        RecordError: ``out`` cannot be written.
+    """
+    folders = [find(source) for source in sources]
+    into, done = Path(out), Merged()
+    store = Store(into)
+    try:
+        for folder in folders:
+            if folder.resolve() != into.resolve():
+                _merge_one(folder, store, done)
+    finally:
+        store.close()
+    return done
+
+
+def _merge_one(folder: Path, store: Store, done: Merged) -> None:
+    theirs = Store(folder)
+    try:
+        cells = theirs.rows("SELECT key, folder, matrix, state, digest FROM cells ORDER BY rowid")
+    finally:
+        theirs.close()
+    for cell in cells:
+        here = store.rows("SELECT digest FROM cells WHERE key = ? AND state = 'finished'", (cell["key"],))
+        if cell["state"] != "finished":
+            done.unfinished.append(cell["folder"])
+        elif here and here[0]["digest"] != cell["digest"]:
+            done.differ.append(cell["folder"])
+        elif here:
+            done.known += 1
+        else:
+            with held(store.out / "locks" / cell["folder"], wait=True):
+                _copy(folder / cell["folder"], store.out / cell["folder"])
+                done.added += store.adopt(store.out / cell["folder"], json.loads(cell["matrix"]))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A whole folder, put in place at once; a run that was begun there gives way to the finished one."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+
+
+__all__ = ["Cell", "Merged", "find", "lookup", "marks", "merge", "results", "short"]

@@ -1,0 +1,274 @@
+"""``results.sqlite``: every cell of a folder, its rounds, seeds and versions, written by any number of processes.
+
+The folders of the cells are the truth, the store is their index and can be made anew from them. It is in SQLite's
+write-ahead mode: readers never wait, writers wait for each other for the milliseconds of a transaction. Who plays a
+cell is settled by locks of files (:mod:`fedsim.bench.locks`); each play is a line of ``plays``, so that what happened,
+a killed process included, can be read afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedsim.bench.cell import Cell, finished, measured, read_lines, summary
+from fedsim.errors import RecordError
+
+NAME = "results.sqlite"
+FORMAT = 1
+PATIENCE = 120.0
+"""Seconds to wait for other writers."""
+TRIES = 2
+"""Plays of a cell that fails, in one call."""
+MEASURES = ("accuracy", "loss", "asr", "asr_low", "asr_high", "asr_eligible", "malicious_weight", "worst10", "epsilon")
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS versions (id TEXT PRIMARY KEY, fedsim TEXT, runtime TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS cells (
+    key TEXT PRIMARY KEY, folder TEXT NOT NULL, matrix TEXT NOT NULL, scenario TEXT NOT NULL, setting TEXT NOT NULL,
+    seed INTEGER NOT NULL, state TEXT NOT NULL, error TEXT NOT NULL DEFAULT '', summary TEXT, digest TEXT,
+    versions TEXT REFERENCES versions (id), changed REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS rounds (
+    key TEXT NOT NULL REFERENCES cells (key), round INTEGER NOT NULL, {measures}, line TEXT NOT NULL,
+    PRIMARY KEY (key, round)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS plays (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL REFERENCES cells (key), session TEXT NOT NULL, host TEXT NOT NULL,
+    pid INTEGER NOT NULL, began REAL NOT NULL, ended REAL, state TEXT NOT NULL, error TEXT NOT NULL DEFAULT '');
+CREATE INDEX IF NOT EXISTS plays_of ON plays (key, session);
+CREATE VIEW IF NOT EXISTS seeds AS SELECT setting, seed, key FROM cells WHERE state = 'finished';
+""".format(measures=", ".join(f"{name} REAL" for name in MEASURES))
+
+
+class Store:
+    """The index of a folder of cells.
+
+    Args:
+        out: the folder; it is made.
+
+    Raises:
+        RecordError: no store can be written there, or it is of a later fedsim.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._connection: sqlite3.Connection | None = None
+        self._owner = 0
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with self._writing() as connection:
+                written = connection.execute("PRAGMA user_version").fetchone()[0]
+                if written > FORMAT:
+                    raise RecordError(f"{out / NAME}: written by a later fedsim (format {written}); accepted: {FORMAT}")
+                for statement in _TABLES.split(";\n"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
+        except (OSError, sqlite3.Error) as error:
+            raise RecordError(f"{out / NAME}: cannot be written: {error}") from error
+
+    def close(self) -> None:
+        if self._connection is not None and self._owner == os.getpid():
+            self._connection.close()
+        self._connection = None
+
+    def lock(self, cell: Cell) -> Path:
+        """The file whose lock says who plays a cell."""
+        return self.out / "locks" / cell.folder.name
+
+    def enter(self, cells: Sequence[Cell], done: set[str]) -> None:
+        """Lines for cells that have none; those in ``done`` are finished, others that were are to be played again."""
+        new = []
+        for cell in cells:
+            table = cell.scenario.table()
+            row = json.dumps(cell.values, sort_keys=True, default=str)
+            new.append((cell.key, cell.folder.name, row, json.dumps(table), setting(table), cell.scenario.seed))
+        with self._writing() as connection:
+            connection.executemany(
+                "INSERT INTO cells (key, folder, matrix, scenario, setting, seed, state, changed) "
+                f"VALUES (?, ?, ?, ?, ?, ?, 'waiting', {time.time()}) "
+                "ON CONFLICT (key) DO UPDATE SET matrix = excluded.matrix",
+                new,
+            )
+            known = dict(connection.execute("SELECT key, state FROM cells"))
+            lost = [(cell.key,) for cell in cells if cell.key not in done and known[cell.key] == "finished"]
+            connection.executemany("UPDATE cells SET state = 'waiting' WHERE key = ?", lost)
+        for cell in cells:
+            if cell.key in done and known[cell.key] != "finished":
+                self.index(cell)
+
+    def states(self, session: str) -> dict[str, tuple[str, int]]:
+        """Key → state, and how often the cell failed (or killed its process) in this session."""
+        failures = dict(
+            self._reading().execute(
+                "SELECT key, count(*) FROM plays WHERE session = ? AND state IN ('failed', 'died') GROUP BY key",
+                (session,),
+            )
+        )
+        states = self._reading().execute("SELECT key, state FROM cells")
+        return {key: (state, failures.get(key, 0)) for key, state in states}
+
+    def settled(self, cell: Cell, session: str) -> bool:
+        """Whether there is nothing left to do in this session."""
+        state = self._reading().execute("SELECT state FROM cells WHERE key = ?", (cell.key,)).fetchone()[0]
+        return state == "finished" or self.failures(cell, session) >= TRIES
+
+    def failures(self, cell: Cell, session: str) -> int:
+        counted = self._reading().execute(
+            "SELECT count(*) FROM plays WHERE key = ? AND session = ? AND state IN ('failed', 'died')",
+            (cell.key, session),
+        )
+        return int(counted.fetchone()[0])
+
+    def begin(self, cell: Cell, session: str) -> int:
+        """A play begins; the lock is held. A play that never ended was killed.
+
+        Returns:
+            The play's number.
+        """
+        now = time.time()
+        with self._writing() as connection:
+            self._bury(connection, cell, now)
+            connection.execute("UPDATE cells SET state = 'running', changed = ? WHERE key = ?", (now, cell.key))
+            play = connection.execute(
+                "INSERT INTO plays (key, session, host, pid, began, state) VALUES (?, ?, ?, ?, ?, 'running')",
+                (cell.key, session, platform.node(), os.getpid(), now),
+            )
+        return int(play.lastrowid or 0)
+
+    def bury(self, cell: Cell) -> None:
+        """Plays of this cell that never ended have died; the lock is held."""
+        with self._writing() as connection:
+            self._bury(connection, cell, time.time())
+
+    def _bury(self, connection: sqlite3.Connection, cell: Cell, now: float) -> None:
+        connection.execute(
+            "UPDATE plays SET state = 'died', ended = ?, error = 'its process died' WHERE key = ? AND ended IS NULL",
+            (now, cell.key),
+        )
+
+    def end(self, cell: Cell, play: int) -> None:
+        """A play has ended as the cell's state says."""
+        now = time.time()
+        if cell.state == "finished":
+            self.index(cell)
+        with self._writing() as connection:
+            connection.execute(
+                "UPDATE plays SET state = ?, error = ?, ended = ? WHERE id = ?", (cell.state, cell.error, now, play)
+            )
+            if cell.state != "finished":
+                state = "waiting" if cell.state == "interrupted" else cell.state
+                connection.execute(
+                    "UPDATE cells SET state = ?, error = ?, changed = ? WHERE key = ?",
+                    (state, cell.error, now, cell.key),
+                )
+
+    def give_up(self, cell: Cell) -> None:
+        """A cell whose process died too often."""
+        with self._writing() as connection:
+            connection.execute(
+                "UPDATE cells SET state = 'failed', error = ?, changed = ? WHERE key = ?",
+                (cell.error, time.time(), cell.key),
+            )
+
+    def index(self, cell: Cell) -> None:
+        """Read a finished cell's folder into the store."""
+        line = summary(cell) | {"state": "finished"}
+        self.put(cell.key, cell.folder, line)
+
+    def put(self, key: str, folder: Path, line: dict[str, Any]) -> None:
+        """Write what a finished cell found; its line is there already."""
+        described = json.loads((folder / "run.json").read_text())
+        runtime = json.dumps(described["runtime"], sort_keys=True)
+        versions = hashlib.sha256(f"{described['fedsim']} {runtime}".encode()).hexdigest()[:16]
+        rounds = [
+            (key, each["round"], *(each.get(name) for name in MEASURES), json.dumps(each))
+            for each in read_lines(folder)
+        ]
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO versions VALUES (?, ?, ?)", (versions, described["fedsim"], runtime)
+            )
+            connection.execute("DELETE FROM rounds WHERE key = ?", (key,))
+            connection.executemany(
+                f"INSERT INTO rounds VALUES (?, ?, {', '.join('?' * len(MEASURES))}, ?)",
+                rounds,
+            )
+            connection.execute(
+                "UPDATE cells SET state = 'finished', error = '', summary = ?, digest = ?, versions = ?, changed = ? "
+                "WHERE key = ?",
+                (json.dumps(line), line["digest"], versions, time.time(), key),
+            )
+
+    def adopt(self, folder: Path, values: dict[str, Any]) -> bool:
+        """Enter a finished cell's folder that is not in the store; False where it is, or is not finished."""
+        if not finished(folder):
+            return False
+        import tomllib
+
+        described = json.loads((folder / "run.json").read_text())
+        table = tomllib.loads((folder / "scenario.toml").read_text("utf-8"))
+        key, row = described["key"], json.dumps(values, sort_keys=True, default=str)
+        with self._writing() as connection:
+            there = connection.execute("SELECT state FROM cells WHERE key = ?", (key,)).fetchone()
+            if there is not None and there[0] == "finished":
+                return False
+            connection.execute(
+                "INSERT OR IGNORE INTO cells (key, folder, matrix, scenario, setting, seed, state, changed) "
+                "VALUES (?, ?, ?, ?, ?, ?, 'waiting', ?)",
+                (key, folder.name, row, json.dumps(table), setting(table), table["seed"], time.time()),
+            )
+        self.put(key, folder, {"folder": folder.name, "state": "finished", "values": values, **measured(folder)})
+        return True
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """What a SELECT finds, a dict a row."""
+        found = self._reading().execute(query, values)
+        names = [each[0] for each in found.description]
+        return [dict(zip(names, row, strict=True)) for row in found]
+
+    def _reading(self) -> sqlite3.Connection:
+        """This process's connection: one must not be carried through a fork."""
+        if self._connection is None or self._owner != os.getpid():
+            self._connection = sqlite3.connect(
+                self.out / NAME, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+            )
+            self._owner = os.getpid()
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    self._connection.execute("PRAGMA journal_mode = WAL")
+                    break
+                except sqlite3.OperationalError:
+                    # Changing the mode does not wait for other connections.
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.02)
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+        return self._connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        connection = self._reading()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+
+def setting(table: dict[str, Any]) -> str:
+    """What a cell shares with those that differ from it by their seed alone."""
+    rest = {name: value for name, value in table.items() if name not in ("seed", "title", "engine")}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+__all__ = ["NAME", "TRIES", "Store", "setting"]

@@ -1,0 +1,164 @@
+"""A benchmark's tables: means over seeds with intervals, differences, and the ranking by the worst attack."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from fedsim.analysis.ranking import rank_by_worst
+from fedsim.analysis.statistics import Interval, bootstrap_interval, holm, paired_difference, paired_p_value, t_interval
+from fedsim.bench.results import ALIASES
+from fedsim.errors import FedsimError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MEASURES = ("accuracy", "asr", "utility_lost", "asr_gain")
+Method = Literal["t", "bootstrap"]
+
+
+def over_seeds(frame: pd.DataFrame, interval: Method = "t") -> pd.DataFrame:
+    """A row a setting: what its seeds have in common.
+
+    Args:
+        frame: cells, as :func:`fedsim.bench.results` gives them.
+        interval: ``t`` (Student) or ``bootstrap``; too short below ten seeds, see docs/statistics.md.
+
+    Returns:
+        ``defense``, ``attack``, ``dataset``, ``partition``, other keys of the matrix, ``cells``, ``seeds`` (finished
+        ones), ``failed``, then for each measure ``NAME``, ``NAME_low``, ``NAME_high``; ``floor``, ``seconds`` a round, ``last_rounds``, ``attacker_rows``,
+        ``attacker_rows_kept``, ``chance``, and ``marks``: ``a`` in some seed no attack took place, ``d`` in some seed
+        the defense never changed an aggregate, ``1`` a single seed.
+    """
+    import pandas as pd
+
+    rows = []
+    for setting, group in frame.groupby("setting", sort=False):
+        done = group[group["state"] == "finished"]
+        row: dict[str, Any] = {name: group[name].iloc[0] for name in _keys(frame)}
+        row |= {"cells": len(group), "seeds": len(done), "failed": int((group["state"] == "failed").sum())}
+        for name in MEASURES:
+            found = _interval([float(value) for value in done[name]], interval)
+            row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        for name in ("floor", "seconds", "chance"):
+            row[name] = float(done[name].mean()) if done[name].notna().any() else math.nan
+        for name in ("attacker_rows", "attacker_rows_kept"):
+            row[name] = int(done[name].sum())
+        row["last_rounds"] = int(done["last_rounds"].min()) if len(done) else 0
+        single = "1" if len(done) == 1 else ""
+        row["marks"] = "".join(mark for mark in "ad" if done["marks"].str.contains(mark).any()) + single
+        rows.append(row | {"setting": setting})
+    return pd.DataFrame(rows)
+
+
+def differences(frame: pd.DataFrame, baseline: str = "fedavg", measure: str = "accuracy") -> pd.DataFrame:
+    """Each defense against one of them, paired by seed; the p values of the table are adjusted together (Holm).
+
+    Args:
+        frame: cells, as :func:`fedsim.bench.results` gives them.
+        baseline: the defense that the others are compared with, as column ``defense`` writes it.
+        measure: column that is compared.
+
+    Returns:
+        ``defense``, ``attack``, ``dataset``, ``partition``, ``pairs``, ``difference``, ``low``, ``high``, ``p`` and
+        ``p_holm``.
+
+    Raises:
+        FedsimError: no cell has that defense, or no such measure.
+    """
+    import pandas as pd
+
+    if measure not in frame or baseline not in set(frame["defense"]):
+        known = ", ".join(sorted(set(frame["defense"])))
+        raise FedsimError(f"differences: given {measure} against '{baseline}'; accepted: one of: {known}")
+    done = frame[(frame["state"] == "finished") & frame[measure].notna()]
+    alike = [name for name in _keys(done) if name != "defense"]
+    base = {
+        (*row[:-2], row[-2]): row[-1] for row in done[done["defense"] == baseline][[*alike, "seed", measure]].to_numpy()
+    }
+    rows = []
+    others = done[done["defense"] != baseline]
+    for where, group in others.groupby(["defense", *alike], sort=False):
+        pairs = [
+            (v, base[(*where[1:], s)])
+            for s, v in zip(group["seed"], group[measure], strict=True)
+            if (*where[1:], s) in base
+        ]
+        if not pairs:
+            continue
+        ours, theirs = [float(one) for one, _ in pairs], [float(other) for _, other in pairs]
+        found = paired_difference(ours, theirs)
+        row = dict(zip(("defense", *alike), where, strict=True))
+        row |= {"pairs": len(pairs), "difference": found.mean, "low": found.low, "high": found.high}
+        rows.append(row | {"p": paired_p_value(ours, theirs)})
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["p_holm"] = holm(table["p"].to_numpy())
+    return table
+
+
+def ranking(frame: pd.DataFrame, measure: Literal["harm", "utility_lost", "asr_gain"] = "harm") -> pd.DataFrame:
+    """The defenses by their worst case: over attacks, data sets and partitions, the largest mean over seeds.
+
+    Args:
+        frame: cells, as :func:`fedsim.bench.results` gives them; those with the same seed are paired.
+        measure: ``harm`` is the larger of utility lost and ASR above its floor.
+
+    Returns:
+        ``place`` (shared by ties), ``defense``, ``worst``, ``low``, ``high``, ``under`` (the attack and setting that
+        does it), ``ahead`` (probability that the order to the next one is right), ``seeds``, ``marks``. Defenses for
+        which an attack was not measured are left out: a worst case over less looks better.
+    """
+    import pandas as pd
+
+    done = frame[(frame["state"] == "finished") & frame["attacked"]].copy()
+    done["harm"] = done[["utility_lost", "asr_gain"]].max(axis=1)
+    varied = [name for name in _keys(done) if name != "defense" and done[name].nunique() > 1] or ["attack"]
+    if done.empty or not done[measure].notna().any():
+        return pd.DataFrame(columns=["place", "defense", "worst", "low", "high", "under", "ahead", "seeds", "marks"])
+    done["under"] = [", ".join(str(row[name]) for name in varied) for _, row in done.iterrows()]
+    table = done.pivot_table(index=["defense", "under"], columns="seed", values=measure, aggfunc="mean", dropna=False)
+    unders = list(dict.fromkeys(done[done[measure].notna()]["under"]))
+    names = [
+        name
+        for name in dict.fromkeys(done["defense"])
+        if all((name, under) in table.index and table.loc[(name, under)].notna().any() for under in unders)
+    ]
+    if not names:
+        return pd.DataFrame(columns=["place", "defense", "worst", "low", "high", "under", "ahead", "seeds", "marks"])
+    harm = np.stack([np.stack([table.loc[(name, under)].to_numpy(dtype=float) for under in unders]) for name in names])
+    rows = []
+    for each in rank_by_worst(names, harm):
+        cells = done[done["defense"] == each.name]
+        here = cells[cells["under"] == unders[each.attack]]
+        rows.append(
+            {
+                "place": each.place,
+                "defense": each.name,
+                "worst": each.worst,
+                "low": each.low,
+                "high": each.high,
+                "under": unders[each.attack],
+                "ahead": each.ahead,
+                "seeds": int(here["seed"].nunique()),
+                "marks": "".join(mark for mark in "ad" if cells["marks"].str.contains(mark).any()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _keys(frame: pd.DataFrame) -> list[str]:
+    """Columns that say what a cell is, its seed aside."""
+    return [*ALIASES, *(name for name in frame.columns if "." in name)]
+
+
+def _interval(values: list[float], method: Method) -> Interval:
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    return t_interval(known) if method == "t" else bootstrap_interval(known)
+
+
+__all__ = ["differences", "over_seeds", "ranking"]

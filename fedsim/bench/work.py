@@ -1,0 +1,101 @@
+"""Plays cells until none is left: claims one, runs it, records it, claims the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim.bench.cell import Cell, complete, summary
+from fedsim.bench.locks import held
+from fedsim.bench.store import TRIES, Store
+from fedsim.errors import FedsimError
+from fedsim.launch import add_floor, run, twin, twin_key
+
+Tell = Callable[[Cell, dict[str, Any] | None], None]
+PAUSE = 0.5
+"""Seconds between looks at cells that others play."""
+
+
+def work(
+    cells: Sequence[Cell],
+    store: Store,
+    session: str,
+    tell: Tell,
+    workers: int = 0,
+    go_on: Callable[[], bool] = lambda: True,
+) -> bool:
+    """Play what nobody plays, until every cell is settled; what failed once comes last, once more.
+
+    Args:
+        cells: all cells.
+        store: their store.
+        session: name of this call; failures are counted in it.
+        tell: called with the cell and each round's line, and with None when the cell's state changes.
+        workers: threads of a cell; 0: as its scenario says.
+        go_on: asked while waiting for others; False ends.
+
+    Returns:
+        False where it was interrupted.
+    """
+    while True:
+        states = store.states(session)
+        left = [cell for cell in cells if states[cell.key][0] != "finished" and states[cell.key][1] < TRIES]
+        if not left:
+            return True
+        for cell in sorted(left, key=lambda cell: states[cell.key][1]):
+            with held(store.lock(cell)) as ours:
+                if not ours or store.settled(cell, session):
+                    continue
+                play(cell, store, session, tell, workers)
+            if cell.state == "interrupted":
+                return False
+            break
+        else:
+            if not go_on():
+                return False
+            time.sleep(PAUSE)
+
+
+def play(cell: Cell, store: Store, session: str, tell: Tell, workers: int = 0) -> None:
+    """Play one cell, whose lock is held, from where it stands; its state says how it ended."""
+    store.bury(cell)
+    if store.failures(cell, session) >= TRIES:
+        cell.state, cell.error = "failed", "its process died each time that it was tried (out of memory?)"
+        store.give_up(cell)
+    elif complete(cell):
+        cell.state = "skipped"
+        store.index(cell)
+    else:
+        number = store.begin(cell, session)
+        cell.state, cell.error = "running", ""
+        tell(cell, None)
+        run_cell(cell, store.out / "floors", lambda line: tell(cell, line), workers)
+        store.end(cell, number)
+    cell.row = summary(cell)
+    tell(cell, None)
+
+
+def run_cell(cell: Cell, floors: Path, progress: Callable[[dict[str, Any]], None], workers: int = 0) -> None:
+    """Run a cell and the floor of its trigger; an error is told in the cell."""
+    try:
+        scenario = cell.scenario
+        if workers and scenario.engine.name == "local":
+            scenario = scenario.changed(**{"engine.workers": workers})
+        result = run(scenario, cell.folder, resume=True, progress=progress)
+        cell.state = "finished" if result.finished else "interrupted"
+        if result.finished:
+            other = twin(scenario)
+            if other is not None:
+                with held(floors / f"{twin_key(other)}.lock", wait=True):
+                    add_floor(result, floors)
+    except KeyboardInterrupt:
+        cell.state = "interrupted"
+    except FedsimError as error:
+        cell.state, cell.error = "failed", str(error)
+    except Exception as error:
+        cell.state, cell.error = "failed", f"{type(error).__name__}: {error}"
+
+
+__all__ = ["Tell", "play", "run_cell", "work"]
