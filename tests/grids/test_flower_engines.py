@@ -31,6 +31,18 @@ SETS = (
     "evaluate.clients=0",
 )
 
+PRIVATE = (
+    "data.clients=3",
+    "client.per_round=3",
+    *SETS[2:],
+    "client.epochs=1",
+    "client.optimizer={name='sgd', lr=0.05}",
+    "server.estimator={name='diff2', restart=2, c1=1.0, c2=1.0, lr=0.5}",
+    "privacy.noise=[0.02, 0.02]",
+    "privacy.trust='local'",
+)
+"""Noise of the clients' own: the scenario's under simulation, nobody's in a deployment."""
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -169,3 +181,37 @@ def test_a_deployment_gives_the_same_parameters(app: Path, environment: dict[str
             running.enter_context(program(supernode, environment, tmp_path / f"supernode-{partition}.log"))
         streamed = flwr_run(app, port, environment)
     same_parameters(tmp_path / "run", streamed)
+
+
+def test_flowers_own_simulation_draws_the_scenarios_noise(
+    app: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    configure(app, PRIVATE)
+    port = free_port()
+    superlink = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    with program(superlink, environment, tmp_path / "superlink.log"):
+        streamed = flwr_run(app, port, environment, "--federation-config", "num-supernodes=3")
+    same_parameters(tmp_path / "run", streamed, PRIVATE)
+
+
+def test_a_deployment_draws_noise_that_no_scenario_tells(
+    app: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    configure(app, PRIVATE)
+    port = free_port()
+    superlink = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    with ExitStack() as running:
+        running.enter_context(program(superlink, environment, tmp_path / "superlink.log"))
+        for partition in range(3):
+            supernode = [
+                "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()),
+                "--node-config", f"partition-id={partition} num-partitions=3",
+            ]  # fmt: skip
+            running.enter_context(program(supernode, environment, tmp_path / f"supernode-{partition}.log"))
+        streamed = flwr_run(app, port, environment)
+    checkpoint = tmp_path / "run" / "checkpoint-2.safetensors"
+    assert checkpoint.exists(), streamed
+    saved = load_file(checkpoint)
+    expected = fedsim.run(fedsim.Scenario.load("quickstart", sets=PRIVATE)).parameters
+    moved = torch.cat([(saved[f"model.{name}"] - value).flatten() for name, value in expected.items()])
+    assert 0.001 < float(moved.std()) < 0.1
