@@ -62,7 +62,10 @@ def _slips(played: list[dict[str, Any]], scenario: Scenario) -> list[str]:
             f"From one round to the next {sum(turnovers) / len(turnovers):.0%} of the kept set changed: differences of "
             "different clients do not telescope."
         )
-    interval = registry.make("estimator", part.name, **part.options).interval(scenario.rounds)
+    restarts = getattr(registry.make("estimator", part.name, **part.options), "interval", None)
+    if restarts is None:
+        return found
+    interval = restarts(scenario.rounds)
     lasts = [interval - (line["round"] - 1) % interval for line in played if line["kept_malicious"]]
     if lasts:
         found.append(

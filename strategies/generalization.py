@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fedsim.scenario import Scenario
 
 Variance = Annotated[float, Field(ge=0)]
-LINEAR = ("linear", "logistic")
+STUDENT = "linear"
 
 
 @analysis("generalization")
@@ -56,8 +56,9 @@ class Generalization(Analysis):
         """The theory is of plain gradient descent on a linear model's squared error."""
         yield from super().check(scenario)
         client, server = scenario.client, scenario.server
-        if scenario.model.name not in LINEAR:
-            yield Fault("/model.name", scenario.model.name, f"{' or '.join(LINEAR)}: the theory is of a linear student")
+        if scenario.model.name != STUDENT:
+            accepted = f"'{STUDENT}': the theory is of a linear student without bias"
+            yield Fault("/model.name", scenario.model.name, accepted)
         loss = getattr(client, "loss", None)
         if loss is not None and loss.name != "squared_error":
             yield Fault("/client.loss", loss.name, "the squared error, of which the theory is")

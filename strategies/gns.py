@@ -249,12 +249,11 @@ def _curvature(kind: Kind, node: Any, inputs: Tensor, targets: Tensor) -> Tensor
     for first in range(0, n, size):
         x, y = inputs[first : first + size], targets[first : first + size]
         factors = vmap(one_example)(x, y)
+        flat = factors.reshape(-1, d)
         if kind == "gauss_newton":
             outputs = functional_call(module, workload.layout.views(point), (x,))
-            bend = vmap(_hessian(loss_at))(outputs, y)
-            weighted = torch.einsum("bcd,bce->bed", factors, bend)
-            matrix += torch.einsum("bed,bef->df", weighted, factors)
+            weighted = vmap(_hessian(loss_at))(outputs, y) @ factors
+            matrix += weighted.reshape(-1, d).T @ flat
         else:
-            flat = factors.reshape(-1, d)
             matrix += flat.T @ flat
     return matrix / n

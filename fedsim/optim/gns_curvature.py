@@ -86,8 +86,9 @@ def empirical_fisher(
 
     def curvature(x: Tensor) -> LowRank:
         gradients = per_example_gradients(x)
-        share = 1 / len(gradients) if weights is None else torch.as_tensor(weights).to(gradients)[:, None]
-        return LowRank((gradients * torch.as_tensor(share).sqrt()).T)
+        if weights is None:
+            return LowRank(gradients.T / math.sqrt(len(gradients)))
+        return LowRank((gradients * torch.as_tensor(weights).to(gradients)[:, None].sqrt()).T)
 
     return curvature
 

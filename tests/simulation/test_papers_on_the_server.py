@@ -1,0 +1,244 @@
+"""The papers' server parts in whole runs: exchanges, measures, memory, one digest."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedsim.analysis import generalization as theory
+from fedsim.analysis.coherence import coherence
+from fedsim.errors import ScenarioError
+from fedsim.federation import build
+from fedsim.optim import gns
+from fedsim.optim.gns_curvature import empirical_fisher, exact, weighted_gauss_newton
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+from tests.simulation.test_runs import small
+from tests.simulation.test_same_bits import interrupted
+
+L2 = 1e-2
+
+
+def newton(curvature: str = "gauss_newton", **changes: Any) -> Scenario:
+    tables: dict[str, Any] = {
+        "rounds": 5,
+        "data": {"dataset": "diabetes", "partition": {"name": "quantity", "alpha": 0.7}, "clients": 5},
+        "model": {"name": "logistic"},
+        "client": {"per_round": 5},
+        "server": {"estimator": {"name": "gns", "curvature": curvature, "l2": L2}},
+        "engine": {"precision": "float64"},
+    }
+    return Scenario(**{**tables, **changes})
+
+
+CASES: dict[str, Scenario] = {
+    "gns": newton(),
+    "softmax_cap": small(
+        server={"defenses": ["softmax_cap"], "optimizer": {"name": "adam", "lr": 0.3}, "analysis": ["coherence"]},
+        rounds=3,
+    ),
+    "analyses": small(server={"defenses": ["pcgrad"], "analysis": [{"name": "coherence", "examples": True}]}, rounds=3),
+    "diffgrad": small(server={"defenses": ["sam_gs"], "optimizer": "diffgrad"}, rounds=3),
+    "rm3": small(server={"defenses": ["rm3"]}, rounds=4),
+    "radius_filter": small(
+        **{"data.root": 50}, server={"defenses": [{"name": "softmax_radius", "keep": 0.5}, "cagrad"]}, rounds=3
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_workers_and_interruptions_change_no_bit(name: str, tmp_path: Path) -> None:
+    scenario = CASES[name]
+    whole = simulate(scenario.changed(engine={**scenario.table()["engine"], "workers": 1}))
+    assert not [fault for line in whole.lines for fault in line["faults"]]
+    others = [simulate(scenario.changed(engine={**scenario.table()["engine"], "workers": n})).digest for n in (2, 3)]
+    assert {whole.digest, *others, interrupted(scenario, tmp_path)} == {whole.digest}
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "empirical_fisher", "exact", "zero"])
+def test_rounds_of_gns_are_the_centralised_iterations(curvature: str) -> None:
+    scenario = newton(curvature)
+    result = simulate(scenario)
+    federation = build(scenario)
+    rows = torch.from_numpy(np.concatenate([federation.shares[client] for client in range(5)]))
+    inputs, targets = federation.dataset.train.inputs[rows].double(), federation.dataset.train.targets[rows].double()
+    design = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=torch.float64)], 1)
+    n, d = design.shape
+
+    def function(x: Tensor) -> Tensor:
+        return (design @ x - targets).square().mean() + 0.5 * L2 * x @ x
+
+    def value_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, value = torch.func.grad_and_value(function)(x)
+        return value, gradient
+
+    ridge = L2 * torch.eye(d, dtype=torch.float64)
+    curvatures = {
+        "exact": exact(function),
+        "gauss_newton": lambda x: (
+            weighted_gauss_newton(lambda y: design @ y, lambda y: torch.full((n,), 2 / n, dtype=torch.float64))(x)
+            + ridge
+        ),
+        "empirical_fisher": lambda x: (
+            empirical_fisher(lambda y: 2 * (design @ y - targets)[:, None] * design)(x).dense() + ridge
+        ),
+        "zero": lambda x: ridge,
+    }
+    start = federation.initial.double()
+    central = gns.minimize(value_and_gradient, curvatures[curvature], start, max_iterations=scenario.rounds)
+    ours = torch.cat([tensor.reshape(-1) for tensor in result.parameters.values()])
+    torch.testing.assert_close(ours, central.x, rtol=0, atol=1e-10)
+    lines = result.lines[1:]
+    assert [line["gns.gamma"] for line in lines] == central.gammas[1:]
+    assert [line["gns.value"] for line in lines] == pytest.approx(central.values[:-1], abs=1e-12)
+    trials = sum(line["gns.exchanges"] - (2 if curvature != "zero" else 1) for line in lines)
+    assert trials == central.evaluations - 1
+    curve = 0 if curvature == "zero" else d * (d + 1) // 2
+    for line in lines:
+        tried = line["gns.exchanges"] - (1 if curvature == "zero" else 2)
+        assert line["gns.numbers_up"] == (1 + tried) * (d + 1) + curve
+
+
+@pytest.mark.slow
+def test_gns_on_the_softmax_falls_below_what_gradient_descent_reaches() -> None:
+    common: dict[str, Any] = {"data": {"dataset": "digits", "clients": 2}, "client": {"per_round": 2}, "rounds": 3}
+    found = simulate(newton(**common, server={"estimator": {"name": "gns", "l2": 1e-3}}))
+    values = [line["gns.value"] for line in found.lines[1:]]
+    assert values == sorted(values, reverse=True)
+    assert found.lines[-1]["accuracy"] > 0.9
+
+
+def test_a_client_that_fails_in_the_midst_of_a_gns_round_lets_the_round_change_nothing() -> None:
+    scenario = newton(adversary={"count": 1, "attacks": ["non_finite"]})
+    result = simulate(scenario)
+    assert all(line["faults"] for line in result.lines[1:])
+    assert result.lines[-1]["loss"] < result.lines[0]["loss"], "the others go on without it"
+
+
+def test_an_analysis_changes_nothing_and_is_recorded() -> None:
+    plain = small(server={"defenses": ["median"]}, rounds=2)
+    seen = small(server={"defenses": ["median"], "analysis": [{"name": "coherence", "examples": True}]}, rounds=2)
+    without, result = simulate(plain), simulate(seen)
+    for name, tensor in without.parameters.items():
+        assert torch.equal(tensor, result.parameters[name])
+    for line, other in zip(result.lines[1:], without.lines[1:], strict=True):
+        extra = {key for key in line if key not in other}
+        assert extra == {f"coherence.{key}" for key in ("m_coherence", "alpha", "examples", "rows", "clients")}
+        assert 0 < line["coherence.clients"] <= 1
+        assert line["coherence.rows"] == pytest.approx(line["coherence.clients"] * len(line["cohort"]))
+
+
+def test_coherence_over_clients_is_that_of_all_their_examples() -> None:
+    server = {"analysis": [{"name": "coherence", "examples": True}]}
+    scenario = small(server=server, rounds=1, adversary={}, **{"engine.precision": "float64"})
+    line = simulate(scenario).lines[1]
+    federation = build(scenario)
+    rows = torch.from_numpy(np.concatenate([federation.shares[client] for client in line["cohort"]]))
+    inputs, targets = federation.dataset.train.inputs[rows].double(), federation.dataset.train.targets[rows]
+    layout, module = federation.layout, federation.module
+
+    def loss(vector: Tensor, one: Tensor, target: Tensor) -> Tensor:
+        outputs = torch.func.functional_call(module, layout.views(vector), (one[None],))
+        return torch.nn.functional.cross_entropy(outputs, target[None])
+
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(federation.initial, inputs, targets)
+    wanted = coherence(gradients)
+    assert line["coherence.alpha"] == pytest.approx(wanted.alpha, rel=1e-10)
+    assert line["coherence.m_coherence"] == pytest.approx(wanted.m_coherence, rel=1e-10)
+    assert line["coherence.examples"] == len(rows)
+
+
+def test_the_cap_holds_the_step_within_the_radius() -> None:
+    """One client at ×1000: with the cap the logits of no client's example spread by more than π to first order."""
+    attack = {"count": 1, "attacks": [{"name": "model_replacement", "scale": 1000.0}]}
+    base: dict[str, Any] = {"rounds": 2, "adversary": attack, "client.per_round": 12}
+    capped = simulate(small(**base, server={"defenses": ["softmax_cap"]}))
+    line = capped.lines[1]
+    assert line["softmax_cap.radius"] > 1
+    assert line["softmax_cap.scale"] == pytest.approx(1 / line["softmax_cap.radius"])
+    assert line["defense_acted"]
+    plain = simulate(small(**base, server={"defenses": ["fedavg"]}))
+    assert capped.lines[1]["loss"] < plain.lines[1]["loss"]
+
+
+def regression(rounds: int = 80, **changes: Any) -> Scenario:
+    tables: dict[str, Any] = {
+        "rounds": rounds,
+        "data": {"dataset": {"name": "teacher_student", "inputs": 100, "examples": 100}, "clients": 5},
+        "model": {"name": "linear"},
+        "client": {"per_round": 5, "batch_size": 1000, "optimizer": {"name": "sgd", "lr": 2.5}},
+        "server": {"analysis": [{"name": "generalization", "init": 1 / 300}]},
+        "evaluate": {"every": 1},
+        "engine": {"precision": "float64"},
+    }
+    return Scenario(**{**tables, **changes})
+
+
+def test_the_round_to_stop_is_predicted() -> None:
+    best, predicted = [], []
+    for data_seed in range(4):
+        data = {
+            "dataset": {"name": "teacher_student", "inputs": 100, "examples": 100, "data_seed": data_seed},
+            "clients": 5,
+        }
+        lines = simulate(regression(data=data)).lines
+        best.append(min(lines, key=lambda line: line["loss"])["round"])
+        predicted.append(lines[-1]["generalization.stopping_round"])
+        assert lines[-1]["generalization.time"] == pytest.approx(2 * 2.5 * 80 / 100)
+        wanted = theory.generalization_error(4.0, 1.0, init=1 / 300)
+        assert lines[-1]["generalization.test_error"] == pytest.approx(float(wanted))
+    assert np.mean(best) == pytest.approx(predicted[0], rel=0.25)
+
+
+def test_a_stop_beyond_the_last_round_and_none_at_all() -> None:
+    far = simulate(regression(rounds=2)).lines[-1]["generalization.stopping_round"]
+    assert far == pytest.approx(theory.optimal_stopping(1.0, init=1 / 300).time / 0.05, rel=1e-9)
+    never = {"analysis": [{"name": "generalization", "noise": 0.0}]}
+    assert simulate(regression(rounds=1, server=never)).lines[-1]["generalization.stopping_round"] is None
+
+
+@pytest.mark.parametrize(
+    ("tables", "key"),
+    [
+        ({"server": {"estimator": "gns", "defenses": ["median"]}}, "server.defenses[0]"),
+        ({"server": {"estimator": "gns", "defenses": ["softmax_cap"]}}, "server.defenses[0]"),
+        ({"server": {"estimator": "gns"}, "client": {"epochs": 3}}, "client.epochs"),
+        ({"server": {"defenses": ["flwr:FedAvg"], "analysis": ["coherence"]}}, "server.analysis[0]"),
+        ({"server": {"analysis": ["generalization"]}}, "model.name"),
+        ({"server": {"defenses": ["softmax_radius"]}}, "data.root"),
+        (
+            {
+                "server": {"estimator": {"name": "dp_gd", "c1": 1.0, "lr": 0.1}, "analysis": ["coherence"]},
+                "privacy": {"epsilon": 3.0},
+            },
+            "server.analysis[0]",
+        ),
+    ],
+)
+def test_what_cannot_combine_is_refused(tables: dict[str, Any], key: str) -> None:
+    with pytest.raises(ScenarioError) as refused:
+        Scenario(**tables)
+    assert key in {fault.key for fault in refused.value.faults}
+
+
+def test_a_model_too_large_for_a_matrix_is_an_error() -> None:
+    from fedsim.errors import FedsimError
+
+    with pytest.raises(FedsimError, match="2000"):
+        simulate(newton(data={"dataset": "digits", "clients": 5}, model={"name": "mlp", "hidden": [64]}))
+    assert math.isfinite(
+        simulate(
+            newton(
+                "zero",
+                data={"dataset": "digits", "clients": 5},
+                server={"estimator": {"name": "gns", "curvature": "zero"}},
+                rounds=1,
+            )
+        ).lines[-1]["loss"]
+    )

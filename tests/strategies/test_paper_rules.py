@@ -1,0 +1,138 @@
+"""Server rules of the papers against their formulas, written out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import nn
+
+from fedsim.optim.diffgrad import DiffGrad
+from fedsim.optim.robust_gradients import LastThree
+from fedsim.optim.sam_gs import State, surgery
+from fedsim.optim.softmax_radius import softmax_radius
+from fedsim.registry import make
+from fedsim.testing import defenses
+from fedsim.updates import Updates
+from strategies.defense import Round
+
+
+def rows_of(values: Any, clients: list[int] | None = None) -> Updates:
+    values = torch.as_tensor(values, dtype=torch.float64)
+    clients = list(range(len(values))) if clients is None else clients
+    return Updates(values, torch.ones(len(values)), clients, torch.zeros(values.shape[1], dtype=torch.float64))
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_diffgrad_on_the_server_is_the_optimizer_on_the_negative_update():
+    updates, start = normal(20, 7), normal(7, seed=1)
+    parameter = nn.Parameter(start.clone())
+    optimizer = DiffGrad([parameter], lr=0.05, betas=(0.8, 0.95), eps=1e-3)
+    part, state, ours = make("server_optimizer", "diffgrad", lr=0.05, beta_1=0.8, beta_2=0.95, eps=1e-3), {}, start
+    for number, update in enumerate(updates, start=1):
+        parameter.grad = -update
+        optimizer.step()
+        ours = part.step(ours, update, state, number)
+    torch.testing.assert_close(ours, parameter.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_pcgrad_projects_what_conflicts():
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
+    found = make("defense", "pcgrad").aggregate(rows_of(torch.stack([a, b]))).update
+    first, second = a - (a @ b) / (b @ b) * b, b - (b @ a) / (a @ a) * a
+    torch.testing.assert_close(found, ((first + second) / 2).double())
+
+
+def test_pcgrad_is_the_mean_where_nothing_conflicts_and_is_drawn_by_the_round():
+    rows = normal(4, 6).abs()
+    torch.testing.assert_close(make("defense", "pcgrad").aggregate(rows_of(rows)).update, rows.mean(0))
+    mixed = normal(6, 4)
+    found = [make("defense", "pcgrad").aggregate(rows_of(mixed), Round(round=r)).update for r in (1, 1, 2, 3, 4)]
+    assert torch.equal(found[0], found[1])
+    assert any(not torch.allclose(found[0], other) for other in found[2:])
+
+
+def test_pcgrad_is_the_papers_loop():
+    rows, ctx = normal(5, 4, seed=3), Round(seed=2, round=7)
+    draw, result = ctx.stream("order"), []
+    for i in range(5):
+        mine = rows[i].clone()
+        for j in draw.permutation(5):
+            if j != i and mine @ rows[j] < 0:
+                mine -= (mine @ rows[j]) / (rows[j] @ rows[j]) * rows[j]
+        result.append(mine)
+    found = make("defense", "pcgrad").aggregate(rows_of(rows), ctx).update
+    torch.testing.assert_close(found, torch.stack(result).mean(0))
+
+
+@pytest.mark.parametrize("c", [0.2, 0.5, 0.9])
+def test_cagrad_solves_its_problem(c):
+    """max_d min_k ⟨g_k, d⟩ in the ball around the mean, by scipy in the primal."""
+    rows = normal(3, 4, seed=5).numpy()
+    mean = rows.mean(0)
+    start = np.array([*mean, (rows @ mean).min()])
+    primal = minimize(
+        lambda z: -z[-1],
+        start,
+        constraints=[
+            {"type": "ineq", "fun": lambda z: rows @ z[:-1] - z[-1]},
+            {"type": "ineq", "fun": lambda z: c**2 * (mean @ mean) - ((z[:-1] - mean) ** 2).sum()},
+        ],
+        method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    found = make("defense", "cagrad", c=c, rescale=False).aggregate(rows_of(rows)).update.numpy()
+    np.testing.assert_allclose(found, primal.x[:-1], atol=1e-4)
+    scaled = make("defense", "cagrad", c=c).aggregate(rows_of(rows)).update.numpy()
+    np.testing.assert_allclose(scaled * (1 + c**2), found, rtol=1e-12)
+
+
+def test_cagrad_without_a_radius_is_the_mean():
+    rows = normal(5, 3)
+    torch.testing.assert_close(make("defense", "cagrad", c=0.0).aggregate(rows_of(rows)).update, rows.mean(0))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_sam_gs_on_the_server_is_the_optimizers_over_clients_that_come_and_go(gamma):
+    part, state = make("defense", "sam_gs", gamma=gamma), {}
+    memory = State.fresh(4, 6, torch.float64)
+    for number, clients in enumerate(([0, 2], [1, 2, 3], [0, 1, 3]), start=1):
+        gradients = normal(len(clients), 6, seed=number)
+        ctx = Round(round=number, part="sam_gs", state=state)
+        found = part.aggregate(rows_of(-gradients, clients), ctx).update
+        wanted = surgery(gradients, memory, tasks=clients, gamma=gamma).gradient
+        torch.testing.assert_close(-found * len(clients), wanted)
+
+
+def test_rm3_over_rounds_is_the_optimizers_over_mini_batches():
+    gradients = normal(8, 5)
+    parameter = nn.Parameter(torch.zeros(5, dtype=torch.float64))
+    optimizer, total, state = LastThree([parameter], lr=1.0, rule="rm3"), torch.zeros(5, dtype=torch.float64), {}
+    for number, gradient in enumerate(gradients, start=1):
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        ctx = Round(round=number, part="rm3", state=state)
+        total = total + make("defense", "rm3").aggregate(rows_of(-gradient[None]), ctx).update
+    torch.testing.assert_close(total, parameter.detach())
+
+
+def test_the_radius_of_an_update_is_that_of_the_paper():
+    rows = defenses.updates(dtype=torch.float64)
+    part = make("defense", "softmax_radius", keep=10)
+    ctx = defenses.context(part, {})
+    found = part.radii(rows, ctx)
+    inputs = ctx.root.inputs.double()
+    wanted = [softmax_radius(defenses.predict, rows.reference, row, inputs) for row in rows.values]
+    torch.testing.assert_close(found, torch.stack(wanted))
+    result = part.aggregate(rows, ctx)
+    kept = set((result.weights > 0).nonzero().flatten().tolist())
+    assert kept == set(np.argsort(found.numpy())[:10].tolist())
+    assert all(i not in kept for i in range(3)), "the three rows that are six times as long have the largest r"
+    assert math.isclose(float(part.radii(rows.replace(values=2 * rows.values), ctx)[0]), 2 * float(found[0]))
