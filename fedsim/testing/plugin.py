@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,36 +155,20 @@ def _wrong(check: Callable[[Any], None], make: Callable[[], Any]) -> tuple[Word,
         check(make)
     except AssertionError as error:
         cause = error.__cause__
-        place = "" if cause is None else _where(cause)
+        place = "" if cause is None else registry.where(cause)
         return words(check.__module__.rpartition(".")[2], check.__name__), _cut(error) + place
     except KnowledgeError as error:
         return HIDDEN, _cut(error)
     except FedsimError as error:
         return words(check.__module__.rpartition(".")[2], check.__name__), _cut(error)
     except Exception as error:
-        return RAISES, f"{type(error).__name__}{_where(error)}: {_cut(error)}"
+        return RAISES, f"{type(error).__name__}{registry.where(error) or _innermost(error)}: {_cut(error)}"
     return None
 
 
-def _where(error: BaseException) -> str:
-    """`` in line 12 of my_attack.py``: the innermost line of a user's file on the way to the error."""
-    frames = [
-        (frame.tb_lineno, Path(frame.tb_frame.f_code.co_filename).name, frame.tb_frame.f_code.co_name)
-        for frame in _frames(error)
-        if str(frame.tb_frame.f_globals.get("__name__", "")).startswith(registry.PLUGIN)
-    ]
-    if frames:
-        line, file, function = frames[-1]
-        return f" in line {line} of {file}, in {function}"
+def _innermost(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f" in line {last.lineno} of {Path(last.filename).name}"
-
-
-def _frames(error: BaseException) -> Iterator[Any]:
-    here = error.__traceback__
-    while here is not None:
-        yield here
-        here = here.tb_next
 
 
 def _kind_of(part: Any, path: str, attribute: str) -> str:
