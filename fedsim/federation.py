@@ -30,6 +30,7 @@ from fedsim.models.build import build_model
 from fedsim.scenario import Part, Scenario
 from fedsim.scenario_privacy import claims, mechanisms
 from fedsim.updates import Layout, share
+from strategies.client_statistics import ClientStatistics
 from strategies.estimator import Estimator, Setting
 from strategies.strategy import DefendedStrategy
 
@@ -124,6 +125,7 @@ class Federation:
         analyses = [make("analysis", part) for part in scenario.server.analysis]
         for each in analyses:
             each.set_up(scenario, self.dataset.info, self.shares.sizes)
+        defenses += statistics(scenario)
         fixed: list[int] = []
         if scenario.evaluate.clients:
             generator = rng.stream(scenario.seed, "evaluate.clients")
@@ -200,6 +202,9 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
     control = None if scenario.client.step_control is None else make("step_control", scenario.client.step_control)
     if control is not None:
         control.fit(dataset.info.num_classes)
+    regularizers = [make("regularizer", part) for part in scenario.client.regularizers]
+    for part in regularizers:
+        part.fit(dataset.info.num_classes)
     head = None if loss is None else loss.head
     module = build_model(scenario.model, dataset.info, scenario.seed, scenario.engine.precision, head)
     layout = Layout.of(module)
@@ -234,6 +239,7 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
         device=scenario.engine.device,
         path=scenario.engine.path,
         loss=None if loss is None or loss.is_default(dataset.info.num_classes) else loss,
+        regularizers=regularizers,
         step_control=control,
         optimizer_state=client.optimizer_state,
         secrecy="none" if not claims(scenario) else "public" if scenario.privacy.trust == "central" else "server",
@@ -252,7 +258,15 @@ def handlers(scenario: Scenario, estimator: Estimator | None) -> dict[str, Any]:
     parts: list[Any] = [make("defense", part) for part in scenario.server.defenses]
     parts += [make("analysis", part) for part in scenario.server.analysis]
     parts += [] if estimator is None else [estimator]
-    return {kind: getattr(part, method) for part in parts for kind, method in part.handlers.items()}
+    return {kind: getattr(part, method) for part in parts for kind, method in part.handlers.items()} | {
+        kind: getattr(part, method) for part in statistics(scenario) for kind, method in part.own_handlers.items()
+    }
+
+
+def statistics(scenario: Scenario) -> list[ClientStatistics]:
+    """The server's sides of the clients' regularizers."""
+    parts = [make("regularizer", part) for part in scenario.client.regularizers]
+    return [ClientStatistics(part, position) for position, part in enumerate(parts)]
 
 
 def make_estimator(scenario: Scenario, sizes: NDArray[Any], deployed: bool = False) -> Estimator | None:

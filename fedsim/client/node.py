@@ -76,6 +76,17 @@ class Node:
         """Random numbers of this client and round for one purpose."""
         return rng.stream(self.workload.seed, purpose, round=self.round, client=self.client)
 
+    def head_view(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """What the received model's head is given and what it makes of it, in evaluation mode; with regularizers."""
+        module, replica = self.module.eval(), self.app.replica
+        features, outputs = [], []
+        with torch.no_grad(), replica.autocast():
+            for i in range(0, max(len(inputs), 1), BLOCK):
+                outputs.append(module(replica.batch(inputs[i : i + BLOCK])))
+                features.append(replica.features())
+        wide = self.workload.dtype
+        return torch.cat(features).to(wide), torch.cat(outputs).to(wide)
+
     def predict(self, inputs: Tensor) -> Tensor:
         """Outputs of the received model in evaluation mode."""
         module, replica = self.module.eval(), self.app.replica

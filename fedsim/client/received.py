@@ -75,7 +75,7 @@ def learn(node: Node, content: RecordDict) -> RecordDict:
 def as_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Named tensors as a record of a message."""
     return ArrayRecord(
-        {name: Array(np.ascontiguousarray(each.detach().cpu().numpy())) for name, each in tensors.items()}
+        {name: Array(np.array(each.detach().cpu().numpy(), order="C")) for name, each in tensors.items()}
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +50,7 @@ def train(
     total = torch.zeros((), dtype=wide, device=workload.device)
     position = 0
     private = hasattr(workload.optimizer, "noisy_gradients")
-    noisy = workload.optimizer.noisy_gradients(module, workload.example_loss) if private else None
+    noisy = workload.optimizer.noisy_gradients(replica.module, workload.example_loss) if private else None
     noise = rng.stream(workload.seed, "privacy.noise", round=job.round, client=job.client)
     with contextlib.nullcontext() if private else replica.randomness(job):
         for step, size in enumerate(job.sizes, start=1):

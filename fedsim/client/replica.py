@@ -17,6 +17,7 @@ from fedsim.client.job import Job, as_index
 from fedsim.client.objective import Aside, tap
 from fedsim.client.randomness import GLOBAL, replace_dropout, uses_global_generator
 from fedsim.client.workload import Workload
+from fedsim.errors import FedsimError
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
@@ -109,6 +110,16 @@ class Replica:
         outputs = self.module(inputs)
         features = None if self._tap is None else self._tap.pop()
         return self._objective.total(outputs, features, targets, aside)
+
+    def features(self) -> Tensor:
+        """What the head was given in the last pass.
+
+        Raises:
+            FedsimError: the workload has no regularizers, for which it is kept.
+        """
+        if self._tap is None:
+            raise FedsimError("no features are kept where the workload has no regularizers")
+        return self._tap.pop()
 
     def logits(self, flat: Tensor, inputs: Tensor) -> Tensor:
         """Outputs for a (d,) vector in this replica's own order, differentiable by it."""

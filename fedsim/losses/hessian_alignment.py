@@ -30,9 +30,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedsim.errors import FedsimError
+from fedsim.losses.loss import indicator
 
 Head = Literal["softmax", "sigmoid"]
 Domain = tuple[Tensor, Tensor, Tensor]
@@ -270,7 +270,7 @@ def head_terms(features: Tensor, logits: Tensor, labels: Tensor | None, head: He
         if labels.shape != outputs.shape[:1] or labels.is_floating_point():
             given = f"labels {tuple(labels.shape)} of {labels.dtype}"
             raise FedsimError(f"head statistics: given {given}; accepted: ({len(outputs)},) classes")
-        return inputs, probabilities, functional.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
+        return inputs, probabilities, indicator(labels, outputs.shape[1]).to(outputs.dtype)
     probabilities = outputs.sigmoid()
     if labels is None:
         return inputs, probabilities, torch.zeros_like(probabilities)
@@ -286,5 +286,9 @@ def _shares(domains: Sequence[Domain], weights: Sequence[float] | None) -> Tenso
     if weights is not None and len(weights) != len(domains):
         raise FedsimError(f"head statistics: {len(weights)} weights for {len(domains)} domains; accepted: one each")
     reference = domains[0][0]
-    shares = torch.ones(len(domains)) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+    shares = (
+        torch.ones(len(domains), dtype=torch.float64)
+        if weights is None
+        else torch.as_tensor(weights, dtype=torch.float64)
+    )
     return (shares / shares.sum()).to(device=reference.device, dtype=reference.dtype)

@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor
-from torch.nn import functional
 
 from fedsim.errors import FedsimError
+from fedsim.losses.loss import indicator
 
 
 def irm_penalty(logits: Tensor, labels: Tensor, *, head: Literal["softmax", "sigmoid"] = "softmax") -> Tensor:
@@ -45,7 +45,7 @@ def irm_penalty_unbiased(logits: Tensor, labels: Tensor, *, head: Literal["softm
 def _slopes(logits: Tensor, labels: Tensor, head: str) -> Tensor:
     """∂/∂s of each example's loss at s · logits, (n,)."""
     if head == "softmax":
-        errors = logits.softmax(-1) - functional.one_hot(labels, logits.shape[-1])
+        errors = logits.softmax(-1) - indicator(labels, logits.shape[-1]).to(logits.dtype)
     else:
         errors = logits.sigmoid() - labels.reshape(logits.shape)
     return (errors * logits).reshape(len(logits), -1).sum(1)

@@ -1,0 +1,159 @@
+"""Regularizers between clients: what one round does to the model, by autograd at the centre."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fedsim.errors import FedsimError, ScenarioError
+from fedsim.federation import build
+from fedsim.losses import (
+    cmnist_penalty,
+    coral_penalty,
+    diagonal_statistics,
+    domainbed_penalty,
+    fishr_penalty,
+    gradient_variance,
+    hgp_statistics,
+    irm_penalty,
+    vrex_penalty,
+)
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+from tests.simulation.test_same_bits import interrupted
+
+LR = 0.5
+TABLES: dict[str, Any] = {
+    "rounds": 1,
+    "data": {"dataset": {"name": "synthetic_classification", "features": 6, "classes": 3, "examples": 90, "test": 30}},
+    "model": {"name": "mlp", "hidden": [5], "activation": "tanh"},
+    "client": {"per_round": 3, "steps": 1, "batch_size": 90, "optimizer": {"name": "sgd", "lr": LR}},
+    "engine": {"precision": "float64"},
+}
+
+
+def scenario(regularizers: Any, **more: Any) -> Scenario:
+    tables = {**TABLES, "data": {**TABLES["data"], "clients": 3, "partition": "iid"}}
+    return Scenario(**tables).changed(**{"client.regularizers": regularizers, **more})
+
+
+def central_step(at: Scenario, penalty: Any) -> torch.Tensor:
+    """The change of the parameters by gradient descent on the mean loss and a penalty on all domains at once."""
+    federation = build(at)
+    module, train = federation.module, federation.dataset.train
+    domains, losses = [], []
+    for client in range(3):
+        own = train.take(federation.shares[client])
+        features = module[:-1](own.inputs.double())
+        logits = module[-1](features)
+        domains.append((features, logits, own.targets))
+        losses.append(functional.cross_entropy(logits, own.targets))
+    total = torch.stack(losses).mean() + penalty(domains, losses)
+    gradients = torch.autograd.grad(total, list(module.parameters()))
+    return -LR * torch.cat([each.flatten() for each in gradients])
+
+
+def one_round(at: Scenario) -> torch.Tensor:
+    before, after = build(at).initial, simulate(at).parameters
+    return torch.cat([each.flatten() for each in after.values()]) - before
+
+
+PENALTIES: dict[str, tuple[dict[str, Any], Any]] = {
+    "hgp": (
+        {"name": "hessian_alignment", "alpha": 2.0, "beta": 3.0, "weight": 5.0, "reference": "exact"},
+        lambda domains, losses: 5 * domainbed_penalty(hgp_statistics(domains), alpha=2.0, beta=3.0),
+    ),
+    "diagonal": (
+        {"name": "hessian_alignment", "method": "diagonal", "alpha": 2.0, "beta": 3.0, "form": "sum"},
+        lambda domains, losses: cmnist_penalty(diagonal_statistics(domains), alpha=2.0, beta=3.0),
+    ),
+    "coral": ({"name": "coral"}, lambda domains, losses: coral_penalty([each[0] for each in domains])),
+    "vrex": ({"name": "vrex", "weight": 10.0}, lambda domains, losses: 10 * vrex_penalty(losses)),
+    "fishr": (
+        {"name": "fishr", "weight": 40.0},
+        lambda domains, losses: 40 * fishr_penalty([gradient_variance(*each) for each in domains]),
+    ),
+    "irm": (
+        {"name": "irm", "weight": 7.0},
+        lambda domains, losses: 7 * torch.stack([irm_penalty(*each[1:]) for each in domains]).mean(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_round_of_one_step_is_the_step_at_the_centre(name: str) -> None:
+    part, penalty = PENALTIES[name]
+    for path in ("vmap", "reference"):
+        at = scenario([part], **{"engine.path": path})
+        expected = central_step(at, penalty)
+        assert (expected - central_step(at, lambda domains, losses: 0.0)).abs().max() > 1e-4
+        torch.testing.assert_close(one_round(at), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_two_regularizers_add_up() -> None:
+    parts = [PENALTIES[name] for name in ("vrex", "diagonal")]
+    at = scenario([part for part, _ in parts])
+    expected = central_step(at, lambda domains, losses: sum(penalty(domains, losses) for _, penalty in parts))
+    torch.testing.assert_close(one_round(at), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_lagged_references_are_those_of_the_round_before() -> None:
+    part = {"name": "vrex", "weight": 10.0, "references": "lagged"}
+    first = scenario([part])
+    torch.testing.assert_close(
+        one_round(first), central_step(first, lambda domains, losses: 0.0), rtol=1e-9, atol=1e-11
+    )
+    later = scenario([part], rounds=2)
+    assert simulate(later).digest != simulate(scenario([{**part, "references": "fresh"}], rounds=2)).digest
+
+
+def test_the_weight_warms_up_and_the_loss_is_rescaled() -> None:
+    part = {"name": "irm", "weight": 7.0, "warmup": 1}
+    at = scenario([part], **{"client.optimizer": {"name": "adam", "lr": 0.01}})
+    assert simulate(at).digest == simulate(at.changed(**{"client.regularizers": [{**part, "weight": 1.0}]})).digest
+    heavy = {"name": "irm", "weight": 7.0, "rescale": True}
+    plain, rescaled = (
+        one_round(scenario([each], **{"client.optimizer": "adam"})) for each in ({**heavy, "rescale": False}, heavy)
+    )
+    torch.testing.assert_close(plain, rescaled, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("references", ["fresh", "lagged"])
+def test_workers_and_interruptions_change_no_bit(references: str, tmp_path: Path) -> None:
+    part = {"name": "hessian_alignment", "references": references, "reference": "exact", "weight": 10.0}
+    more = {"rounds": 3, "client.steps": 4, "client.batch_size": 8, "client.loss": "harmonic", "client.dropout": 0.2}
+    at = scenario([part, "coral"], **more, **{"client.optimizer": {"name": "diffgrad", "lr": 0.01}})
+    digests = [simulate(at.changed(**{"engine.workers": workers})).digest for workers in (1, 2, 3)]
+    assert len({*digests, interrupted(at, tmp_path)}) == 1
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "a stock strategy": ({"server.defenses": ["flwr:FedAvg"]}, "client.regularizers.*stock Flower strategy"),
+    "squared error": ({"client.loss": "squared_error"}, "client.regularizers.*softmax"),
+    "rescaled gradients": (
+        {"client.regularizers": [{"name": "vrex", "rescale": True}]},
+        r"client.regularizers\[0\].rescale.*sgd",
+    ),
+    "exact diagonals": (
+        {"client.regularizers": [{"name": "hessian_alignment", "method": "diagonal", "reference": "exact"}]},
+        r"client.regularizers\[0\].reference.*'mean'",
+    ),
+    "an estimator": ({"server.estimator": {"name": "dp_gd", "c1": 1.0, "lr": 0.1}}, "client.regularizers"),
+    "winsorized": ({"client.optimizer": "winsorized"}, "client.regularizers.*winsorized"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_does_not_fit_is_refused(fault: str) -> None:
+    changes, said = FAULTS[fault]
+    with pytest.raises(ScenarioError, match=said):
+        scenario(["vrex"], **changes)
+
+
+def test_numbers_are_no_classes() -> None:
+    with pytest.raises(FedsimError, match="targets that are numbers"):
+        simulate(scenario(["vrex"], **{"data.dataset": "diabetes"}))
