@@ -15,8 +15,8 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fedsim import terminal
-from fedsim.errors import FedsimError, ScenarioError
+from fedsim import cli_tools, terminal
+from fedsim.errors import FedsimError, ScenarioError, one_line
 
 if TYPE_CHECKING:
     from fedsim.bench.runner import Cell
@@ -41,20 +41,32 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as error:
             typer.echo("fedsim: interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from error
+        except Exception as error:
+            from fedsim import registry
+
+            place = registry.where(error)
+            if ctx.meta.get(cli_tools.VERBOSE) or not place:
+                raise
+            typer.echo(f"fedsim: {type(error).__name__}{place}: {one_line(error)} (--verbose: all of it)", err=True)
+            raise typer.Exit(FAILED) from error
 
 
 app = typer.Typer(
     cls=_Commands,
     help="Federated learning under attack, simulated on Flower: run a scenario, plug in an attack, benchmark defenses.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 File = Annotated[
-    str, typer.Argument(metavar="FILE", help="A scenario file, or the name of one that ships with fedsim.")
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="A scenario file, or the name of one that ships with fedsim.",
+        autocompletion=cli_tools.complete_scenario,
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -65,6 +77,12 @@ Plugins = Annotated[
     typer.Option("--plugin", metavar="FILE", help="A Python file whose registered parts are known by name."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", callback=cli_tools.noise, help="Show what Flower, Ray and PyTorch warn of, and tracebacks."
+    ),
+]
 
 
 def main() -> None:
@@ -101,6 +119,7 @@ def run(
     ] = False,
     plugins: Plugins = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run one scenario and write its folder and report."""
     sets = _plugged(file, sets, plugins)
@@ -139,6 +158,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Folder of the cells; by default runs/NAME.")] = None,
     plugins: Plugins = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run the product of a scenario's [matrix].
 
@@ -224,7 +244,10 @@ def compare(
 
 @app.command("list")
 def list_parts(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND", help="E.g. attack, defense, model.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="[KIND", help="E.g. attack, defense, model.", autocompletion=cli_tools.complete_kind),
+    ] = None,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]]", help="One part: all its options.")] = None,
 ) -> None:
     """List kinds, parts of a kind, options of a part."""
@@ -334,6 +357,9 @@ def audit(
     typer.echo(f"verdict  ε ≥ {best:.3f}, claimed {test.claim.epsilon:.3f}: {said}")
     if refuted:
         raise typer.Exit(FAILED)
+
+
+cli_tools.add(app)
 
 
 def _load(file: str, sets: Sequence[str] | None, seed: int | None) -> Scenario:

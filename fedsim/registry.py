@@ -229,6 +229,22 @@ class _Bound:
         return self.function(*args, **self.values)
 
 
+def group(kind: str) -> str:
+    """The entry point group by which installed packages add parts of a kind."""
+    return f"fedsim.{_PLURALS.get(kind, f'{kind}s')}"
+
+
+def where(error: BaseException) -> str:
+    """`` in line 12 of my_attack.py, in craft``: the innermost line of a user's file on the way to an error, if any."""
+    place, here = "", error.__traceback__
+    while here is not None:
+        code = here.tb_frame.f_code
+        if str(here.tb_frame.f_globals.get("__name__", "")).startswith(PLUGIN):
+            place = f" in line {here.tb_lineno} of {Path(code.co_filename).name}, in {code.co_name}"
+        here = here.tb_next
+    return place
+
+
 def _known(kind: str) -> None:
     if kind not in _parts:
         raise FedsimError(f"unknown kind '{kind}'; kinds: {', '.join(sorted(_parts))}{nearest(kind, _parts)}")
@@ -271,7 +287,7 @@ def _load(kind: str) -> None:
     if kind not in _loaded:
         from importlib.metadata import entry_points
 
-        for entry in entry_points(group=f"fedsim.{_PLURALS.get(kind, f'{kind}s')}"):
+        for entry in entry_points(group=group(kind)):
             other = _plugins[kind].get(entry.name)
             if entry.name in _parts[kind] and _parts[kind][entry.name].__module__ != entry.module:
                 raise FedsimError(f"{kind} '{entry.name}' is registered twice: by fedsim and by {entry.value}")
@@ -360,6 +376,7 @@ __all__ = [
     "Option",
     "check_options",
     "get",
+    "group",
     "iterate",
     "make",
     "module_of",
@@ -372,4 +389,5 @@ __all__ = [
     "shipped_scenarios",
     "source",
     "summary",
+    "where",
 ]

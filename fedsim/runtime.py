@@ -35,6 +35,8 @@ VARIABLES = {
 """Set in every process, workers' included, where the user has not set them."""
 _done = False
 malloc_tuned = False
+verbose = False
+"""Whether Flower, Ray and PyTorch say all that they have to say; see :func:`noise`."""
 
 
 def set_up() -> None:
@@ -73,6 +75,38 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def noise(wanted: bool) -> Iterator[None]:
+    """Until the block ends, Flower, Ray and PyTorch warn as they like, or only a user's own files do.
+
+    Errors, and what fedsim itself has to say, are shown either way. Python's own ``-W`` and ``PYTHONWARNINGS`` hold.
+    """
+    import logging
+    import warnings
+
+    global verbose
+    before, verbose = verbose, wanted
+    flower, ours = logging.getLogger("flwr"), logging.getLogger("fedsim")
+    level = ours.level
+
+    def matters(record: logging.LogRecord) -> bool:
+        return wanted or record.levelno >= logging.ERROR
+
+    flower.addFilter(matters)  # its level is set anew where flwr is imported later
+    if wanted:
+        ours.setLevel(logging.INFO)
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("default" if wanted else "ignore")
+            warnings.filterwarnings("default", module="fedsim_plugin_")
+        try:
+            yield
+        finally:
+            verbose = before
+            flower.removeFilter(matters)
+            ours.setLevel(level)
 
 
 def prepare_device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim import registry, runtime
+from fedsim import notebook, registry, runtime
 from fedsim.data.describe import labels_of, partition_table
 from fedsim.data.examples import Shares
 from fedsim.errors import Fault, ResumeError, ScenarioError
@@ -93,6 +93,17 @@ class Result:
             for line in self.client_lines
         ]
         return pd.DataFrame(flat)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw accuracy and attack success over the rounds; returns the matplotlib Axes."""
+        return notebook.plot(self.lines, ax, self.scenario.title)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        facts = {"digest": f"{self.digest[:12]}…", **({} if self.folder is None else {"folder": str(self.folder)})}
+        if not self.finished:
+            facts["state"] = "interrupted"
+        return notebook.as_html(self.scenario.title or "Run", self.lines, facts, self.notes)
 
     def __repr__(self) -> str:
         last = self.lines[-1] if self.lines else {}

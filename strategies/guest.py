@@ -28,7 +28,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as stock
 from flwr.serverapp.strategy import Strategy
 
-from fedsim import rng
+from fedsim import rng, runtime
 from fedsim.errors import FedsimError, nearest
 from fedsim.flower import Directory, Flat, addressed, flatten, set_identity, with_content, with_id
 from fedsim.registry import register
@@ -397,7 +397,7 @@ def _quiet() -> Iterator[None]:
     """Flower's progress lines are left out; what matters is in the round's record."""
     logger = logging.getLogger("flwr")
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(before if runtime.verbose else logging.ERROR)
     try:
         yield
     finally:
