@@ -18,6 +18,7 @@ to have spent as much.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ def derive(scenario: Tables, name: str, mechanism: Mechanism, setting: Setting) 
 
 def accounted(releases: Sequence[Release], privacy: Privacy) -> dict[str, float]:
     """Epsilon by every accountant that has a valid bound for these releases."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Renyi orders at which a series does not converge are left out
     found = {}
     for accountant in get_args(Accountant):
         try:

@@ -60,7 +60,7 @@ def stages(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = 
 
 
 def _noise(each: Publication) -> tuple[str, str]:
-    sampled = f", {each.sampling_rate:g} of a {each.sampled} sampled" if each.sampling_rate < 1 else ""
+    sampled = f", {each.sampled} sampled at {each.sampling_rate:.4g}" if each.sampling_rate < 1 else ""
     return f"{each.noise_multiplier:.4g}{sampled}", str(each.count)
 
 
@@ -103,8 +103,9 @@ def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Ite
     for part in getattr(scenario.server, "analysis", ()):
         rows = {"central": RAW, "distributed": RAW, "local": PRIVATE}[trust]
         yield Stage(f"analysis: {part.name}", rows, "post-processing" if trust == "local" else "outside the guarantee")
-    if diagnostics and trust == "central":
-        yield Stage(f"metrics: {', '.join(diagnostics)}", "each client's own data", "outside the guarantee")
+    told = [*diagnostics, *(["training loss"] if scenario.server.estimator is None else [])]
+    if told and trust == "central":
+        yield Stage(f"metrics: {', '.join(told)}", "each client's own data", "outside the guarantee")
     yield Stage("text of a client's error", "its data", "kept on the client")
     if scenario.data.root:
         yield Stage(f"the server's {scenario.data.root} root examples", "its own data", "not protected")
