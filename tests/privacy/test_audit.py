@@ -152,8 +152,9 @@ def test_the_noise_of_each_release_is_the_claimed(trust: str) -> None:
 
 def test_workers_change_no_bit() -> None:
     test = prepare(private({"epsilon": 3.0}))
-    assert test.run(8, 3, workers=2) == test.run(8, 3, workers=1)
-    assert test.run(8, 4, workers=1) != test.run(8, 3, workers=1)
+    one = test.run(8, 3, workers=1)
+    assert test.run(8, 3, workers=2) == one
+    assert one != test.run(8, 4, workers=1)
 
 
 @pytest.mark.slow
@@ -298,6 +299,43 @@ def test_a_filter_in_front_of_central_noise_is_refused_and_caught_behind_a_bypas
     assert not crowd.run(200, 0, workers=1).refuted
     crowd.subject.defenses = [registry.make("defense", "krum", malicious=2)]  # type: ignore[attr-defined]
     assert crowd.run(400, 0, workers=1).refuted
+
+
+def averaging(neighbours: str = "replace_one", rounds: int = 3, epsilon: float = 3.0, **options: Any) -> Scenario:
+    """DP-FedAvg with Poisson cohorts of half of the clients."""
+    return Scenario(
+        rounds=rounds,
+        data={"clients": CLIENTS},
+        model={"name": "logistic"},
+        client={"per_round": CLIENTS},
+        server={"defenses": [{"name": "dp_fedavg", **options}], "sampler": {"name": "poisson", "rate": 0.5}},
+        privacy={"epsilon": epsilon, "unit": "client", "neighbours": neighbours},
+    )
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_client_is_clipped_whenever_it_is_drawn(adaptive: bool) -> None:
+    subject: Any = prepare(averaging(adaptive=adaptive, rounds=40)).subject
+    subject.part.noise_multiplier = 1e-6 if not adaptive else subject.part.noise_multiplier
+    seen = np.stack([subject.play(sign, seed) for seed, sign in enumerate([1.0, -1.0, 0.0])])
+    assert subject.sampled
+    if adaptive:
+        assert abs(seen[2].std() / subject.noise[0] - 1) < 0.5
+        return
+    for row, sign in zip(seen, [1.0, -1.0, 0.0], strict=True):
+        moved = np.abs(row) > 1e-3
+        np.testing.assert_allclose(row[moved], sign, atol=1e-4)
+        assert (8 < moved.sum() < 32) if sign else not moved.any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("neighbours", ["replace_one", "add_or_remove"])
+def test_clients_in_poisson_cohorts_are_audited_without_the_gaussian_bound(neighbours: str) -> None:
+    sound = prepare(averaging(neighbours))
+    verdict = sound.run(400, 0, workers=1)
+    assert (verdict.total.gaussian, verdict.refuted) == (None, False)
+    sound.subject.part.noise_multiplier /= 20  # type: ignore[attr-defined]
+    assert sound.run(1000, 0, workers=1).bound > 2 * verdict.bound
 
 
 FILE = """
