@@ -390,3 +390,20 @@ def test_the_command_prints_the_proof_and_refuses_with_status_2(tmp_path: Any) -
     nothing = CliRunner().invoke(app, ["privacy", "quickstart"])
     assert nothing.exit_code == 0
     assert nothing.stdout.startswith("NONE")
+
+
+def test_only_flowers_simulation_is_taken_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    from types import SimpleNamespace
+
+    from flwr.superlink.grid import InMemoryGrid
+
+    from fedsim import flower
+    from fedsim.grids.local import LocalGrid
+
+    assert flower.simulates(object.__new__(InMemoryGrid))
+    assert not flower.simulates(object.__new__(LocalGrid))
+    for ray, simulated in ((None, False), (False, False), (True, True)):
+        module = None if ray is None else SimpleNamespace(is_initialized=lambda ray=ray: ray)
+        monkeypatch.setitem(sys.modules, "ray", module)
+        assert flower.simulates() is simulated
