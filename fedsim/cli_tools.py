@@ -29,9 +29,9 @@ def new(
     from fedsim import skeletons
 
     file = skeletons.write(kind, name, out)
-    typer.echo(f"wrote   {file}")
+    typer.echo(f"wrote     {file}")
     for word, command in zip(("run it", "check it"), skeletons.next_steps(kind, name, file), strict=True):
-        typer.echo(f"{word:8}{command}")
+        typer.echo(f"{word:10}{command}")
 
 
 def check(

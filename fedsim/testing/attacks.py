@@ -316,7 +316,10 @@ def play(
 
 def context(rows: Updates, honest: Updates, *, knowledge: str = "omniscient", knows_defense: bool = True) -> Craft:
     """What the adversary sees in a toy round."""
-    omniscient = knowledge == "omniscient"
+    shown: dict[str, Any] = {}
+    if knowledge == "omniscient":
+        shown = {"honest_rows": honest.values, "honest_examples": honest.num_examples}
+        shown |= {"server": mean_server(rows, honest)} if knows_defense else {}
     return Craft(
         rows=rows.values,
         reference=rows.reference,
@@ -328,9 +331,7 @@ def context(rows: Updates, honest: Updates, *, knowledge: str = "omniscient", kn
         server_lr=1.0,
         round=1,
         seed=0,
-        honest_rows=honest.values if omniscient else None,
-        honest_examples=honest.num_examples if omniscient else None,
-        server=mean_server(rows, honest) if omniscient and knows_defense else None,
+        **shown,
     )
 
 
@@ -405,7 +406,7 @@ def global_states() -> tuple[Tensor, str, tuple[Any, ...]]:
 def strange_generators() -> Iterator[None]:
     """The global generators in a state to which no one seeds them, until the block ends."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    torch.random.default_generator.manual_seed(20_011)
+    torch.set_rng_state(torch.Generator().manual_seed(20_011).get_state())
     np.random.seed(20_011)  # noqa: NPY002
     random.seed(20_011)
     try:
