@@ -220,12 +220,13 @@ def _bounds(
         odds = np.fmax((1 - claim.delta - alpha) / miss, (1 - claim.delta - miss) / alpha)
         plain = np.log(np.fmax(odds, 1.0))
         mu = np.zeros(len(alpha)) if subject.sampled else np.fmax(ndtri(1 - alpha) - ndtri(miss), 0.0)
-    best = int(np.argmax(mu + plain))
-    if pairs:
-        first, second = pairs[best]
-        what = f"releases {second + 1} and {first + 1}"
-    by_gaussian = None if subject.sampled else gaussian(float(mu[best]), claim.delta)
-    return Bound(what, float(false[best] / count), float(missed[best] / count), float(plain[best]), by_gaussian)
+    found = []
+    for best in {int(np.argmax(plain)), int(np.argmax(mu))}:
+        name = "releases {1} and {0}".format(*(number + 1 for number in pairs[best])) if pairs else what
+        by_gaussian = None if subject.sampled else gaussian(float(mu[best]), claim.delta)
+        rates = float(false[best] / count), float(missed[best] / count)
+        found.append(Bound(name, *rates, float(plain[best]), by_gaussian))
+    return max(found, key=lambda each: each.epsilon)
 
 
 def upper(successes: NDArray[Any], count: int, error: float) -> NDArray[np.float64]:
