@@ -15,11 +15,10 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fedsim import cli_tools, terminal
+from fedsim import cli_bench, cli_tools, terminal
 from fedsim.errors import FedsimError, ScenarioError, one_line
 
 if TYPE_CHECKING:
-    from fedsim.bench.runner import Cell
     from fedsim.scenario import Scenario
 
 FAILED, BAD_SCENARIO, INTERRUPTED = 1, 2, 130
@@ -156,41 +155,59 @@ def bench(
     file: File,
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the cells; by default runs/NAME.")] = None,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Processes that play cells, each with its share of the cores; 0: one a core.")
+    ] = 0,
+    runner: Annotated[
+        str, typer.Option(help="local (processes of this machine), or ray (tasks on a cluster).")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="With --runner ray: HOST:PORT of the cluster, or auto; none starts one.")
+    ] = None,
     plugins: Plugins = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Run the product of a scenario's [matrix].
 
-    Each cell has a folder of its own; cells that are finished are skipped.
+    Each cell has a folder of its own; cells that are finished are skipped, and several calls may share a folder.
     """
     sets = _plugged(file, sets, plugins)
-    from fedsim.bench import runner
+    from fedsim.bench import results
+    from fedsim.bench.runner import run_matrix
+    from fedsim.board import board
 
+    if runner not in ("local", "ray"):
+        raise typer.BadParameter(f"--runner: given '{runner}'; accepted: local, ray")
     folder = out or Path("runs") / Path(file).stem
     again = ["fedsim", "bench", file, *_as_options(sets), "--out", str(folder)]
-
-    def named(cell: Cell) -> str:
-        return f"[{cell.number}/{cell.total}] {terminal.short(cell.values)}"
-
+    again += ["--jobs", str(jobs)] if jobs else []
+    again += ["--runner", runner] if runner != "local" else []
+    again += ["--address", address] if address else []
     try:
-        with terminal.progress(quiet) as bar:
-
-            def progress(cell: Cell, line: dict[str, Any] | None) -> None:
-                if line is not None:
-                    bar.show(line, cell.scenario.rounds)
-                elif cell.state == "running":
-                    bar.start(named(cell))
-                else:
-                    bar.say(f"{named(cell)}: {cell.state} {cell.error}".rstrip())
-
-            cells = runner.run_matrix(file, folder, list(sets or ()), progress)
+        with board(quiet) as shown:
+            cells = run_matrix(
+                file,
+                folder,
+                list(sets or ()),
+                shown.show,
+                jobs=jobs,
+                runner=runner,  # type: ignore[arg-type]
+                address=address,
+                begun=shown.begin,
+            )
     except KeyboardInterrupt:
         _interrupted("stopped at once", again)
+    states = [cell.state for cell in cells]
     if not quiet:
-        terminal.show(terminal.cells_table(cells))
-        typer.echo(f"cells   {folder}")
-    if any(cell.state == "interrupted" for cell in cells):
+        here = {cell.key for cell in cells}
+        frame = results(folder)
+        frame = frame[frame["key"].isin(here)]
+        if "finished" in states or "skipped" in states:
+            cli_bench.show(frame)
+        counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        typer.echo(f"cells   {counted} in {folder}")
+    if any(state in ("interrupted", "waiting") for state in states):
         _interrupted("stopped after a round", again)
     failed = [cell for cell in cells if cell.state == "failed"]
     for cell in failed:
@@ -360,6 +377,7 @@ def audit(
 
 
 cli_tools.add(app)
+cli_bench.add(app)
 
 
 def _load(file: str, sets: Sequence[str] | None, seed: int | None) -> Scenario:

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
-    from fedsim.bench.runner import Cell
-
 UNFOLDED = 400
 
 
@@ -104,45 +102,19 @@ def columns(rows: Sequence[tuple[str, ...]], heads: tuple[str, ...], folding: Co
     return table
 
 
-def cells_table(cells: Sequence[Cell]) -> Table:
-    """A row a cell: its values, its accuracy and ASR (means of its last rounds), what passed of the attackers."""
-    keys = list(dict.fromkeys(key for cell in cells for key in cell.values))
-    rows = []
-    for cell in cells:
-        row = cell.row
-        seen, kept = row.get("attacker_rows", 0), row.get("attacker_rows_kept", 0)
-        numbers = [row.get(name) for name in ("accuracy", "asr", "floor")]
-        passed = f"{kept} of {seen}" if seen else "–"
-        rest = [row.get(name) for name in ("chance", "malicious_weight")]
-        rows.append(
-            (
-                *(_value(cell.values.get(key)) for key in keys),
-                cell.state,
-                *map(_shown, numbers),
-                passed,
-                *map(_shown, rest),
-            )
-        )
-    heads = (*keys, "state", "accuracy", "ASR", "floor", "kept", "chance", "weight")
-    return columns(rows, heads, range(len(keys)))
-
-
 def short(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {_value(value)}" for key, value in values.items()) or "the only cell"
+    """The values of a cell on one line."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value_of(value)}" for key, value in values.items()) or "the only cell"
 
 
-def _value(value: Any) -> str:
+def value_of(value: Any) -> str:
     """A value of a matrix in short: parts by their names."""
     if isinstance(value, Mapping):
-        options = ", ".join(f"{key} {_value(each)}" for key, each in value.items() if key != "name")
+        options = ", ".join(f"{key} {value_of(each)}" for key, each in value.items() if key != "name")
         return f"{value['name']} ({options})" if "name" in value and options else str(value.get("name", options))
     if isinstance(value, list):
-        return " + ".join(map(_value, value))
+        return " + ".join(map(value_of, value))
     return str(value)
-
-
-def _shown(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def partition_table(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Table:

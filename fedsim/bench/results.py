@@ -68,7 +68,9 @@ def results(
     folder = find(source)
     store = Store(folder)
     try:
-        cells = store.rows("SELECT c.*, v.fedsim FROM cells c LEFT JOIN versions v ON v.id = c.versions ORDER BY c.rowid")
+        cells = store.rows(
+            "SELECT c.*, v.fedsim FROM cells c LEFT JOIN versions v ON v.id = c.versions ORDER BY c.rowid"
+        )
         rounds = store.rows("SELECT * FROM rounds ORDER BY key, round") if level == "rounds" else []
     finally:
         store.close()
@@ -122,11 +124,13 @@ def _row(cell: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
     said = json.loads(cell["summary"]) if cell["summary"] and cell["state"] == "finished" else {}
     defenses = [part["name"] for part in table["server"]["defenses"]]
     adversary = table["adversary"]
-    row: dict[str, Any] = {name: short(lookup(table, key)) for name, key in ALIASES.items()}
-    row["seed"], row["state"] = table["seed"], cell["state"]
-    row |= {
-        key: short(value) for key, value in json.loads(cell["matrix"]).items() if key not in (*row, *ALIASES.values())
+    values = json.loads(cell["matrix"])
+    # As the matrix writes a part, without the defaults that the resolved scenario spells out.
+    row: dict[str, Any] = {
+        name: short(values[key]) if key in values else plain(lookup(table, key)) for name, key in ALIASES.items()
     }
+    row["seed"], row["state"] = table["seed"], cell["state"]
+    row |= {key: short(value) for key, value in values.items() if key not in ("seed", *ALIASES.values())}
     row |= {name: _number(said.get(name)) for name in NUMBERS}
     row["attack_acted"], row["defense_acted"] = said.get("attack_acted"), said.get("defense_acted")
     row["attacked"] = bool(adversary["attacks"]) and bool(adversary.get("count") or adversary.get("fraction"))
@@ -145,7 +149,7 @@ def _add_losses(rows: list[dict[str, Any]], tables: Mapping[str, Any]) -> None:
         seen = row["calm_accuracy"] if row["attacked"] else row["accuracy"]
         if not math.isnan(seen):
             calm.setdefault((row["_rest"], row["_defenses"]), seen)
-    plain = {
+    averaged = {
         rest: value
         for (rest, defenses), value in calm.items()
         if [p["name"] for p in json.loads(defenses)] == ["fedavg"]
@@ -153,7 +157,7 @@ def _add_losses(rows: list[dict[str, Any]], tables: Mapping[str, Any]) -> None:
     for row in rows:
         own = calm.get((row["_rest"], row["_defenses"]), math.nan)
         row["calm_accuracy"] = own
-        row["utility_lost"] = plain.get(row["_rest"], own) - row["accuracy"]
+        row["utility_lost"] = averaged.get(row["_rest"], own) - row["accuracy"]
         floor = 0.0 if math.isnan(row["floor"]) else row["floor"]
         row["asr_gain"] = row["asr"] - floor
 
@@ -232,6 +236,13 @@ def short(value: Any) -> str:
     if isinstance(value, list):
         return " + ".join(map(short, value)) or "none"
     return words.value(value)
+
+
+def plain(value: Any) -> str:
+    """Parts by their names alone."""
+    if isinstance(value, list):
+        return " + ".join(map(plain, value)) or "none"
+    return str(value["name"]) if isinstance(value, Mapping) and "name" in value else short(value)
 
 
 def _number(value: Any) -> float:

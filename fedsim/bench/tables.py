@@ -15,7 +15,8 @@ from fedsim.errors import FedsimError
 if TYPE_CHECKING:
     import pandas as pd
 
-MEASURES = ("accuracy", "asr", "utility_lost", "asr_gain")
+MEASURES = {"accuracy": (0.0, 1.0), "asr": (0.0, 1.0), "utility_lost": (-1.0, 1.0), "asr_gain": (-1.0, 1.0)}
+"""What is averaged over seeds, and between which values it lies: an interval that reaches beyond ends there."""
 Method = Literal["t", "bootstrap"]
 
 
@@ -28,9 +29,9 @@ def over_seeds(frame: pd.DataFrame, interval: Method = "t") -> pd.DataFrame:
 
     Returns:
         ``defense``, ``attack``, ``dataset``, ``partition``, other keys of the matrix, ``cells``, ``seeds`` (finished
-        ones), ``failed``, then for each measure ``NAME``, ``NAME_low``, ``NAME_high``; ``floor``, ``seconds`` a round, ``last_rounds``, ``attacker_rows``,
-        ``attacker_rows_kept``, ``chance``, and ``marks``: ``a`` in some seed no attack took place, ``d`` in some seed
-        the defense never changed an aggregate, ``1`` a single seed.
+        ones), ``failed``, then for each measure ``NAME``, ``NAME_low``, ``NAME_high``; ``floor``, ``seconds`` a round,
+        ``chance``, ``attacker_rows``, ``attacker_rows_kept``, ``last_rounds``, and ``marks``: ``a`` in some seed no
+        attack took place, ``d`` in some seed the defense never changed an aggregate, ``1`` a single seed.
     """
     import pandas as pd
 
@@ -39,9 +40,10 @@ def over_seeds(frame: pd.DataFrame, interval: Method = "t") -> pd.DataFrame:
         done = group[group["state"] == "finished"]
         row: dict[str, Any] = {name: group[name].iloc[0] for name in _keys(frame)}
         row |= {"cells": len(group), "seeds": len(done), "failed": int((group["state"] == "failed").sum())}
-        for name in MEASURES:
+        for name, (least, most) in MEASURES.items():
             found = _interval([float(value) for value in done[name]], interval)
-            row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+            low, high = (float(np.clip(end, least, most)) for end in (found.low, found.high))
+            row |= {name: found.mean, f"{name}_low": low, f"{name}_high": high}
         for name in ("floor", "seconds", "chance"):
             row[name] = float(done[name].mean()) if done[name].notna().any() else math.nan
         for name in ("attacker_rows", "attacker_rows_kept"):

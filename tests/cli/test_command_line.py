@@ -226,19 +226,19 @@ def test_report_writes_and_compares(small: Path) -> None:
 def test_bench_runs_the_matrix_once(small: Path, tmp_path: Path) -> None:
     with small.open("a") as file:
         file.write('[matrix]\n"server.defenses" = [["fedavg"], ["median"]]\nseed = [0, 1]\n')
-    first = call("bench", str(small))
+    first = call("bench", str(small), "--jobs", "1")
     assert first.exit_code == 0, first.stderr
-    assert first.stdout.count("finished") == 4
+    assert "4 finished in" in first.stdout
     again = call("bench", str(small))
     assert again.exit_code == 0
-    assert again.stdout.count("skipped") == 4
+    assert "4 skipped in" in again.stdout
     assert call("run", str(small)).exit_code == 2
 
 
 def test_a_cell_that_fails_makes_the_status(small: Path) -> None:
     with small.open("a") as file:
         file.write('[matrix]\n"data.dataset" = ["digits", {name = "idx", folder = "nowhere"}]\n')
-    done = call("bench", str(small), "--quiet")
+    done = call("bench", str(small), "--quiet", "--jobs", "1")
     assert done.exit_code == 1
     assert "nowhere" in done.stderr
 

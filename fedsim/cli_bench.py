@@ -1,0 +1,197 @@
+"""Commands around benchmarks: ``results``, ``merge``, and what ``bench`` prints in the end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from fedsim import terminal
+from fedsim.errors import FedsimError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+FAILED = 1
+LEGEND = {
+    "a": "a: in some seed no attack took place",
+    "d": "d: in some seed the defense never changed an aggregate, the result is that of plain averaging",
+    "1": "1: a single seed, so no interval and no order",
+}
+MEANS = {"accuracy": "accuracy", "asr": "ASR", "utility_lost": "utility lost"}
+
+
+def add(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (results, merge):
+        app.command()(command)
+
+
+def results(
+    source: Annotated[str, typer.Argument(metavar="FILE|DIR", help="Folder of a benchmark, or its scenario file.")],
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COND", help="NAME OP VALUE, e.g. defense=krum, 'seed<3', data.clients=40; all must hold."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="DEFENSE", help="Differences to this defense, paired by seed, Holm's p.")
+    ] = None,
+    measure: Annotated[str, typer.Option(help="Column that --against compares.")] = "accuracy",
+    interval: Annotated[str, typer.Option(help="t, or bootstrap (from ten seeds on, see docs/statistics.md).")] = "t",
+    rounds: Annotated[bool, typer.Option("--rounds", help="A row a round, for --csv, --parquet and --json.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="The cells as CSV.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="The cells as Parquet; needs --out.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The cells as JSON, one list of objects.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File to write to, in place of standard output.")] = None,
+) -> None:
+    """Show what a benchmark found: means over seeds with intervals, the ranking by the worst attack."""
+    from fedsim import bench
+
+    if csv + parquet + json > 1:
+        raise typer.BadParameter("one of --csv, --parquet and --json")
+    if interval not in ("t", "bootstrap"):
+        raise typer.BadParameter(f"--interval: given '{interval}'; accepted: t, bootstrap")
+    frame = bench.results(source, where or (), "rounds" if rounds else "cells")
+    if csv or parquet or json:
+        _export(frame, "csv" if csv else "parquet" if parquet else "json", out)
+    elif rounds:
+        raise typer.BadParameter("--rounds: accepted with --csv, --parquet or --json")
+    elif frame.empty:
+        typer.echo("no cell")
+    elif against is not None:
+        terminal.show(differences_table(bench.differences(frame, against, measure)))
+        typer.echo(
+            f"{measure} minus that of {against}, 95 % intervals, paired by seed; p adjusted over the table (Holm)"
+        )
+    else:
+        show(frame, interval)  # type: ignore[arg-type]
+
+
+def merge(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="DIR…", help="Folders of benchmarks, of this machine or others.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder that takes their finished cells.")],
+) -> None:
+    """Bring the finished cells of several folders into one."""
+    from fedsim import bench
+
+    done = bench.merge(sources, out)
+    typer.echo(f"added   {done.added} cells to {out}")
+    if done.known:
+        typer.echo(f"known   {done.known} cells were there, bit for bit")
+    if done.unfinished:
+        typer.echo(f"left    {len(done.unfinished)} cells that are not finished")
+    if done.differ:
+        typer.echo(
+            f"fedsim: {len(done.differ)} cells have another digest than those in {out}, which stay; "
+            f"`fedsim compare` tells how far they are apart: {', '.join(done.differ[:5])}",
+            err=True,
+        )
+        raise typer.Exit(FAILED)
+
+
+def show(frame: pd.DataFrame, interval: Literal["t", "bootstrap"] = "t") -> None:
+    """Print the table over seeds and, where several defenses were attacked, the ranking."""
+    from fedsim.bench import over_seeds, ranking
+
+    table = over_seeds(frame, interval)
+    terminal.show(settings_table(table))
+    last = sorted({int(count) for count in table["last_rounds"] if count})
+    rounds = " to ".join(str(count) for count in dict.fromkeys((last[0], last[-1]))) if last else "0"
+    how = "Student's t" if interval == "t" else "bootstrap"
+    typer.echo(f"means over the last {rounds} evaluated rounds, then over seeds; 95 % intervals over seeds ({how})")
+    for mark, meaning in LEGEND.items():
+        if table["marks"].str.contains(mark).any():
+            typer.echo(meaning)
+    ranked = ranking(frame)
+    if len(ranked) > 1:
+        typer.echo("")
+        terminal.show(ranking_table(ranked))
+        typer.echo(
+            "harm under the worst attack: the larger of accuracy lost to plain averaging without attack and ASR above\n"
+            "its floor; equal places are ties; ahead: probability that the order to the next one is right (bootstrap)"
+        )
+
+
+def settings_table(table: pd.DataFrame) -> Table:
+    """A row a setting: what sets it apart, its seeds, its means."""
+    keys = _keys(table)
+    rows = []
+    for _, row in table.iterrows():
+        kept = f"{row['attacker_rows_kept']} of {row['attacker_rows']}" if row["attacker_rows"] else "–"
+        seeds = f"{row['seeds']}" if row["seeds"] == row["cells"] else f"{row['seeds']} of {row['cells']}"
+        means = [spread(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in MEANS]
+        rows.append((*(str(row[key]) for key in keys), seeds, *means, _number(row["floor"]), kept, row["marks"]))
+    return terminal.columns(rows, (*keys, "seeds", *MEANS.values(), "floor", "kept", "marks"), range(len(keys)))
+
+
+def ranking_table(table: pd.DataFrame) -> Table:
+    """A row a defense."""
+    rows = [
+        (
+            str(row["place"]),
+            row["defense"],
+            spread(row["worst"], row["low"], row["high"]),
+            row["under"],
+            _number(row["ahead"]),
+            str(row["seeds"]),
+            row["marks"],
+        )
+        for _, row in table.iterrows()
+    ]
+    return terminal.columns(rows, ("place", "defense", "worst harm", "under", "ahead", "seeds", "marks"), (1, 3))
+
+
+def differences_table(table: pd.DataFrame) -> Table:
+    """A row a pair."""
+    if table.empty:
+        raise FedsimError("--against: no seed was run with both defenses; accepted: cells that share seeds")
+    keys = _keys(table)
+    rows = [
+        (
+            *(str(row[key]) for key in keys),
+            str(row["pairs"]),
+            spread(row["difference"], row["low"], row["high"], "+"),
+            _number(row["p"]),
+            _number(row["p_holm"]),
+        )
+        for _, row in table.iterrows()
+    ]
+    return terminal.columns(rows, (*keys, "pairs", "difference", "p", "p (Holm)"), range(len(keys)))
+
+
+def spread(mean: float, low: float, high: float, sign: str = "") -> str:
+    """``0.912 (0.902 to 0.921)``; a mean alone where there is no interval."""
+    if math.isnan(mean):
+        return "–"
+    text = f"{mean:{sign}.3f}"
+    return text if math.isnan(low) else f"{text} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def _keys(table: pd.DataFrame) -> list[str]:
+    """What tells the rows apart, the defense and the attack always."""
+    known = ["defense", "attack", "dataset", "partition", *(name for name in table.columns if "." in name)]
+    return [name for name in known if name in ("defense", "attack") or table[name].nunique() > 1]
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _export(frame: pd.DataFrame, form: str, out: Path | None) -> None:
+    if form == "parquet":
+        if out is None:
+            raise typer.BadParameter("--parquet: accepted with --out FILE")
+        frame.to_parquet(out, index=False)
+        return
+    text = frame.to_csv(index=False) if form == "csv" else frame.to_json(orient="records", indent=1)
+    if out is None:
+        typer.echo(text.rstrip("\n"))
+    else:
+        out.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
