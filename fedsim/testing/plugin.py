@@ -25,7 +25,7 @@ from attacks.attack import Attack
 from fedsim import registry
 from fedsim.errors import FedsimError, KnowledgeError, one_line
 from fedsim.testing import attacks, defenses, optimizers, pace
-from fedsim.testing.words import FIRST, HIDDEN, RAISES, SLOW, Word, words
+from fedsim.testing.words import COMPARING, FIRST, HIDDEN, RAISES, SLOW, Word, words
 from strategies.defense import Defense
 
 SUITES: dict[str, tuple[Callable[[Any], None], ...]] = {
@@ -134,10 +134,16 @@ def findings(subject: Subject, **options: Any) -> list[Finding]:
         return registry.make(subject.kind, subject.name, **options)
 
     found: dict[tuple[str, str], Finding] = {}
-    for check in SUITES[subject.kind]:
+    repeats = True
+    for check in sorted(
+        SUITES[subject.kind], key=lambda each: (each.__name__ not in FIRST, each.__name__ != "repeats")
+    ):
+        if check.__name__ in COMPARING and not repeats:
+            continue
         wrong = _wrong(check, make)
         if wrong is None:
             continue
+        repeats &= check.__name__ != "repeats"
         word, said = wrong
         found.setdefault((word.head, said), Finding(str(subject), word.head, said, word.advice))
         if check.__name__ in FIRST:

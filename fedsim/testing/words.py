@@ -25,9 +25,24 @@ SLOW = Word(
 )
 FIRST = {"keeps_shape", "gives_what_stages_give", "fits"}
 """Checks after whose failure the others have nothing to say."""
+COMPARING = {
+    "permutes",
+    "keeps_to_its_knowledge",
+    "steps_row_by_row",
+    "weighs_row_by_row",
+    "learns_the_same",
+    "ignores_order",
+    "ignores_the_empty",
+    "translates",
+    "scales",
+    "rows_are_independent",
+    "paths_agree",
+}
+"""Checks that compare two runs, and say nothing of a part that does not repeat itself."""
 
 _STREAM = "Draw from ctx.stream('purpose') or ctx.noise('purpose'), in poison from node.stream('purpose')"
 _SERVER_STREAM = "Draw from ctx.stream('purpose')"
+_WAIT = "Checks that compare two runs wait for it"
 _COPY = "Work on a copy: rows.clone(), updates.replace(values=…)"
 
 _WORDS: dict[tuple[str, str], Word] = {
@@ -37,7 +52,8 @@ _WORDS: dict[tuple[str, str], Word] = {
     ),
     ("attacks", "leaves_input"): Word("changes its input", _COPY),
     ("attacks", "repeats"): Word(
-        "gives not the same bits twice", f"{_STREAM}; what it remembers belongs into ctx.state, not into self"
+        "gives not the same bits twice",
+        f"{_STREAM}; what it remembers belongs into ctx.state, not into self. {_WAIT}",
     ),
     ("attacks", "permutes"): Word(
         "depends on the clients' order",
@@ -81,7 +97,8 @@ _WORDS: dict[tuple[str, str], Word] = {
         "Rows have no order: break ties by value, not by place, and key memory by updates.client_ids",
     ),
     ("defenses", "repeats"): Word(
-        "gives not the same bits twice", f"{_SERVER_STREAM}; what it remembers belongs into ctx.state, not into self"
+        "gives not the same bits twice",
+        f"{_SERVER_STREAM}; what it remembers belongs into ctx.state, not into self. {_WAIT}",
     ),
     ("defenses", "leaves_input"): Word("changes its input", _COPY),
     ("defenses", "leaves_global_randomness"): Word(
@@ -108,7 +125,10 @@ _WORDS: dict[tuple[str, str], Word] = {
     ("defenses", "scales"): Word(
         "does not scale with the updates", "Correct it, or leave scale_equivariant out of the class"
     ),
-    ("optimizers", "repeats"): Word("gives not the same steps twice", "Keep all memory in the optimizer's own state"),
+    ("optimizers", "repeats"): Word(
+        "gives not the same steps twice",
+        f"Keep all memory in the optimizer's own state. {_WAIT}",
+    ),
     ("optimizers", "rows_are_independent"): Word(
         "mixes clients",
         "A parameter may be (k, d), k clients at once: act on each number alone, or say row_wise = False in the class",
@@ -127,4 +147,4 @@ def words(suite: str, check: str) -> Word:
     return _WORDS.get((suite, check), Word(f"fails {check}", ""))
 
 
-__all__ = ["FIRST", "HIDDEN", "RAISES", "SLOW", "Word", "words"]
+__all__ = ["COMPARING", "FIRST", "HIDDEN", "RAISES", "SLOW", "Word", "words"]

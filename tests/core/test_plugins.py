@@ -131,6 +131,25 @@ def test_plugin_adds_to_those_of_the_file_and_reaches_the_matrix(folder):
     assert done.stdout.count("finished") == 2
 
 
+def test_an_installed_package_adds_its_parts(folder, monkeypatch):
+    """What ``pip install`` leaves behind is a module and a dist-info folder with its entry points."""
+    site = folder / "site"
+    (site / "their_package-1.0.dist-info").mkdir(parents=True)
+    (site / "their_package.py").write_text(ATTACK.replace('@attack("backwards_of_a_test")\n', ""))
+    info = site / "their_package-1.0.dist-info"
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[fedsim.attacks]\ntheirs_of_a_test = their_package:Backwards\n")
+    monkeypatch.setattr(registry, "_plugins", {kind: {} for kind in registry._plugins})
+    monkeypatch.setattr(registry, "_loaded", registry._loaded - {"attack"})
+    monkeypatch.syspath_prepend(str(site))
+    assert "theirs_of_a_test" in registry.names("attack")
+    assert registry.make("attack", "theirs_of_a_test", strength=2).strength == 2.0
+    assert "theirs_of_a_test" in call("list", "attack").stdout
+    from fedsim import doctor
+
+    assert doctor.plugins().said == "attack theirs_of_a_test"
+
+
 def test_without_the_plug_in_the_name_is_unknown(folder):
     done = call("run", "small.toml", "--set", "adversary.attacks=['backwards_of_nobody']")
     assert done.exit_code == 2
