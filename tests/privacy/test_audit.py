@@ -150,6 +150,7 @@ def test_the_noise_of_each_release_is_the_claimed(trust: str) -> None:
     np.testing.assert_allclose(ratio, [each.noise_multiplier for each in claimed for _ in range(each.count)])
 
 
+@pytest.mark.slow
 def test_workers_change_no_bit() -> None:
     test = prepare(private({"epsilon": 3.0}))
     one = test.run(8, 3, workers=1)
