@@ -56,6 +56,7 @@ class DpFedAvg(Defense):
     full_participation: ClassVar[bool] = False
     sends_buffers: ClassVar[bool] = False
     answers_nobody: ClassVar[bool] = True
+    cost: ClassVar[str] = "n·d"
 
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     adaptive: bool = False

@@ -80,6 +80,12 @@ class DpSgd:
         if client.augmentation:
             given = [part.name for part in client.augmentation]
             yield Fault("/client.augmentation", given, "none: an augmentation sees a batch, and may mix its examples")
+        if client.regularizers:
+            given = [part.name for part in client.regularizers]
+            yield Fault("/client.regularizers", given, "none: a penalty's gradient would be neither clipped nor noisy")
+        if client.step_control is not None:
+            accepted = "none: it would scale each step by raw examples, after the noise"
+            yield Fault("/client.step_control", client.step_control.name, accepted)
         if scenario.engine.precision == "bfloat16":
             yield Fault("/engine.precision", "bfloat16", "'float32' or 'float64', in which clipped norms are exact")
         if scenario.engine.path not in ("auto", "reference"):
@@ -123,32 +129,30 @@ class DpSgd:
         drawn = [np.flatnonzero(source.random(n) < rate).astype(np.int64) for _ in range(steps)]
         return np.concatenate(drawn), [len(each) for each in drawn]
 
-    def noisy_gradient(
-        self,
-        module: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        inputs: Tensor,
-        targets: Tensor,
-        divisor: float,
-        generator: np.random.Generator,
-    ) -> Tensor:
-        """(d,) noisy sum of the batch's clipped gradients over ``divisor``, the expected size of a batch.
+    def noisy_gradients(
+        self, module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> Callable[[Tensor, Tensor, float, np.random.Generator], Tensor]:
+        """A function (inputs (B, …), targets (B, …), divisor, stream of noise) -> (d,) noisy gradient; B may be 0.
+
+        It is the noisy sum of the batch's clipped gradients over the divisor q·n, the expected size of a batch. In
+        deployment the stream is not read.
 
         Args:
-            module: the model at w.
+            module: the model, whose parameters may move between the calls; it is put into evaluation mode.
             loss: (outputs, targets) -> (B,) losses.
-            inputs: (B, …); B may be 0.
-            targets: (B, …).
-            divisor: q·n.
-            generator: the client's stream of noise; not read in deployment.
         """
-        from fedsim.privacy.clipping import clipped_gradient_sum
+        from fedsim.privacy.clipping import GradientSum
         from fedsim.privacy.noise import noised
 
-        total = clipped_gradient_sum(module, loss, inputs, targets, self.clip).total
-        if self.noise_multiplier:
-            total = noised(total, self.noise_multiplier * self.clip, None if self.deployed else generator)
-        return total.div_(divisor)
+        clipped_sum, deviation = GradientSum(module.eval(), loss, self.clip), self.noise_multiplier * self.clip
+
+        def gradient(inputs: Tensor, targets: Tensor, divisor: float, stream: np.random.Generator) -> Tensor:
+            total = clipped_sum(inputs, targets)
+            if deviation:
+                total = noised(total, deviation, None if self.deployed else stream)
+            return total.div_(divisor)
+
+        return gradient
 
 
 def multiplier(setting: Setting) -> float:

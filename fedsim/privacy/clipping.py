@@ -28,7 +28,7 @@ from fedsim.privacy.ghost import Loss, ghost_layers
 from fedsim.privacy.rows import check_clip, clip_factors, clip_rows
 from fedsim.updates import Layout
 
-__all__ = ["ClippedSum", "clip_rows", "clipped_difference_sum", "clipped_gradient_sum", "ghost_layers"]
+__all__ = ["ClippedSum", "GradientSum", "clip_rows", "clipped_difference_sum", "clipped_gradient_sum", "ghost_layers"]
 
 Point = Mapping[str, Tensor]
 Part = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -70,7 +70,50 @@ def clipped_gradient_sum(
         FedsimError: a module, loss or clip that this is not defined for; the text says which.
     """
     layout = _checked(module, inputs, targets)
+    return _summed(module, layout, inputs, targets, clip, chunk, *_gradient_parts(module, layout, loss, clip))
+
+
+class GradientSum:
+    """The sums of :func:`clipped_gradient_sum` over many small batches, without its diagnostics.
+
+    What is asked of the model once is not asked again: its parameters may change between batches, in place, nothing
+    else may.
+
+    Args:
+        module: in evaluation mode; see :func:`clipped_gradient_sum`.
+        loss, clip: see there.
+
+    Raises:
+        FedsimError: see there.
+    """
+
+    def __init__(self, module: nn.Module, loss: Loss, clip: float) -> None:
+        check_clip(clip)
+        first = next(module.parameters()).detach()
+        self.module, self.like = module, first
+        self.layout = _checked(module, first[:0], first[:0])
+        self.by_norms, self.by_rows = _gradient_parts(module, self.layout, loss, clip)
+        self.fast: bool | None = None
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """(d,) sum over a batch of (B, …), B ≥ 0, in the model's precision."""
+        if not len(inputs):
+            return self.like.new_zeros(self.layout.d)
+        if self.fast is None:
+            self.fast = ghost_layers(self.module, inputs) is not None
+        x = inputs.to(self.like.dtype) if inputs.is_floating_point() else inputs
+        size = ghost.chunk_size(inputs, self.layout) if self.fast else materialised.chunk_size(self.layout)
+        part = self.by_norms if self.fast else self.by_rows
+        total = part(x[:size], targets[:size])[0]
+        for start in range(size, len(inputs), size):
+            total += part(x[start : start + size], targets[start : start + size])[0]
+        return total.to(self.like)
+
+
+def _gradient_parts(module: nn.Module, layout: Layout, loss: Loss, clip: float) -> tuple[Part, Part]:
+    """The sum over a chunk at the module's parameters, by norms and by rows."""
     point = {name: value.detach() for name, value in module.named_parameters()}
+    rows = materialised.gradient_rows(module, loss, layout)
 
     def by_norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return ghost.single(ghost.layers_at(module, point, loss, x, y), layout, clip)
@@ -78,8 +121,7 @@ def clipped_gradient_sum(
     def by_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return materialised.clipped(rows(point, x, y), clip)
 
-    rows = materialised.gradient_rows(module, loss, layout)
-    return _summed(module, layout, inputs, targets, clip, chunk, by_norms, by_rows)
+    return by_norms, by_rows
 
 
 def clipped_difference_sum(

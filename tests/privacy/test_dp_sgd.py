@@ -92,7 +92,8 @@ def test_the_noise_is_that_of_the_sum_over_the_expected_batch() -> None:
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
 
-    first, second = (part(1.5, clip=2.0).noisy_gradient(model, loss, inputs, targets, 30, noise) for _ in range(2))
+    gradient = part(1.5, clip=2.0).noisy_gradients(model, loss)
+    first, second = (gradient(inputs, targets, 30, noise) for _ in range(2))
     for each in (first, second):
         assert float(each.std()) == pytest.approx(1.5 * 2.0 / 30, rel=0.02)
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 5 / math.sqrt(len(first))

@@ -175,7 +175,8 @@ def test_epochs_steps_and_batches(steps: dict[str, Any]) -> None:
 @pytest.mark.parametrize("optimizer", sorted(registry.names("optimizer")))
 def test_every_optimizer_runs(optimizer: str) -> None:
     part = {"name": optimizer, "lr": 0.01} if optimizer == "sgd" else {"name": optimizer}
-    assert moved(played(quick(**{"client.optimizer": part})), played(quick(rounds=1)))
+    needed = {"privacy": {"noise": [1.0], "trust": "local"}} if optimizer == "dp_sgd" else {}
+    assert moved(played(quick(**{"client.optimizer": part, **needed})), played(quick(rounds=1)))
 
 
 @pytest.mark.parametrize("schedule", sorted(registry.names("lr_schedule")))
