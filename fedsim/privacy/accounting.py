@@ -172,6 +172,11 @@ class _Everything:
         return 1.0
 
 
+LARGEST_MU = 100.0
+"""Above, epsilon is in the thousands, and the loss distribution no longer fits into memory: one Gaussian's is taken
+in closed form, which is exact, and nothing is claimed for others."""
+
+
 @dataclass(frozen=True)
 class _Nothing:
     def epsilon(self, delta: float) -> float:
@@ -231,6 +236,9 @@ def _cost(releases: Iterable[ReleaseLike], accountant: Accountant, neighbours: N
     groups = _merged(groups, neighbours)
     if accountant == "rdp":
         return _Renyi(sum((each.count * _renyi(each, neighbours) for each in groups), np.zeros(len(ORDERS))))
+    mu = _mu((each for each in groups if not each.sampled), neighbours)
+    if mu > LARGEST_MU:
+        return _Gaussian(mu) if len(groups) == 1 else _Everything()
     return _Loss(loss_distribution(groups, neighbours))
 
 

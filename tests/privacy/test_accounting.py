@@ -227,3 +227,10 @@ def test_the_room_is_light_until_it_is_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("multiplier", [1e-9, 1e-3, 0.02])
+def test_noise_that_protects_nothing_is_accounted_and_does_not_crash(multiplier: float) -> None:
+    releases = [(multiplier, 10)]
+    assert epsilon(releases, 1e-5) == pytest.approx(epsilon(releases, 1e-5, accountant="gdp"), rel=1e-6)
+    assert epsilon([*releases, (1.0, 5, 0.1)], 1e-5) == math.inf
