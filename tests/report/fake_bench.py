@@ -54,7 +54,7 @@ def fake_bench(
                         (folder / "scenario.toml").write_text(text, "utf-8")
                         _change(folder / "run.json", key=key)
                         calm = {str(number): 0.03 for number in range(rounds + 1)}
-                        floor = {"asr": 0.03, "rounds": calm, "accuracies": {number: 0.9 for number in calm}}
+                        floor = {"asr": 0.03, "rounds": calm, "accuracies": dict.fromkeys(calm, 0.9)}
                         _change(folder / "summary.json", key=key, digest=key[::-1], floor=floor)
                         values = {"data.dataset": dataset, "server.defenses": [defense], "adversary.attacks": attack}
                         if len(datasets) == 1:

@@ -1,0 +1,127 @@
+"""The leaderboard's pages: what they say is what the runs say, and they can be made from their own results again."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from fake_bench import ATTACKS, DEFENSES, fake_bench
+from page_reader import Page
+
+from fedsim import bench
+from fedsim.errors import FedsimError
+from fedsim.report.leaderboard import write_leaderboard
+from fedsim.report.scatter import scatter
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.fixture(scope="module")
+def site(folder: Path) -> Path:
+    return write_leaderboard(folder).parent
+
+
+def test_a_page_a_defense_and_an_attack(site: Path) -> None:
+    pages = {file.name for file in site.glob("*.html")}
+    assert len(pages) == 1 + len(DEFENSES) + len(ATTACKS)
+    for name in pages:
+        Page((site / name).read_text("utf-8"))
+
+
+def test_every_link_leads_somewhere(site: Path) -> None:
+    for file in site.glob("*.html"):
+        page = Page(file.read_text("utf-8"))
+        for link in page.attributes("a"):
+            target = urlsplit(str(link["href"]))
+            assert target.scheme == target.netloc == ""
+            there = site / unquote(target.path) if target.path else file
+            assert there.is_file(), link
+            if target.fragment:
+                assert f'id="{target.fragment}"' in there.read_text("utf-8"), link
+
+
+def test_the_ranking_is_that_of_the_benchmark(folder: Path, site: Path) -> None:
+    ranked = list(bench.ranking(bench.results(folder))["defense"])
+    html = (site / "index.html").read_text("utf-8")
+    table = html[html.index('id="ranking"') : html.index("</table>")]
+    assert re.findall(r'<tr data-defense="([^"]+)"', table) == ranked
+
+
+def test_a_field_shows_the_mean_over_seeds(folder: Path, site: Path) -> None:
+    frame = bench.results(folder, where="defense=multi_metrics")
+    cells = frame[frame["attack"] == "dba"]
+    html = (site / "index.html").read_text("utf-8")
+    row = re.search(r'<tr data-defense="multi_metrics"><th.*?</tr>', html[html.index("Every attack") :], re.S)
+    assert row is not None
+    field = re.search(r'<td data-attack="dba".*?</td>', row[0], re.S)
+    assert field is not None
+    for name in ("accuracy", "asr"):
+        assert f'data-{name}="{cells[name].mean():.6f}"' in field[0]
+        assert f"<b>{100 * cells[name].mean():.1f}</b>" in field[0]
+
+
+def test_the_scenario_beside_a_cell_is_the_one_that_was_run(folder: Path, site: Path) -> None:
+    page = (site / "defense-median.html").read_text("utf-8")
+    commands = re.findall(r"fedsim run (scenarios/\S+) --seed (\d+) --floor", page)
+    assert len(commands) == 3 * len(ATTACKS)
+    ran = {(folder / name / "scenario.toml").read_text("utf-8") for name in bench.results(folder)["folder"]}
+    tables = [tomllib.loads(text) for text in ran]
+    for file, seed in commands:
+        table = tomllib.loads((site / file).read_text("utf-8"))
+        assert table | {"seed": int(seed)} in tables
+        assert table["server"]["defenses"] == [{"name": "median"}]
+
+
+def test_pages_come_out_of_the_published_numbers_again(site: Path, tmp_path: Path) -> None:
+    write_leaderboard(site, tmp_path / "again")
+    for file in site.rglob("*"):
+        if file.is_file() and file.name != "index.html":
+            assert (tmp_path / "again" / file.relative_to(site)).read_bytes() == file.read_bytes(), file
+    first, again = ((place / "index.html").read_text("utf-8") for place in (site, tmp_path / "again"))
+    assert re.sub(r"fedsim leaderboard .*", "", first) == re.sub(r"fedsim leaderboard .*", "", again)
+
+
+def test_a_single_seed_and_an_idle_defense_are_marked(tmp_path: Path) -> None:
+    folder = fake_bench(tmp_path / "bench", seeds=[0], defenses={"median": '"median"'})
+    for file in folder.glob("*/rounds.jsonl"):
+        lines = [json.loads(line) | {"defense_acted": False} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "results.sqlite").unlink()
+    from fedsim.bench.store import Store
+
+    store = Store(folder)
+    for run in folder.glob("median-*"):
+        store.adopt(run, {})
+    store.close()
+    text = Page(write_leaderboard(folder).read_text("utf-8")).text
+    assert "a single seed: no interval, and no order" in text
+    assert "the defense never changed an aggregate" in text
+
+
+def test_several_places_have_views_of_their_own(tmp_path: Path) -> None:
+    folder = fake_bench(tmp_path / "bench", datasets=("digits", "fashion_mnist"), seeds=(0, 1))
+    page = Page(write_leaderboard(folder).read_text("utf-8"))
+    places = [div["data-place"] for div in page.attributes("div") if div.get("class") == "view"]
+    assert places == ["", "digits", "fashion_mnist"]
+    assert [each["data-place"] for each in page.attributes("section") if each.get("class") == "heat-of"] == places[1:]
+
+
+def test_nothing_to_show_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FedsimError, match="holds no results"):
+        write_leaderboard(tmp_path)
+
+
+def test_no_dot_hides_another() -> None:
+    found = scatter([(number, f"d{number}", "", 0.9, 0.5) for number in range(1, 17)])
+    assert found is not None
+    spots = [(3.0 * dot.x, 3.0 * dot.y) for dot in found.dots]
+    gaps = [((x - u) ** 2 + (y - v) ** 2) ** 0.5 for i, (x, y) in enumerate(spots) for u, v in spots[:i]]
+    assert min(gaps) >= 24 - 1e-6
+    assert (found.dots[0].x, found.dots[0].y) == (found.dots[0].true_x, found.dots[0].true_y)
