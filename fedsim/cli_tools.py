@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -100,6 +101,15 @@ def noise(ctx: typer.Context, wanted: bool) -> bool:
     return wanted
 
 
+def trackers(given: Sequence[str] | None) -> list[str | dict[str, Any]]:
+    """What ``--tracker`` gives: names, or TOML tables with a name and options."""
+    if not given:
+        return []
+    from fedsim.scenario import toml_value
+
+    return [value if isinstance(value, dict) else text for text in given for value in [toml_value(text)]]
+
+
 def complete_scenario(incomplete: str) -> list[str]:
     """Shipped scenarios that begin so; where there are none, the shell completes files."""
     from fedsim import registry
@@ -114,4 +124,4 @@ def complete_kind(incomplete: str) -> list[str]:
     return [kind for kind in registry.HOMES if kind.startswith(incomplete)]
 
 
-__all__ = ["add", "check", "complete_kind", "complete_scenario", "doctor", "new", "noise"]
+__all__ = ["add", "check", "complete_kind", "complete_scenario", "doctor", "new", "noise", "trackers"]

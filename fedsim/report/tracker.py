@@ -1,0 +1,100 @@
+"""Trackers: where else the measures of a run go, round by round, while it runs.
+
+``fedsim run FILE --tracker tensorboard``, ``--tracker '{ name = "mlflow", uri = "http://127.0.0.1:5000" }'``, or
+``fedsim.run(scenario, trackers=["tensorboard"])``. They change no result and are no part of the scenario. One that
+cannot begin is an error before the first round; one that fails later is left out with a warning, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsim import registry
+from fedsim.errors import FedsimError, one_line
+
+if TYPE_CHECKING:
+    from fedsim.scenario import Scenario
+
+log = logging.getLogger("fedsim")
+
+EXTRA = "pip install 'fedsim-flwr[trackers]'"
+
+
+class Tracker:
+    """Base of all trackers."""
+
+    name: str
+
+    def begin(self, scenario: Scenario, folder: Path | None) -> None:
+        """Called before the first round, also when a run is resumed."""
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """Called with each round's line, as in rounds.jsonl."""
+
+    def end(self, finished: bool, facts: Mapping[str, str]) -> None:
+        """Called once, after the last round, an interruption or an error; ``facts``: key and digest, where known."""
+
+
+class Trackers:
+    """Several trackers as one, none of which stops a run.
+
+    Args:
+        given: names, or tables with a name and options.
+
+    Raises:
+        FedsimError: no such tracker, or wrong options.
+    """
+
+    def __init__(self, given: Sequence[str | Mapping[str, Any]]) -> None:
+        tables = [{"name": each} if isinstance(each, str) else dict(each) for each in given]
+        self.parts: list[Tracker] = [registry.make("tracker", table.pop("name", ""), **table) for table in tables]
+
+    def begin(self, scenario: Scenario, folder: Path | None) -> None:
+        """Begin all.
+
+        Raises:
+            FedsimError: one cannot.
+        """
+        for part in self.parts:
+            try:
+                part.begin(scenario, folder)
+            except FedsimError:
+                raise
+            except Exception as error:
+                raise FedsimError(f"tracker '{part.name}': cannot begin: {one_line(error)}") from error
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """Tell all of a round."""
+        self._each("round", line)
+
+    def end(self, finished: bool, facts: Mapping[str, str]) -> None:
+        """End all."""
+        self._each("end", finished, facts)
+
+    def _each(self, what: str, *given: Any) -> None:
+        for part in list(self.parts):
+            try:
+                getattr(part, what)(*given)
+            except Exception as error:
+                self.parts.remove(part)
+                log.warning("tracker '%s' failed and is left out from here on: %s", part.name, one_line(error))
+
+
+def measures(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(name, number) of what a round measured: finite numbers, lists of clients by their length."""
+    for key, value in line.items():
+        if key == "round":
+            continue
+        if isinstance(value, Mapping):
+            yield from measures(value, f"{prefix}{key}/")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", float(len(value))
+        elif isinstance(value, (int, float)) and math.isfinite(value):
+            yield f"{prefix}{key}", float(value)
+
+
+__all__ = ["EXTRA", "Tracker", "Trackers", "measures"]
