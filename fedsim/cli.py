@@ -117,6 +117,10 @@ def run(
         bool, typer.Option("--floor", help="Also run without the attack: what ASR is without one.")
     ] = False,
     plugins: Plugins = None,
+    trackers: Annotated[
+        list[str] | None,
+        typer.Option("--tracker", metavar="NAME", help="tensorboard or mlflow; with options as a TOML table."),
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -127,11 +131,17 @@ def run(
 
     folder = out or _folder(file, resume)
     again = ["fedsim", "run", file, *_as_options(sets), *([] if seed is None else ["--seed", str(seed)])]
+    again += [part for tracker in trackers or () for part in ("--tracker", tracker)]
     again += [*(["--floor"] if floor else []), "--out", str(folder), "--resume"]
     try:
         with terminal.progress(quiet) as bar:
             result = launch(
-                scenario, out=folder, resume=resume, progress=lambda line: bar.show(line, scenario.rounds), floor=floor
+                scenario,
+                out=folder,
+                resume=resume,
+                progress=lambda line: bar.show(line, scenario.rounds),
+                floor=floor,
+                trackers=cli_tools.trackers(trackers),
             )
     except ScenarioError as error:
         raise ScenarioError(error.faults, file) from error

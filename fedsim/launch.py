@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
     floor: bool = False,
+    trackers: Sequence[str | Mapping[str, Any]] = (),
 ) -> Result:
     """Run a scenario and write its report.
 
@@ -29,6 +31,7 @@ def run(
         resume: continue the run in ``out`` if there is one; a finished one is returned as it is.
         progress: called with each round's line (a dict, see ``rounds.jsonl``).
         floor: also run the twin without attack (once a trigger) and record its ASR beside this run's.
+        trackers: where else the measures go: names, or tables with a name and options (``fedsim list tracker``).
 
     Returns:
         The result: ``.rounds``, ``.clients`` (pandas), ``.parameters``, ``.digest``, ``.notes``.
@@ -38,13 +41,45 @@ def run(
     """
     if isinstance(scenario, dict):
         scenario = Scenario(**scenario)
-    result = simulate(scenario, out, resume, progress)
+    if trackers:
+        return _tracked(scenario, out, resume, progress, floor, trackers)
+    return _reported(simulate(scenario, out, resume, progress), floor)
+
+
+def _reported(result: Result, floor: bool) -> Result:
     if result.folder is not None:
         if floor and result.finished:
             add_floor(result)
         from fedsim.report.page import write_report
 
         write_report(result.folder)
+    return result
+
+
+def _tracked(
+    scenario: Scenario,
+    out: str | Path | None,
+    resume: bool,
+    progress: Progress | None,
+    floor: bool,
+    given: Sequence[str | Mapping[str, Any]],
+) -> Result:
+    from fedsim.report.tracker import Trackers
+
+    trackers = Trackers(given)
+    trackers.begin(scenario, None if out is None else Path(out))
+
+    def tell(line: dict[str, Any]) -> None:
+        trackers.round(line)
+        if progress is not None:
+            progress(line)
+
+    finished, facts = False, dict[str, str]()
+    try:
+        result = _reported(simulate(scenario, out, resume, tell), floor)
+        finished, facts = result.finished, {"key": result.key, "digest": result.digest}
+    finally:
+        trackers.end(finished, facts)
     return result
 
 
