@@ -25,11 +25,12 @@ demo: $(INSTALLED)
 
 test: $(TOOLS)
 	@$(MAKE) -s check
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 test-all: $(TOOLS)
 	@$(MAKE) -s check
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+	@$(BIN)/python -m pytest -m slow
 
 .PHONY: check
 check:
