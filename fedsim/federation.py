@@ -32,6 +32,7 @@ from fedsim.scenario_privacy import claims, mechanisms
 from fedsim.updates import Layout, share
 from strategies.client_statistics import ClientStatistics
 from strategies.estimator import Estimator, Setting
+from strategies.reference_sample import ReferenceSample
 from strategies.strategy import DefendedStrategy
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Federation:
         analyses = [make("analysis", part) for part in scenario.server.analysis]
         for each in analyses:
             each.set_up(scenario, self.dataset.info, self.shares.sizes)
-        defenses += statistics(scenario)
+        defenses += references(scenario) + statistics(scenario)
         fixed: list[int] = []
         if scenario.evaluate.clients:
             generator = rng.stream(scenario.seed, "evaluate.clients")
@@ -240,6 +241,7 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
         path=scenario.engine.path,
         loss=None if loss is None or loss.is_default(dataset.info.num_classes) else loss,
         regularizers=regularizers,
+        adapter=None if client.adapter is None else make("adapter", client.adapter),
         step_control=control,
         optimizer_state=client.optimizer_state,
         secrecy="none" if not claims(scenario) else "public" if scenario.privacy.trust == "central" else "server",
@@ -261,6 +263,12 @@ def handlers(scenario: Scenario, estimator: Estimator | None) -> dict[str, Any]:
     return {kind: getattr(part, method) for part in parts for kind, method in part.handlers.items()} | {
         kind: getattr(part, method) for part in statistics(scenario) for kind, method in part.own_handlers.items()
     }
+
+
+def references(scenario: Scenario) -> list[ReferenceSample]:
+    """The server's side of the clients' adapter."""
+    part = scenario.client.adapter
+    return [] if part is None else [ReferenceSample(make("adapter", part).sample)]
 
 
 def statistics(scenario: Scenario) -> list[ClientStatistics]:

@@ -227,6 +227,7 @@ class _Run:
             return ""
         names = [part.name for part in self.scenario.server.defenses if registry.get("defense", part.name).handlers]
         names += ["client.optimizer_state"] if self.scenario.client.optimizer_state == "persist" else []
+        names += ["client.adapter"] if self.scenario.client.adapter is not None else []
         return ", ".join(names)
 
     def _check_memory(self, state: dict[str, Any], done: int) -> None:

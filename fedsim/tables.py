@@ -97,6 +97,8 @@ class Client(Section):
     """The loss, with the head that goes with it; None: cross-entropy, or squared error for a regression."""
     regularizers: list[Annotated[Part, Kind("regularizer")]] = Field(default_factory=list)
     """What is added to the loss so that the clients' models agree in what they lean on."""
+    adapter: Annotated[Part | None, Kind("adapter")] = None
+    """What maps each client's own inputs, learned and kept by the client."""
     step_control: Annotated[Part | None, Kind("step_control")] = None
     """What scales each local step."""
     lr_schedule: Annotated[Part, Kind("lr_schedule")] = Part(name="constant")

@@ -40,6 +40,7 @@ TRAINING = (
     "optimizer_state",
     "regularizers",
     "step_control",
+    "adapter",
 )
 """Keys of ``[client]`` that say how a client trains."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from attacks.attack import Attack, overrides
 from fedsim import rng, runtime
 from fedsim.client import reference
+from fedsim.client.adapted import ADAPT, adapt_of, learn_adapter
 from fedsim.client.chunk import Chunk, Engine, rank
 from fedsim.client.evaluation import measure
 from fedsim.client.hooks import LOCAL, Hooks
@@ -59,6 +60,8 @@ class FederatedClient(ClientApp):
         super().__init__()
         self.workload, self.attacks = workload, tuple(attacks)
         self.handlers: dict[str, NodeHandler] = {"query.partition": _partition, LEARN: learn, **(handlers or {})}
+        if workload.adapter is not None:
+            self.handlers[ADAPT] = learn_adapter
         self.hooks = Hooks(self.attacks)
         self.separate = any(overrides(each, hook) for each in self.attacks for hook in LOCAL)
         self.poisoners = [each for each in self.attacks if overrides(each, "poison")]
@@ -147,7 +150,10 @@ class FederatedClient(ClientApp):
         work: list[tuple[Order, Job]] = []
         for order in orders:
             try:
-                job = make_job(self.workload, order.client, order.round, order.compromised, self.poisoners)
+                adapt = adapt_of(self.workload, order.state)
+                job = make_job(self.workload, order.client, order.round, order.compromised, self.poisoners, adapt)
+                if self.workload.adapter is not None and job.steps and adapt is None:
+                    raise ValueError("has no adapter: it was not asked to learn one, or could not")
             except Exception as error:
                 outcomes[order.position] = error
                 continue

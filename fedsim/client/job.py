@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -52,13 +52,17 @@ class Job:
 
 
 def local_examples(
-    workload: Workload, client: int, compromised: Compromised | None, attacks: Sequence[Attack]
+    workload: Workload,
+    client: int,
+    compromised: Compromised | None,
+    attacks: Sequence[Attack],
+    adapt: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Examples, NDArray[np.int64]]:
     """Where a client's examples lie, and at which positions: its view of them, poisoned if it is malicious."""
     rows = workload.rows(client)
-    if workload.view is None and compromised is None:
+    if workload.view is None and compromised is None and adapt is None:
         return workload.examples, rows
-    examples = clean_examples(workload, client)
+    examples = clean_examples(workload, client, adapt)
     if compromised is not None:
         compromised = replace(compromised, examples=examples)
         for each in attacks:
@@ -66,19 +70,25 @@ def local_examples(
     return examples, np.arange(len(examples), dtype=np.int64)
 
 
-def clean_examples(workload: Workload, client: int) -> Examples:
-    """A copy of a client's view of its examples."""
+def clean_examples(workload: Workload, client: int, adapt: Callable[[Tensor], Tensor] | None = None) -> Examples:
+    """A copy of a client's view of its examples, as its adapter maps them."""
     examples = workload.examples.take(workload.rows(client))
-    return examples if workload.view is None else workload.view(examples, client, workload.seed)
+    examples = examples if workload.view is None else workload.view(examples, client, workload.seed)
+    return examples if adapt is None else Examples(adapt(examples.inputs), examples.targets)
 
 
 def make_job(
-    workload: Workload, client: int, round: int, compromised: Compromised | None, attacks: Sequence[Attack]
+    workload: Workload,
+    client: int,
+    round: int,
+    compromised: Compromised | None,
+    attacks: Sequence[Attack],
+    adapt: Callable[[Tensor], Tensor] | None = None,
 ) -> Job:
     """The seeded work of a client: a new permutation each epoch, the short last batch kept; or its optimizer's own."""
-    source, rows = local_examples(workload, client, compromised, attacks)
+    source, rows = local_examples(workload, client, compromised, attacks, adapt)
     if compromised is not None:
-        compromised = replace(compromised, examples=clean_examples(workload, client))
+        compromised = replace(compromised, examples=clean_examples(workload, client, adapt))
     n = len(rows)
     steps = workload.steps_of(n)
     if workload.straggler and steps:

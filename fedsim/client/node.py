@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attacks.attack import Compromised
 from fedsim import rng
+from fedsim.client.adapted import adapt_of
 from fedsim.client.job import clean_examples, local_examples
 from fedsim.data.examples import Examples
 
@@ -49,13 +50,14 @@ class Node:
 
     def examples(self) -> Examples:
         """A copy of what the client trains on: its view, poisoned if it is malicious."""
-        source, rows = local_examples(self.workload, self.client, self.compromised, self.app.attacks)
+        adapt = adapt_of(self.workload, self.state)
+        source, rows = local_examples(self.workload, self.client, self.compromised, self.app.attacks, adapt)
         taken = source.take(rows)
         return Examples(self.workload.inputs(taken.inputs), self.workload.targets(taken.targets))
 
     def clean(self) -> Examples:
         """A copy of the client's own data, its view of it, not poisoned."""
-        taken = clean_examples(self.workload, self.client)
+        taken = clean_examples(self.workload, self.client, adapt_of(self.workload, self.state))
         return Examples(self.workload.inputs(taken.inputs), self.workload.targets(taken.targets))
 
     def held_out(self) -> Examples:
@@ -63,7 +65,9 @@ class Node:
         taken = self.workload.examples.take(self.workload.held_out(self.client))
         if self.workload.view is not None:
             taken = self.workload.view(taken, self.client, self.workload.seed)
-        return Examples(self.workload.inputs(taken.inputs), self.workload.targets(taken.targets))
+        adapt = adapt_of(self.workload, self.state)
+        inputs = taken.inputs if adapt is None else adapt(taken.inputs)
+        return Examples(self.workload.inputs(inputs), self.workload.targets(taken.targets))
 
     @property
     def module(self) -> nn.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +58,14 @@ def replace_dropout(module: nn.Module) -> list[StreamDropout]:
                 setattr(parent, name, mine)
                 found.append(mine)
     return found
+
+
+@contextlib.contextmanager
+def seeded_globally(seed: int) -> Iterator[None]:
+    """torch's global generator as after a seed, and as it was afterwards; one thread at a time."""
+    with GLOBAL, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def uses_global_generator(module: nn.Module, inputs: Tensor) -> bool:

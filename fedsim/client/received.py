@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from attacks.attack import Received
-from fedsim.client.node import Node
 from fedsim.client.workload import Workload
+
+if TYPE_CHECKING:
+    from fedsim.client.node import Node
 
 LEARN = "query.adversary"
 """Type of the message by which the adversary asks one of its clients to learn."""

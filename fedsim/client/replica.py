@@ -15,7 +15,7 @@ from torch.func import functional_call
 from fedsim import rng
 from fedsim.client.job import Job, as_index
 from fedsim.client.objective import Aside, tap
-from fedsim.client.randomness import GLOBAL, replace_dropout, uses_global_generator
+from fedsim.client.randomness import replace_dropout, seeded_globally, uses_global_generator
 from fedsim.client.workload import Workload
 from fedsim.errors import FedsimError
 
@@ -155,7 +155,7 @@ class Replica:
                     buffer.copy_(value)
         if not self._global_draws:
             return contextlib.nullcontext()
-        return _seeded_globally(rng.integer(seed, "client.global_generator", **key))
+        return seeded_globally(rng.integer(seed, "client.global_generator", **key))
 
 
 def pool_first(module: nn.Module) -> None:
@@ -172,10 +172,3 @@ def pool_first(module: nn.Module) -> None:
             plain = type(relu) is nn.ReLU and type(pool) is nn.MaxPool2d and not pool.return_indices
             if plain and not any(each._forward_hooks or each._forward_pre_hooks for each in (relu, pool) if each):
                 parent._modules[first], parent._modules[second] = pool, relu
-
-
-@contextlib.contextmanager
-def _seeded_globally(seed: int) -> Iterator[None]:
-    with GLOBAL, torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

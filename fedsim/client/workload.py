@@ -52,6 +52,7 @@ class Workload:
         loss: a loss part; None: the task's own.
         regularizers: regularizer parts, whose penalties are added to the loss.
         step_control: a step control part, which scales each local step.
+        adapter: an adapter part, by which each client maps its own inputs.
         optimizer_state: ``persist``: each client keeps its optimizer's state over rounds.
         secrecy: from whom a client keeps what would leave without noise: none; public: the words of its errors;
             server: its training loss as well.
@@ -83,6 +84,7 @@ class Workload:
     loss: Any = None
     regularizers: Sequence[Any] = ()
     step_control: Any = None
+    adapter: Any = None
     optimizer_state: Literal["reset", "persist"] = "reset"
     secrecy: Literal["none", "public", "server"] = "none"
 

@@ -1,0 +1,105 @@
+"""Personal adapters: learned once, kept by the client and in the checkpoint, applied wherever its data are seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import RecordDict
+
+from fedsim import registry
+from fedsim.client.adapted import RECORD, learn_adapter
+from fedsim.client.app import FederatedClient
+from fedsim.client.node import Node
+from fedsim.client.received import as_record
+from fedsim.data.examples import Examples
+from fedsim.errors import ScenarioError
+from fedsim.federation import build
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+from fedsim.testing.federation import CLASSES, initial, workload
+from tests.simulation.test_same_bits import interrupted
+
+ADAPTER: dict[str, Any] = {"name": "monge_gap", "steps": 10, "hidden": [8], "batch_size": 24}
+DATA = {
+    "dataset": {"name": "synthetic_classification", "features": 4, "classes": 3, "examples": 200, "test": 60},
+    "clients": 4,
+    "root": 40,
+    "partition": "iid",
+}
+
+
+def scenario(**more: Any) -> Scenario:
+    tables: dict[str, Any] = {"rounds": 3, "data": DATA, "model": {"name": "mlp", "hidden": [6]}}
+    client = {"per_round": 3, "optimizer": {"name": "sgd", "lr": 0.1}, "adapter": ADAPTER}
+    return Scenario(**tables, client=client, evaluate={"clients": 2}).changed(**more)
+
+
+def test_workers_and_interruptions_change_no_bit(tmp_path: Path) -> None:
+    digests = [simulate(scenario(**{"engine.workers": workers})).digest for workers in (1, 2, 3)]
+    assert len({*digests, interrupted(scenario(), tmp_path)}) == 1
+
+
+def test_each_client_learns_its_map_once_and_keeps_it() -> None:
+    federation = build(scenario())
+    evaluator = federation.evaluator()
+    strategy = federation.strategy(evaluator)
+    with federation.engine() as grid:
+        from fedsim.flower import Flat
+
+        arrays: Any = Flat(federation.initial, federation.layout)
+        seen: dict[int, torch.Tensor] = {}
+        for number in (1, 2, 3):
+            messages = strategy.configure_train(number, arrays, {}, grid)  # type: ignore[arg-type]
+            arrays, _ = strategy.aggregate_train(number, grid.send_and_receive(messages, timeout=60))
+            for client, state in grid.client_state.items():  # type: ignore[attr-defined]
+                weights = torch.from_numpy(state[RECORD]["displacement.0.weight"].numpy())
+                assert torch.equal(seen.setdefault(client, weights), weights)
+        assert set(seen) <= set(range(4))
+        assert len(seen) >= 3
+        assert not strategy.outcome.faults  # type: ignore[attr-defined]
+    evaluator.close()
+
+
+def test_shifted_features_come_back_to_the_reference() -> None:
+    """Features moved by a symmetric positive map and a shift: their classes lie again where the reference's do."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 4 * torch.eye(CLASSES)
+    labels = torch.arange(160) % CLASSES
+    features = centres[labels] + 0.3 * torch.randn(160, CLASSES, generator=generator)
+    reference = centres[labels] + 0.3 * torch.randn(160, CLASSES, generator=generator)
+    stretch = torch.diag(torch.tensor([0.5, 1.5, 0.7, 1.2]))
+    part = registry.make("adapter", "monge_gap", steps=200, hidden=[32], gap_weight=1.0)
+    load = workload((160,), lambda: torch.nn.Linear(CLASSES, CLASSES), adapter=part)
+    load.train = Examples(features @ stretch + torch.tensor([5.0, 0.0, 0.0, 0.0]), labels)
+    node = Node(FederatedClient(load), 0, 1, initial(load), RecordDict())
+    before = node.clean().inputs
+    assert torch.equal(before, load.train.inputs[torch.from_numpy(load.rows(0))])
+    learn_adapter(node, RecordDict({"reference": as_record({"inputs": reference})}))
+    after, targets = node.examples().inputs, node.examples().targets
+    assert torch.equal(after, node.held_out().inputs)
+
+    def right(inputs: torch.Tensor) -> float:
+        return float((torch.cdist(inputs, centres).argmin(1) == targets).double().mean())
+
+    assert right(before) < 0.9
+    assert right(after) > 0.95
+
+
+PRIVATE = {"privacy": {"epsilon": 3.0, "trust": "local"}, "evaluate.clients": 0}
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no reference": ({"data.root": 0}, "data.root.*2 or more"),
+    "a stock strategy": ({"server.defenses": ["flwr:FedAvg"]}, "client.adapter.*sends no reference"),
+    "an estimator": ({"server.estimator": {"name": "dp_gd", "c1": 1.0, "lr": 0.1}}, "client.adapter"),
+    "dp_sgd": ({"client.optimizer": "dp_sgd", **PRIVATE}, "client.adapter.*privacy is claimed"),
+    "a large batch": ({"client.adapter.batch_size": 500}, "client.adapter.batch_size"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_does_not_fit_is_refused(fault: str) -> None:
+    changes, said = FAULTS[fault]
+    with pytest.raises(ScenarioError, match=said):
+        scenario(**changes)
