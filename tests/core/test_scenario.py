@@ -378,6 +378,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "lenet": {"data.dataset": "cifar10"},
     "vgg9": {"data.dataset": "cifar10"},
     "fltrust": {"data.root": 100},
+    "softmax_radius": {"data.root": 100},
     "dp_sgd": {"privacy": {**CALM, "trust": "local"}},
     "dp_fedavg": {"privacy": {**CALM, "unit": "client"}},
 }
