@@ -15,7 +15,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fedsim import cli_bench, cli_tools, terminal
+from fedsim import cli_bench, cli_redteam, cli_tools, terminal
 from fedsim.errors import FedsimError, ScenarioError, one_line
 
 if TYPE_CHECKING:
@@ -388,6 +388,7 @@ def audit(
 
 cli_tools.add(app)
 cli_bench.add(app)
+cli_redteam.add(app)
 
 
 def _load(file: str, sets: Sequence[str] | None, seed: int | None) -> Scenario:
