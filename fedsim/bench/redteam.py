@@ -3,10 +3,12 @@
 Optuna's TPE proposes attacks out of a :class:`~fedsim.bench.space.Space`; each is run on the tuning seeds. The goal
 ``asr`` maximises the attack success rate while the main accuracy lost against the same run without attack stays within
 ``bound``; ``damage`` maximises that loss. The best of what was tried and the best static attack (defaults, as papers
-set them) are chosen alike, by the tuning seeds, and both are then run on the reporting seeds: what is printed was not what
-was maximised. Everything lies in one folder, the study as a journal, each run under its key; a search that was stopped
-goes on where it was, in the middle of a run, and ends as if it had not been. The seed of each proposal depends on its
-number alone, so that the same call with as many ``jobs`` finds the same.
+set them) are chosen alike, by the tuning seeds, and both are then run on the reporting seeds: what is printed was not
+what was maximised.
+
+Everything lies in one folder, the study as a journal, each run under its key; a search that was stopped goes on where
+it was, in the middle of a run, and ends as if it had not been. The seed of each proposal depends on its number alone,
+so that the same call with as many ``jobs`` finds the same.
 
 Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Framework", KDD 2019; Bergstra et al., "Algorithms
 for Hyper-Parameter Optimization", NeurIPS 2011; adaptive attackers as a standard of evaluation: Tramèr et al., "On
@@ -17,125 +19,25 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim import rng
-from fedsim.analysis.statistics import Interval, paired_difference, t_interval
 from fedsim.bench.cell import Cell, finished, measured
 from fedsim.bench.space import Attempt, Goal, Space, has_trigger
+from fedsim.bench.verdict import Plan, Say, Scored, Verdict, best, mean, restored, told, write_best
 from fedsim.errors import FedsimError, ScenarioError
 from fedsim.launch import twin
-from fedsim.record import make_folder, write_bytes, write_json
+from fedsim.record import make_folder, write_json
 from fedsim.scenario import Scenario, override, read
 from fedsim.simulation import simulate
 
 if TYPE_CHECKING:
     import optuna
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What an attack reached on some seeds.
-
-    Args:
-        attempt: the attack.
-        asr: ASR by seed; NaN where there is no trigger.
-        accuracy: main accuracy by seed.
-        lost: main accuracy without attack, minus with it, by seed.
-        acted: whether it changed a row in every seed.
-        error: why it could not be run.
-    """
-
-    attempt: Attempt
-    asr: tuple[float, ...] = ()
-    accuracy: tuple[float, ...] = ()
-    lost: tuple[float, ...] = ()
-    acted: bool = False
-    error: str = ""
-
-    def value(self, goal: Goal) -> float:
-        """What is maximised, the mean over the seeds."""
-        values = self.asr if goal == "asr" else self.lost
-        return -math.inf if self.error or not values else _mean(values)
-
-    def excess(self, goal: Goal, bound: float) -> float:
-        """How far the loss of accuracy is above the bound; at most 0 where it holds."""
-        return -math.inf if goal == "damage" else _mean(self.lost) - bound if self.lost else math.inf
-
-    def table(self) -> dict[str, Any]:
-        return {
-            "attacks": list(self.attempt.attacks),
-            "schedule": self.attempt.schedule,
-            "asr": _plain(self.asr),
-            "accuracy": _plain(self.accuracy),
-            "lost": _plain(self.lost),
-            "acted": self.acted,
-            "error": self.error,
-        }
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the red team found against one defense.
-
-    Args:
-        defense: in short.
-        space: what was tried.
-        statics: the static attacks on the tuning seeds.
-        trials: the search, in its order, on the tuning seeds.
-        static: the best static attack on the reporting seeds.
-        adaptive: the best of all that was tried, on the reporting seeds.
-        floor: ASR without attack on the reporting seeds.
-    """
-
-    defense: str
-    space: Space
-    statics: list[Scored]
-    trials: list[Scored]
-    static: Scored
-    adaptive: Scored
-    floor: float
-
-    def measure(self, scored: Scored) -> tuple[float, ...]:
-        return scored.asr if self.space.goal == "asr" else scored.lost
-
-    @property
-    def gain(self) -> Interval:
-        """What adapting adds, paired by seed."""
-        return paired_difference(self.measure(self.adaptive), self.measure(self.static))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to search.
-
-    Args:
-        out: folder of everything.
-        budget: attacks that the search tries.
-        goal: what is to be won.
-        bound: main accuracy that the attack may cost, with the goal ``asr``.
-        tune: seeds on which attacks are tuned.
-        report: seeds on which the best are reported.
-        jobs: runs at a time.
-    """
-
-    out: Path
-    budget: int
-    goal: Goal
-    bound: float
-    tune: tuple[int, ...]
-    report: tuple[int, ...]
-    jobs: int = 1
-    say: Say = field(default=print, compare=False)
 
 
 def redteam(
@@ -195,8 +97,8 @@ def redteam(
             pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context("spawn")))
         for space in spaces:
             verdicts.append(_Hunt(space, plan, pool).verdict())
-            write_json(folder / "redteam.json", _told(verdicts, plan, str(file)))
-            _write_best(folder, verdicts[-1], plan)
+            write_json(folder / "redteam.json", told(verdicts, plan, str(file)))
+            write_best(folder, verdicts[-1], plan)
             from fedsim.report.redteam import write_redteam
 
             write_redteam(folder)
@@ -224,9 +126,11 @@ class _Hunt:
         trials = self.search()
         static = best(statics, goal, plan.bound)
         adaptive = best([*statics, *trials], goal, plan.bound)
-        ends = self.score([static.attempt, adaptive.attempt], plan.report)
+        static, adaptive = self.score([static.attempt, adaptive.attempt], plan.report)
         floors = [self.calm[seed]["asr"] for seed in plan.report if self.calm[seed]["asr"] is not None]
-        return Verdict(self.defense, self.space, statics, trials, *ends, _mean(floors) if floors else math.nan)
+        return Verdict(
+            self.defense, self.space, statics, trials, static, adaptive, mean(floors) if floors else math.nan
+        )
 
     def search(self) -> list[Scored]:
         """The trials of the study, in order; those that are missing are run."""
@@ -255,7 +159,7 @@ class _Hunt:
                 self._tell(study, trial, scored)
                 self._say(f"{len(done) + 1}/{self.plan.budget}", scored)
                 done.append(trial)
-        return [_restored(trial.user_attrs["scored"]) for trial in study.trials if "scored" in trial.user_attrs]
+        return [restored(trial.user_attrs["scored"]) for trial in study.trials if "scored" in trial.user_attrs]
 
     def score(self, attempts: Sequence[Attempt], seeds: Sequence[int]) -> list[Scored]:
         """Run attacks on seeds, and what is missing of the runs without attack."""
@@ -322,15 +226,16 @@ class _Hunt:
         return Scenario(**table)
 
     def _study(self) -> optuna.Study:
-        optuna = _optuna()
+        storages = _optuna().storages
         folder = self.plan.out / "studies"
         make_folder(folder)
         name = self._fingerprint()
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / f"{self.defense.replace('/', '-')}-{name}"))
-        storage = optuna.storages.JournalStorage(backend)
-        return optuna.create_study(
+        backend = storages.journal.JournalFileBackend(str(folder / f"{self.defense.replace('/', '-')}-{name}"))
+        storage = storages.JournalStorage(backend)
+        found: optuna.Study = _optuna().create_study(
             storage=storage, study_name=name, direction="maximize", load_if_exists=True, sampler=self._sampler(0)
         )
+        return found
 
     def _fingerprint(self) -> str:
         """What a study is a search of: threat model, space, goal, seeds; another budget goes on with it."""
@@ -345,7 +250,7 @@ class _Hunt:
         seed = rng.integer(self.space.scenario.seed, "redteam", round=number) % 2**31
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _optuna().samplers.TPESampler(
+            found: optuna.samplers.TPESampler = _optuna().samplers.TPESampler(
                 seed=seed,
                 n_startup_trials=10,
                 multivariate=True,
@@ -353,6 +258,7 @@ class _Hunt:
                 constant_liar=True,
                 constraints_func=lambda trial: trial.user_attrs["constraints"],
             )
+            return found
 
     def _tell(self, study: optuna.Study, trial: Any, scored: Scored) -> None:
         optuna = _optuna()
@@ -374,21 +280,9 @@ class _Hunt:
         if scored.error:
             self.plan.say(f"{self.defense}  {what}  {said}: cannot run, {scored.error}")
             return
-        reached = f"ASR {_mean(scored.asr):.3f}, " if self.space.goal == "asr" else ""
+        reached = f"ASR {mean(scored.asr):.3f}, " if self.space.goal == "asr" else ""
         over = "" if scored.excess(self.space.goal, self.plan.bound) <= 0 else " (over the bound)"
-        self.plan.say(f"{self.defense}  {what}  {reached}accuracy lost {_mean(scored.lost):+.3f}{over}  {said}")
-
-
-def best(scored: Sequence[Scored], goal: Goal, bound: float) -> Scored:
-    """The one that reaches most within the bound; where none keeps within it, the one that exceeds it least.
-
-    Raises:
-        FedsimError: none could be run.
-    """
-    known = [each for each in scored if not each.error]
-    if not known:
-        raise FedsimError(f"redteam: no attack could be run; the first: {scored[0].error if scored else 'none fits'}")
-    return max(known, key=lambda each: (min(0.0, -each.excess(goal, bound)), each.value(goal)))
+        self.plan.say(f"{self.defense}  {what}  {reached}accuracy lost {mean(scored.lost):+.3f}{over}  {said}")
 
 
 def _play(table: dict[str, Any], folder: Path, workers: int) -> str:
@@ -406,79 +300,12 @@ def _defended(data: dict[str, Any], base: Scenario, defense: Any) -> Scenario:
     """The scenario with this defense; a bare name takes the options that the scenario gives it."""
     if isinstance(defense, str):
         known = [{"name": part.name, **part.options} for part in base.server.defenses if part.name == defense]
-        defense = known[:1] or [defense]
+        defense = [*known, defense][0]
     parts = defense if isinstance(defense, list) else [defense]
     try:
         return Scenario(**override(data, {"server.defenses": parts}))
     except ScenarioError as error:
         raise ScenarioError(error.faults, "--defense") from error
-
-
-def _write_best(folder: Path, verdict: Verdict, plan: Plan) -> None:
-    """The best static and the best adaptive attack as scenario files, on the first reporting seed."""
-    for kind, scored in (("static", verdict.static), ("adaptive", verdict.adaptive)):
-        scenario = scored.attempt.on(verdict.space.scenario, plan.report[0])
-        write_bytes(folder / best_file(kind, verdict.defense), scenario.toml().encode())
-
-
-def best_file(kind: str, defense: str) -> str:
-    """Name of the scenario file of a defense's worst attack."""
-    return f"{kind}-{re.sub(r'[^A-Za-z0-9_]+', '-', defense)}.toml"
-
-
-def _told(verdicts: Sequence[Verdict], plan: Plan, file: str) -> dict[str, Any]:
-    """``redteam.json``."""
-
-    def interval(values: Sequence[float]) -> list[float | None]:
-        return [None if math.isnan(each) else each for each in t_interval(values)[:3]]
-
-    def end(verdict: Verdict, scored: Scored) -> dict[str, Any]:
-        scenario = scored.attempt.on(verdict.space.scenario, plan.report[0])
-        return scored.table() | {
-            "measure": interval(verdict.measure(scored)),
-            "lost_interval": interval(scored.lost),
-            "within": scored.excess(plan.goal, plan.bound) <= 0,
-            "scenario": scenario.toml(),
-            "file": best_file("static" if scored is verdict.static else "adaptive", verdict.defense),
-        }
-
-    return {
-        "file": file,
-        "goal": plan.goal,
-        "bound": plan.bound,
-        "budget": plan.budget,
-        "tune": list(plan.tune),
-        "report": list(plan.report),
-        "defenses": [
-            {
-                "defense": verdict.defense,
-                "threat_model": verdict.space.described(),
-                "statics": [each.table() for each in verdict.statics],
-                "trials": [each.table() for each in verdict.trials],
-                "static": end(verdict, verdict.static),
-                "adaptive": end(verdict, verdict.adaptive),
-                "gain": [None if math.isnan(each) else each for each in verdict.gain[:3]],
-                "floor": None if math.isnan(verdict.floor) else verdict.floor,
-            }
-            for verdict in verdicts
-        ],
-    }
-
-
-def _restored(table: dict[str, Any]) -> Scored:
-    def values(name: str) -> tuple[float, ...]:
-        return tuple(math.nan if value is None else value for value in table[name])
-
-    attempt = Attempt(tuple(table["attacks"]), table["schedule"])
-    return Scored(attempt, values("asr"), values("accuracy"), values("lost"), table["acted"], table["error"])
-
-
-def _plain(values: Sequence[float]) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _optuna() -> Any:
@@ -491,4 +318,4 @@ def _optuna() -> Any:
     return optuna
 
 
-__all__ = ["Plan", "Scored", "Verdict", "best", "best_file", "defense_name", "redteam"]
+__all__ = ["defense_name", "redteam"]

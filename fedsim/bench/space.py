@@ -349,7 +349,8 @@ def _searched(name: str, fixed: Mapping[str, Any]) -> Iterator[tuple[str, Span |
 
 def _bounds(annotation: Any) -> tuple[float, float, bool, Choices]:
     """(lowest, highest number, whether it is whole, choices) that a type accepts; open bounds count as just inside."""
-    low, high, whole, choices = -math.inf, math.inf, False, ()
+    low, high, whole = -math.inf, math.inf, False
+    choices: Choices = ()
     for each in _plain(annotation):
         if typing.get_origin(each) is Literal:
             choices = typing.get_args(each)

@@ -81,7 +81,7 @@ class _Site:
     def __init__(self, standings: Standings, folder: Path, title: str) -> None:
         self.standings, self.folder, self.title = standings, folder, title
         self.settings = [setting for setting in standings.settings if setting.cells]
-        self.rankings = {None: standings.ranking()}
+        self.rankings: dict[str | None, list[dict[str, Any]]] = {None: standings.ranking()}
         places = list(dict.fromkeys(setting.place for setting in self.settings))
         self.places = places if len(places) > 1 else []
         self.rankings |= {place: standings.ranking(place) for place in self.places}
@@ -283,8 +283,9 @@ class _Site:
         for name, style, text in (("accuracy", "main", "main accuracy"), ("asr", "attack", "attack success rate")):
             rounds, means, lows, highs = self._over(setting, name)
             if rounds:
-                band = (lows, highs) if len(setting.cells) > 1 else ((), ())
-                series.append(Series(text, style, rounds, means, *band, form="level"))
+                several = len(setting.cells) > 1
+                low, high = (lows, highs) if several else ([], [])
+                series.append(Series(text, style, rounds, means, low, high, form="level"))
         if not series:
             return None
         last = max(int(one.x[-1]) for one in series)
