@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedsim.bench.cell import Cell
 from fedsim.bench.locks import held
 from fedsim.bench.store import NAME, Store
 from fedsim.errors import FedsimError, nearest
@@ -318,4 +317,4 @@ def _copy(source: Path, target: Path) -> None:
     part.rename(target)
 
 
-__all__ = ["Cell", "Merged", "find", "lookup", "marks", "merge", "results", "short"]
+__all__ = ["Merged", "find", "lookup", "marks", "merge", "results", "short"]

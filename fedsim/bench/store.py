@@ -155,19 +155,15 @@ class Store:
 
     def end(self, cell: Cell, play: int) -> None:
         """A play has ended as the cell's state says."""
-        now = time.time()
         if cell.state == "finished":
-            self.index(cell)
+            self.index(cell, play)
+            return
+        state, now = "waiting" if cell.state == "interrupted" else cell.state, time.time()
         with self._writing() as connection:
+            _end(connection, play, cell.state, cell.error)
             connection.execute(
-                "UPDATE plays SET state = ?, error = ?, ended = ? WHERE id = ?", (cell.state, cell.error, now, play)
+                "UPDATE cells SET state = ?, error = ?, changed = ? WHERE key = ?", (state, cell.error, now, cell.key)
             )
-            if cell.state != "finished":
-                state = "waiting" if cell.state == "interrupted" else cell.state
-                connection.execute(
-                    "UPDATE cells SET state = ?, error = ?, changed = ? WHERE key = ?",
-                    (state, cell.error, now, cell.key),
-                )
 
     def give_up(self, cell: Cell) -> None:
         """A cell whose process died too often."""
@@ -177,13 +173,13 @@ class Store:
                 (cell.error, time.time(), cell.key),
             )
 
-    def index(self, cell: Cell) -> None:
-        """Read a finished cell's folder into the store."""
+    def index(self, cell: Cell, play: int | None = None) -> None:
+        """Read a finished cell's folder into the store, and with it end its play."""
         line = summary(cell) | {"state": "finished"}
-        self.put(cell.key, cell.folder, line)
+        self._put(cell.key, cell.folder, line, play)
 
-    def put(self, key: str, folder: Path, line: dict[str, Any]) -> None:
-        """Write what a finished cell found; its line is there already."""
+    def _put(self, key: str, folder: Path, line: dict[str, Any], play: int | None = None) -> None:
+        """Write what a finished cell found, all at once; its line is there already."""
         described = json.loads((folder / "run.json").read_text())
         runtime = json.dumps(described["runtime"], sort_keys=True)
         versions = hashlib.sha256(f"{described['fedsim']} {runtime}".encode()).hexdigest()[:16]
@@ -205,6 +201,8 @@ class Store:
                 "WHERE key = ?",
                 (json.dumps(line), line["digest"], versions, time.time(), key),
             )
+            if play is not None:
+                _end(connection, play, "finished", "")
 
     def adopt(self, folder: Path, values: dict[str, Any]) -> bool:
         """Enter a finished cell's folder that is not in the store; False where it is, or is not finished."""
@@ -224,7 +222,7 @@ class Store:
                 "VALUES (?, ?, ?, ?, ?, ?, 'waiting', ?)",
                 (key, folder.name, row, json.dumps(table), setting(table), table["seed"], time.time()),
             )
-        self.put(key, folder, {"folder": folder.name, "state": "finished", "values": values, **measured(folder)})
+        self._put(key, folder, {"folder": folder.name, "state": "finished", "values": values, **measured(folder)})
         return True
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
@@ -263,6 +261,12 @@ class Store:
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
+
+
+def _end(connection: sqlite3.Connection, play: int, state: str, error: str) -> None:
+    connection.execute(
+        "UPDATE plays SET state = ?, error = ?, ended = ? WHERE id = ?", (state, error, time.time(), play)
+    )
 
 
 def setting(table: dict[str, Any]) -> str:

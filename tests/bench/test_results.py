@@ -1,0 +1,238 @@
+"""What a benchmark found: tables, conditions, exports, merging."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from typer.testing import CliRunner, Result
+
+from fedsim.bench import differences, merge, over_seeds, ranking, results, run_matrix
+from fedsim.cli import app
+from fedsim.errors import FedsimError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from matrices import matrix
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two attacks, two defenses, two seeds, played."""
+    where = tmp_path_factory.mktemp("bench")
+    (where / "matrix.toml").write_text(matrix())
+    run_matrix(where / "matrix.toml", where / "out")
+    return where / "out"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def test_a_row_a_cell_as_the_folders_say(folder: Path) -> None:
+    frame = results(folder)
+    assert len(frame) == 8
+    assert set(frame["attack"]) == {"sign_flip", "badnets (target 0)"}
+    for _, row in frame.iterrows():
+        lines = [json.loads(line) for line in (folder / row["folder"] / "rounds.jsonl").read_text().splitlines()]
+        measured = [line["accuracy"] for line in lines if line["round"] > 0 and line["accuracy"] is not None]
+        assert row["accuracy"] == pytest.approx(np.mean(measured[-5:]))
+        assert row["last_rounds"] == min(5, len(measured))
+        assert row["digest"] == json.loads((folder / row["folder"] / "summary.json").read_text())["digest"]
+
+
+def test_utility_is_lost_to_plain_averaging_without_attack(folder: Path) -> None:
+    """The twin of the backdoor's cells tells it for the untargeted attack's cells, too."""
+    frame = results(folder)
+    calm = frame[frame["defense"] == "fedavg"].groupby("seed")["calm_accuracy"].agg(["min", "max"])
+    assert (calm["min"] == calm["max"]).all()
+    for _, row in frame.iterrows():
+        assert row["utility_lost"] == pytest.approx(calm["min"][row["seed"]] - row["accuracy"])
+    backdoor = frame[frame["attack"] != "sign_flip"]
+    assert (backdoor["asr_gain"] - (backdoor["asr"] - backdoor["floor"])).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [
+        (["defense=krum"], 0),
+        (["defense=median"], 4),
+        (["attack=badnets", "seed=0"], 2),
+        (["attack=badnets (target 0)"], 4),
+        (["attack!=badnets"], 4),
+        (["seed<1"], 4),
+        (["data.clients>=6"], 8),
+        (["data.partition=dirichlet"], 8),
+        (["adversary.attacks[0].target=0"], 4),
+        (["state=finished", "accuracy>2"], 0),
+        ("seed=1", 4),
+    ],
+)
+def test_conditions(folder: Path, where: list[str] | str, count: int) -> None:
+    assert len(results(folder, where)) == count
+
+
+@pytest.mark.parametrize("where", ["defence=krum", "nonsense", "=3"])
+def test_a_condition_that_names_nothing(folder: Path, where: str) -> None:
+    with pytest.raises(FedsimError, match="--where: given"):
+        results(folder, where)
+
+
+def test_rounds(folder: Path) -> None:
+    frame = results(folder, "defense=median", level="rounds")
+    assert len(frame) == 4 * 5
+    assert frame.groupby("key")["round"].apply(list).tolist() == [[0, 1, 2, 3, 4]] * 4
+
+
+def test_no_results_is_one_line(tmp_path: Path) -> None:
+    done = call("results", str(tmp_path))
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"fedsim: {tmp_path}: holds no results; accepted:")
+
+
+def test_exports_hold_the_same_cells(folder: Path, tmp_path: Path) -> None:
+    frame = results(folder)
+    assert call("results", str(folder), "--csv", "--out", str(tmp_path / "a.csv")).exit_code == 0
+    assert call("results", str(folder), "--parquet", "--out", str(tmp_path / "a.parquet")).exit_code == 0
+    told = json.loads(call("results", str(folder), "--json").stdout)
+    for other in (pd.read_csv(tmp_path / "a.csv"), pd.read_parquet(tmp_path / "a.parquet"), pd.DataFrame(told)):
+        assert list(other["digest"]) == list(frame["digest"])
+        assert other["accuracy"].to_numpy() == pytest.approx(frame["accuracy"].to_numpy(), abs=1e-9)
+    assert call("results", str(folder), "--parquet").exit_code == 2
+    assert call("results", str(folder), "--csv", "--json").exit_code == 2
+
+
+def test_the_table_on_the_screen(folder: Path) -> None:
+    shown = call("results", str(folder)).stdout
+    assert "means over the last 2 evaluated rounds" in shown
+    assert "worst harm" in shown
+    single = call("results", str(folder), "--where", "seed=0").stdout
+    assert "1: a single seed" in single
+    against = call("results", str(folder), "--against", "fedavg").stdout
+    assert "Holm" in against
+    assert call("results", str(folder), "--against", "krum").exit_code == 1
+
+
+def cells(**columns: object) -> pd.DataFrame:
+    """Made cells: what is not given does not matter."""
+    frame = pd.DataFrame(columns)
+    filler = {
+        "dataset": "digits", "partition": "iid", "state": "finished", "attacked": True, "marks": "", "floor": math.nan,
+        "seconds": 1.0, "chance": 1.0, "attacker_rows": 1.0, "attacker_rows_kept": 1.0, "last_rounds": 5.0,
+        "accuracy": 0.5, "asr": math.nan, "utility_lost": math.nan, "asr_gain": math.nan,
+    }  # fmt: skip
+    for name, value in filler.items():
+        if name not in frame:
+            frame[name] = value
+    frame["setting"] = frame["defense"] + frame["attack"]
+    return frame
+
+
+def test_intervals_over_seeds_are_students() -> None:
+    values = [0.81, 0.84, 0.79]
+    frame = cells(defense=["d"] * 3, attack=["a"] * 3, seed=[0, 1, 2], accuracy=values)
+    ((_, row),) = over_seeds(frame).iterrows()
+    theirs = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert (row["accuracy"], row["accuracy_low"], row["accuracy_high"]) == pytest.approx((np.mean(values), *theirs))
+    assert row["seeds"] == 3
+    assert math.isnan(row["asr"])
+    assert row["marks"] == ""
+
+
+def test_an_interval_of_a_share_stays_one() -> None:
+    frame = cells(defense=["d"] * 2, attack=["a"] * 2, seed=[0, 1], asr=[0.1, 0.9])
+    ((_, row),) = over_seeds(frame).iterrows()
+    assert (row["asr_low"], row["asr_high"]) == (0.0, 1.0)
+
+
+def test_marks_reach_the_table() -> None:
+    frame = cells(defense=["d", "d", "e"], attack=["a"] * 3, seed=[0, 1, 0], marks=["", "d", "a"])
+    assert list(over_seeds(frame)["marks"]) == ["d", "a1"]
+    frame = cells(
+        defense=["d", "d", "e", "e"],
+        attack=["a"] * 4,
+        seed=[0, 1] * 2,
+        marks=["", "d", "", ""],
+        utility_lost=[0.1, 0.2, 0.3, 0.4],
+    )
+    assert list(ranking(frame)["marks"]) == ["d", ""]
+
+
+def test_a_defense_that_never_acts_and_an_attack_that_never_does_are_marked(tmp_path: Path) -> None:
+    """A norm bound out of reach, a replacement of scale one: neither does anything."""
+    (tmp_path / "matrix.toml").write_text(
+        matrix(
+            rounds=2,
+            seeds=1,
+            attacks='["sign_flip"], [{ name = "model_replacement", scale = 1.0 }]',
+            defenses='[{ name = "norm_bound", radius = 1e6 }], ["median"]',
+        )
+    )
+    run_matrix(tmp_path / "matrix.toml", tmp_path / "out")
+    frame = results(tmp_path / "out").set_index(["defense", "attack"])["marks"]
+    assert frame.xs("sign_flip", level="attack").tolist() == ["d", ""]
+    assert all("a" in mark for mark in frame.drop("sign_flip", level="attack"))
+
+
+def test_ranking_takes_the_larger_of_two_harms_under_the_worst_attack() -> None:
+    frame = cells(
+        defense=["p"] * 4 + ["q"] * 4,
+        attack=["x", "x", "y", "y"] * 2,
+        seed=[0, 1] * 4,
+        utility_lost=[0.0, 0.0, 0.1, 0.1, 0.3, 0.3, 0.3, 0.3],
+        asr_gain=[0.9, 0.9, math.nan, math.nan, 0.2, 0.2, math.nan, math.nan],
+    )
+    found = ranking(frame)
+    assert list(found["defense"]) == ["q", "p"]
+    assert list(found["worst"]) == pytest.approx([0.3, 0.9])
+    assert list(found["under"]) == ["x", "x"]
+    assert list(found["place"]) == [1, 2]
+    assert list(ranking(frame, "utility_lost")["worst"]) == pytest.approx([0.1, 0.3])
+
+
+def test_a_defense_that_missed_an_attack_is_not_ranked() -> None:
+    frame = cells(defense=["p", "p", "q"], attack=["x", "y", "x"], seed=[0, 0, 0], utility_lost=[0.5, 0.6, 0.1])
+    assert list(ranking(frame)["defense"]) == ["p"]
+    assert ranking(frame[frame["defense"] == "none"]).empty
+
+
+def test_differences_are_paired_and_adjusted() -> None:
+    frame = cells(
+        defense=["fedavg"] * 3 + ["p"] * 3 + ["q"] * 2,
+        attack=["x"] * 8,
+        seed=[0, 1, 2, 0, 1, 2, 1, 2],
+        accuracy=[0.5, 0.6, 0.7, 0.55, 0.66, 0.77, 0.62, 0.71],
+    )
+    found = differences(frame).set_index("defense")
+    theirs = stats.ttest_rel([0.55, 0.66, 0.77], [0.5, 0.6, 0.7])
+    assert found.loc["p", "p"] == pytest.approx(theirs.pvalue)
+    assert found.loc["p", "p_holm"] == pytest.approx(2 * theirs.pvalue)
+    assert found.loc["q", "pairs"] == 2
+    assert found.loc["q", "difference"] == pytest.approx(0.015)
+
+
+def test_merging_brings_in_what_is_missing_and_tells_what_differs(folder: Path, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    (tmp_path / "one.toml").write_text(matrix(seeds=1))
+    run_matrix(tmp_path / "one.toml", here)
+    first = merge([folder], here)
+    assert (first.added, first.known, first.differ) == (4, 4, [])
+    assert sorted(results(here)["digest"]) == sorted(results(folder)["digest"])
+    assert list(over_seeds(results(here))["seeds"]) == [2] * 4
+    shutil.copytree(folder, there)
+    changed = next(there.glob("median-0-*"))
+    said = json.loads((changed / "summary.json").read_text())
+    (changed / "summary.json").write_text(json.dumps(said | {"digest": "another"}))
+    (there / "results.sqlite").unlink()
+    run_matrix(folder.parent / "matrix.toml", there)
+    again = call("merge", str(there), "--out", str(here))
+    assert again.exit_code == 1
+    assert changed.name in again.stderr
+    assert "7 cells were there" in again.stdout
+    assert merge([folder, there], tmp_path / "new").added == 8
