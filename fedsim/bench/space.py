@@ -322,7 +322,8 @@ def _refused(scenario: Scenario, part: dict[str, Any]) -> str:
         Attempt((part,), {"name": "every_round"}).on(scenario, scenario.seed)
     except ScenarioError as error:
         fault = error.faults[0]
-        return f"needs {fault.key} = {fault.accepted.partition(', which')[0]}"
+        accepted = fault.accepted.partition(", which")[0]
+        return f"needs {accepted}" if fault.key.startswith("adversary.attacks") else f"needs {fault.key} = {accepted}"
     except FedsimError as error:
         return str(error)
     return ""

@@ -1,0 +1,201 @@
+"""The red team: it stays inside the threat model, judges on fresh seeds, and a stopped search ends like a whole one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsim import registry
+from fedsim.bench import redteam as module
+from fedsim.bench.redteam import redteam
+from fedsim.bench.space import SPACES, Attempt, Space, Span
+from fedsim.bench.verdict import Scored, best
+from fedsim.errors import FedsimError, ScenarioError
+from fedsim.scenario import Scenario
+
+pytest.importorskip("optuna")
+
+FILE = """
+rounds = 4
+seed = 5
+[data]
+clients = 8
+[model]
+name = "logistic"
+[client]
+per_round = 4
+steps = 2
+batch_size = 16
+[adversary]
+count = 2
+attacks = [{ name = "badnets", target = 3, ratio = 0.4 }]
+[matrix]
+seed = [0, 1]
+"""
+
+
+class Fixed:
+    """A trial that always takes the first choice and the lowest number, but for what it is told."""
+
+    def __init__(self, **told: Any) -> None:
+        self.told = {name.replace("__", "."): value for name, value in told.items()}
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return float(self.told.get(name, low))
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        return int(self.told.get(name, low))
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        assert self.told.get(name, choices[0]) in choices
+        return self.told.get(name, choices[0])
+
+
+def scenario(knowledge: str = "colluding", knows_defense: bool = False, **more: Any) -> Scenario:
+    attacks = more.pop("attacks", [{"name": "sign_flip"}])
+    adversary = {"count": 4, "knowledge": knowledge, "knows_defense": knows_defense, "attacks": attacks}
+    return Scenario(rounds=10, data={"clients": 20}, client={"per_round": 10}, adversary=adversary | more)
+
+
+def names(space: Space, slot: str) -> set[str]:
+    return next(set(fitting) for name, _, fitting in space.slots if name == slot)
+
+
+@pytest.mark.parametrize("name", sorted(SPACES))
+def test_both_ends_of_every_range_are_accepted(name: str) -> None:
+    known = {option.name for option in registry.options(registry.get("attack", name))}
+    for option, what in SPACES[name].items():
+        assert option in known
+        ends = (what.low, what.high) if isinstance(what, Span) else what
+        for end in ends:
+            value = int(end) if isinstance(what, Span) and what.whole else end
+            assert registry.check_options("attack", name, {option: value})[1] == []
+
+
+def test_what_the_adversary_must_not_know_is_outside() -> None:
+    colluding, omniscient, knowing = (
+        Space.of(scenario(*given), "damage") for given in (("colluding",), ("omniscient",), ("omniscient", True))
+    )
+    assert names(colluding, "craft") == {"sign_flip", "gaussian", "alie", "min_max", "min_sum", "label_flip"}
+    assert names(omniscient, "craft") - names(colluding, "craft") == {"ipm", "mimic"}
+    assert names(knowing, "craft") - names(omniscient, "craft") == {"fang_krum", "fang_trimmed_mean", "optimal"}
+    assert "omniscient" in colluding.outside["ipm"]
+    assert "knows_defense" in omniscient.outside["optimal"]
+    flips = next(fitting["sign_flip"][1] for slot, _, fitting in colluding.slots if slot == "craft")
+    assert "of" not in flips
+
+
+def test_the_backdoor_is_the_one_that_the_scenario_states() -> None:
+    given = scenario(attacks=[{"name": "dba", "target": 7, "ratio": 0.3}, {"name": "pgd", "epsilon": 1.0}])
+    space = Space.of(given, "asr")
+    assert names(space, "trigger") == {"dba"}
+    attempt = space.suggest(Fixed(shape="pgd", pgd__epsilon=0.5, scale="model_replacement"))
+    assert [part["name"] for part in attempt.attacks] == ["dba", "pgd", "model_replacement"]
+    assert attempt.attacks[0]["target"] == 7
+    assert attempt.attacks[1]["epsilon"] == 0.5
+    assert space.statics()[0].attacks[0] == {"name": "dba", "target": 7, "ratio": 0.3, "parts": 4, "trigger": "bars"}
+    assert attempt.on(given, 3).seed == 3
+
+
+def test_it_attacks_no_more_often_than_the_scenario_lets_it() -> None:
+    thin = Space.of(scenario(schedule={"name": "fixed_frequency", "every": 4}), "damage")
+    assert thin.suggest(Fixed()).schedule["every"] == 4
+    free = Space.of(scenario(), "damage")
+    for name in ("every_round", "fixed_frequency", "window", "single_shot"):
+        attempt = free.suggest(Fixed(schedule=name, schedule__start=10, schedule__length=7))
+        assert attempt.schedule["name"] == name
+        assert attempt.on(free.scenario, 0).adversary.schedule.name == name
+
+
+def test_a_plug_in_is_searched_between_the_bounds_that_it_declares(tmp_path: Path) -> None:
+    file = tmp_path / "my_attack.py"
+    file.write_text(
+        "from typing import Annotated, Literal\nfrom pydantic import Field\nfrom attacks.attack import Attack\n\n\n"
+        "class Mine(Attack):\n    a: Annotated[float, Field(ge=0.5, le=2)] = 1.0\n"
+        "    b: Annotated[int, Field(ge=1, le=9)] = 2\n    c: Literal['x', 'y'] = 'x'\n    d: float = 1.0\n\n"
+        "    def craft(self, rows, ctx):\n        return -rows\n"
+    )
+    space = Space.of(scenario(), "damage", [f"{file}:Mine"])
+    (craft,) = [fitting for slot, _, fitting in space.slots if slot == "craft"]
+    assert craft == {
+        f"{file}:Mine": ({}, {"a": Span(0.5, 2.0), "b": Span(1, 9, whole=True), "c": ("x", "y")}),
+    }
+
+
+def test_a_goal_that_nothing_reaches_is_said() -> None:
+    with pytest.raises(ScenarioError, match="nothing for 'craft'"):
+        Space.of(scenario(), "damage", ["ipm"])
+
+
+def test_the_bound_comes_before_the_success() -> None:
+    def scored(asr: float, lost: float, error: str = "") -> Scored:
+        return Scored(Attempt(({"name": str(asr)},), {}), (asr,), (0.9,), (lost,), True, error)
+
+    loud, quiet, weak, broken = scored(0.99, 0.3), scored(0.6, 0.02), scored(0.2, 0.0), scored(1.0, 0.0, "no")
+    assert best([loud, quiet, weak, broken], "asr", 0.02) is quiet
+    assert best([loud, scored(1.0, 0.4)], "asr", 0.02) is loud
+    assert best([loud, quiet, weak], "damage", 0.02) is loud
+    with pytest.raises(FedsimError, match="no attack could be run"):
+        best([broken], "asr", 0.02)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "threat.toml"
+    path.write_text(FILE)
+    return path
+
+
+def search(file: Path, out: Path, budget: int, **more: Any) -> dict[str, Any]:
+    redteam(file, [["median"]], budget, out, tune=1, report=2, attacks=["pgd"], say=lambda text: None, **more)
+    return dict(json.loads((out / "redteam.json").read_text()))
+
+
+def test_a_search_ends_alike_however_often_it_is_stopped(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = search(file, tmp_path / "whole", 4)
+    play, played = module._play, []
+
+    def stopping(*given: Any) -> str:
+        played.append(given)
+        return "interrupted" if len(played) in (2, 5, 7) else play(*given)
+
+    monkeypatch.setattr(module, "_play", stopping)
+    stops = 0
+    while True:
+        try:
+            found = search(file, tmp_path / "stopped", 4)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops == 3
+    assert found == whole
+
+    (verdict,) = whole["defenses"]
+    assert len(verdict["trials"]) == 4
+    assert whole["tune"] == [5]
+    assert whole["report"] == [6, 7]
+    for end in ("static", "adaptive"):
+        assert len(verdict[end]["asr"]) == 2
+        again = Scenario.load(tmp_path / "whole" / verdict[end]["file"])
+        assert again.seed == 6
+        assert again.server.defenses[0].name == "median"
+    assert all(part["target"] == 3 for trial in verdict["trials"] for part in trial["attacks"][:1])
+    page = (tmp_path / "whole" / "redteam.html").read_text()
+    assert "best so far" in page
+    assert page.count('class="hint"') == 4
+
+    monkeypatch.setattr(module, "_play", play)
+    more = search(file, tmp_path / "whole", 5)
+    assert more["defenses"][0]["trials"][:4] == verdict["trials"]
+
+
+def test_without_optuna_it_says_what_to_install(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(FedsimError, match=r"fedsim-flwr\[redteam\]"):
+        search(file, tmp_path / "out", 1)
