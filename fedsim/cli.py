@@ -391,6 +391,37 @@ cli_bench.add(app)
 cli_redteam.add(app)
 
 
+@app.command()
+def verify(
+    papers: Annotated[list[str] | None, typer.Argument(metavar="[PAPER…]", help="E.g. gns; all without.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only claims that take seconds, one seed each.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of each claim, in place of its own number.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of results, which are not run again.")] = Path("runs/verify"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page; by default docs/results, with --quick that of the results.")
+    ] = None,
+) -> None:
+    """Run the papers' claims, and write what each says and what is seen."""
+    from fedsim.verify.page import write_page
+    from fedsim.verify.runner import known_rows
+    from fedsim.verify.runner import verify as run_claims
+
+    rows = run_claims(papers or (), runs, quick=quick, seeds=seeds, say=typer.echo)
+    shown = [(row.paper, row.expected.claim, row.expected.expected, row.ours, row.verdict) for row in rows]
+    terminal.show(terminal.columns(shown, ("paper", "claim", "expected", "ours", "verdict"), (1, 3)))
+    for row in rows:
+        if row.expected.differs:
+            typer.echo(f"{row.paper} {row.key} {row.verdict}: {row.expected.differs}")
+    page = write_page(known_rows(runs), runs, out or (runs if quick else Path("docs/results")))
+    typer.echo(f"page    {page}")
+    failed = [row for row in rows if row.verdict == "fails"]
+    for row in failed:
+        said = f"{row.ours}; accepted: {row.expected.tolerance or row.expected.expected}"
+        typer.echo(f"fedsim: {row.paper} {row.key}: {said}", err=True)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
 def _load(file: str, sets: Sequence[str] | None, seed: int | None) -> Scenario:
     from fedsim.scenario import Scenario
 

@@ -1,0 +1,77 @@
+"""The table of claims as docs/results/verify.md, with a figure for each paper that has one."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim.record import make_folder, write_bytes
+from fedsim.verify.claim import MEANING, Measured, Row, claims_of
+from fedsim.verify.runner import PAPERS, results_of
+
+HEAD = """# What the papers claim, and what is seen here
+
+Made by `fedsim verify`, never by hand. Means over seeds with Student's interval at 95 %; a claim without an interval
+draws nothing, or has run with one seed.
+"""
+
+
+def write_page(rows: Sequence[Row], runs: str | Path, out: str | Path) -> Path:
+    """Write ``verify.md`` and the figures into a folder; the page's path."""
+    folder = Path(out)
+    make_folder(folder)
+    parts = [HEAD, "\n".join(f"- **{verdict}**: {meaning}" for verdict, meaning in MEANING.items())]
+    counts: Counter[str] = Counter(row.verdict for row in rows)
+    parts.append(", ".join(f"{counts[verdict]} {verdict}" for verdict in MEANING if counts[verdict]) + ".")
+    for paper in PAPERS:
+        own = [row for row in rows if row.paper == paper]
+        if not own:
+            continue
+        module = importlib.import_module(f"fedsim.verify.{paper}")
+        parts.append(f"## {(module.__doc__ or paper).splitlines()[0].rstrip('.')}")
+        figure = draw(paper, Path(runs), folder)
+        if figure is not None:
+            parts.append(f"![{paper}]({figure.name})")
+        parts.append(table(own))
+        parts += [f"- `{row.key}`: {row.expected.differs}" for row in own if row.expected.differs]
+    page = folder / "verify.md"
+    write_bytes(page, ("\n\n".join(parts) + "\n").encode())
+    return page
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table of rows."""
+    head = ("claim", "source", "expected", "accepted", "ours", "verdict")
+    lines = [head, ("---",) * len(head)]
+    for row in rows:
+        want = row.expected
+        lines.append((want.claim, row.source, want.expected, want.tolerance, row.ours, f"**{row.verdict}**"))
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def draw(paper: str, runs: Path, out: Path) -> Path | None:
+    """The paper's figure, if its file has a ``draw(axes, found)`` and all its curves are there."""
+    module: Any = importlib.import_module(f"fedsim.verify.{paper}")
+    if not hasattr(module, "draw"):
+        return None
+    found: dict[str, list[Measured]] = {}
+    for each in claims_of(paper):
+        results = [result for result, _ in results_of(runs, module, each) if result is not None]
+        if results:
+            found[each.key] = results
+    if not set(module.DRAWN) <= found.keys():
+        return None
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "fedsim", "font.size": 9}):
+        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        FigureCanvasSVG(figure)
+        module.draw(figure, found)
+        path = out / f"verify-{paper}.svg"
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    return path

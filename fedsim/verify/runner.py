@@ -1,0 +1,161 @@
+"""Runs claims, keeps each result in a file of its own, and picks up what is there already.
+
+A result counts only for the code that gave it: its file names the hash of the claim's own file, of the files that the
+paper's ``PARTS`` names, and of fedsim's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import fedsim
+from fedsim import runtime
+from fedsim.errors import FedsimError, nearest, one_line
+from fedsim.record import make_folder, write_json
+from fedsim.verify.claim import Claim, Measured, Row, claims_of
+
+PAPERS = (
+    "hessian_alignment",
+    "diffgrad",
+    "langevin",
+    "sam_gs",
+    "gns",
+    "softmax_radius",
+    "harmonic",
+    "monge_gap",
+    "coherence",
+    "generalization",
+    "diff2",
+)
+"""One file each, in the order of the page."""
+
+Say = Callable[[str], None]
+
+
+def verify(
+    papers: Sequence[str] = (),
+    runs: str | Path = "runs/verify",
+    *,
+    quick: bool = False,
+    seeds: int | None = None,
+    say: Say = lambda line: None,
+) -> list[Row]:
+    """Run the claims that have no result yet; the rows of these papers.
+
+    Args:
+        papers: of PAPERS; all without.
+        runs: folder of the results.
+        quick: only claims that take seconds, one seed each.
+        seeds: in place of each claim's own number; claims that draw nothing take one.
+        say: told one line for each claim and seed that is run.
+
+    Raises:
+        FedsimError: no such paper.
+    """
+    folder = Path(runs)
+    rows: list[Row] = []
+    for paper in papers or PAPERS:
+        module = _module(paper)
+        for each in claims_of(paper):
+            if quick and not each.quick:
+                continue
+            count = 1 if each.exact or quick else seeds or each.seeds
+            for seed in range(count):
+                _ensure(folder, module, each, seed, say)
+            rows += rows_of(folder, module, each, count)
+    return rows
+
+
+def known_rows(runs: str | Path = "runs/verify") -> list[Row]:
+    """The rows of all papers, with the results that are there for the code as it is."""
+    folder, rows = Path(runs), []
+    for paper in PAPERS:
+        module = _module(paper)
+        for each in claims_of(paper):
+            rows += rows_of(folder, module, each, None)
+    return rows
+
+
+def rows_of(folder: Path, module: ModuleType, each: Claim, count: int | None) -> list[Row]:
+    """A claim's rows out of its first ``count`` results, or out of all."""
+    results = results_of(folder, module, each)[:count]
+    values = [found.values for found, _ in results if found is not None]
+    failure = next((said for found, said in results if found is None), "")
+    rows = []
+    for name, expected in each.rows.items():
+        ours = [] if failure else [found[name] for found in values]
+        rows.append(Row(each.paper, f"{each.key}.{name}", expected, expected.source or each.source, ours, failure))
+    return rows
+
+
+def results_of(folder: Path, module: ModuleType, each: Claim) -> list[tuple[Measured | None, str]]:
+    """(what was found, or what went wrong) with seed 0, 1, …, as far as they are there."""
+    found: list[tuple[Measured | None, str]] = []
+    for seed in range(10_000):
+        kept = _kept(_file(folder, each, seed), _fingerprint(module))
+        if kept is None:
+            break
+        found.append((None, kept["failure"]) if kept.get("failure") else (Measured(**kept["found"]), ""))
+    return found
+
+
+def _ensure(folder: Path, module: ModuleType, each: Claim, seed: int, say: Say) -> None:
+    file, fingerprint = _file(folder, each, seed), _fingerprint(module)
+    kept = _kept(file, fingerprint)
+    if kept is not None and not kept.get("failure"):
+        return
+    began = time.perf_counter()
+    record: dict[str, Any] = {"fingerprint": fingerprint, "paper": each.paper, "claim": each.key, "seed": seed}
+    try:
+        with runtime.one_thread():
+            found = each.measure(seed)
+        broken = [name for name in each.rows if not math.isfinite(found.values[name])]
+        if broken:
+            raise FedsimError(f"{', '.join(broken)}: not finite")
+        record["found"] = asdict(found)
+    except Exception as error:  # a claim that breaks is a row that fails, and the others go on
+        record["failure"] = f"{type(error).__name__}: {one_line(error)}"
+    record["seconds"] = time.perf_counter() - began
+    record["runtime"] = runtime.describe()
+    make_folder(folder)
+    write_json(file, record)
+    took = f"{record['seconds']:.1f} s"
+    say(f"{each.paper} {each.key} seed {seed}: {record.get('failure') or took}")
+
+
+def _file(folder: Path, each: Claim, seed: int) -> Path:
+    return folder / f"{each.paper}.{each.key}.{seed}.json"
+
+
+def _kept(file: Path, fingerprint: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("fingerprint") == fingerprint else None
+
+
+def _module(paper: str) -> ModuleType:
+    if paper not in PAPERS:
+        raise FedsimError(f"verify: given '{paper}'; accepted: {', '.join(PAPERS)}{nearest(paper, PAPERS)}")
+    return importlib.import_module(f"fedsim.verify.{paper}")
+
+
+@cache
+def _fingerprint(module: ModuleType) -> str:
+    digest = hashlib.sha256(fedsim.__version__.encode())
+    for name in (module.__name__, *getattr(module, "PARTS", ())):
+        file = importlib.import_module(name).__file__
+        assert file is not None
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()

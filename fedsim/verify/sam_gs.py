@@ -1,0 +1,139 @@
+"""SAM-GS: gradient surgery by similarity in magnitude (arXiv 2506.06130)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.optim.sam_gs import SamGS
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+from fedsim.verify.claim import Expected, Measured, claim
+
+PARTS = ("fedsim.optim.sam_gs", "strategies.sam_gs", "strategies.pcgrad", "strategies.cagrad")
+DRAWN = ("toy",)
+STARTS = [[-8.0, 5.0], [-3.0, 7.5], [0.0, 10.0], [3.0, 7.5], [8.0, 5.0], [-10.0, -3.0], [10.0, -3.0]]
+MIDDLE = (0.0, -8.34)
+
+
+def objectives(x: Tensor) -> Tensor:
+    """(2, …): the two objectives of CAGrad's and Nash-MTL's toy."""
+    x1, x2 = x[..., 0], x[..., 1]
+    f1 = (0.5 * (-x1 - 7) - torch.tanh(-x2)).abs().clamp(min=5e-6).log() + 6
+    f2 = (0.5 * (-x1 + 3) + torch.tanh(-x2) + 2).abs().clamp(min=5e-6).log() + 6
+    up, down = torch.tanh(x2 * 0.5).clamp(min=0), torch.tanh(-x2 * 0.5).clamp(min=0)
+    bowl1 = ((-x1 + 7) ** 2 + 0.1 * (-x2 - 8) ** 2) / 10 - 20
+    bowl2 = ((-x1 - 7) ** 2 + 0.1 * (-x2 - 8) ** 2) / 10 - 20
+    return torch.stack([f1 * up + bowl1 * down, f2 * up + bowl2 * down])
+
+
+def _arrived(x: Tensor) -> Tensor:
+    return (x - torch.tensor(MIDDLE)).abs().amax(-1) < 0.1
+
+
+@claim(
+    {
+        "sam_gs": Expected("starts that reach the middle of the Pareto front, (0, −8.34)", "7 of 7", 7, 7),
+        "adam": Expected("the same by Adam on the sum", "3 of 7", 3, 3),
+    },
+    source="toy 1; SAM-GS lr .1, γ .1, rescaled, ≤ 10,000 steps; Adam lr 1e-3, 35,000 steps",
+    exact=True,
+    quick=False,
+)
+def toy(seed: int) -> Measured:
+    """Seven starts."""
+    series: dict[str, list[float]] = {}
+    reached = 0
+    for number, start in enumerate(STARTS):
+        x = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+        optimizer = SamGS([x], lr=0.1, gamma=0.1, rescale=True)
+        path = []
+        for _ in range(10_000):
+            path.append(x.detach().tolist())
+            optimizer.step(partial(objectives, x))
+            if bool(_arrived(x.detach())):
+                break
+        reached += bool(_arrived(x.detach()))
+        series |= _curves(f"sam_gs {number}", path)
+    together = nn.Parameter(torch.tensor(STARTS, dtype=torch.float64))
+    adam, paths = torch.optim.Adam([together], lr=1e-3), []
+    for step in range(35_000):
+        if step % 500 == 0:
+            paths.append(together.detach().clone())
+        adam.zero_grad()
+        objectives(together).sum().backward()  # type: ignore[no-untyped-call]
+        adam.step()
+    for number in range(len(STARTS)):
+        series |= _curves(f"adam {number}", [path[number].tolist() for path in [*paths, together.detach()]])
+    return Measured({"sam_gs": float(reached), "adam": float(_arrived(together.detach()).sum())}, series)
+
+
+def _curves(name: str, path: list[list[float]]) -> dict[str, list[float]]:
+    every = max(1, len(path) // 200)
+    shown = [*path[::every], path[-1]]
+    return {f"{name} x": [point[0] for point in shown], f"{name} y": [point[1] for point in shown]}
+
+
+@claim(
+    {"near": Expected("one start, 200 steps at lr .3: largest distance of x_1 from the middle", "near", None, 0.1)},
+    source="toy 1, from (10, −3)",
+    exact=True,
+)
+def one_start(seed: int) -> Measured:
+    """The toy in short."""
+    x = nn.Parameter(torch.tensor(STARTS[6], dtype=torch.float64))
+    optimizer = SamGS([x], lr=0.3, gamma=0.1, rescale=True)
+    for _ in range(200):
+        optimizer.step(lambda: objectives(x))
+    return Measured({"near": abs(float(x.detach()[0]))})
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "fedavg": {"defenses": ["fedavg"]},
+    "sam_gs": {"defenses": [{"name": "sam_gs", "gamma": 0.9}], "optimizer": {"name": "adam", "lr": 0.01}},
+    "fedadam": {"defenses": ["fedavg"], "optimizer": {"name": "adam", "lr": 0.01}},
+    "pcgrad": {"defenses": ["pcgrad"]},
+    "cagrad": {"defenses": [{"name": "cagrad", "c": 0.4}]},
+}
+
+
+@claim(
+    {
+        f"{name}_{what}": Expected(f"{name}: {text} after 40 rounds", "–")
+        for name in RULES
+        for what, text in (("accuracy", "accuracy"), ("worst", "accuracy of the worst tenth of clients"))
+    }
+    | {"gap": Expected("accuracy of SAM-GS with Adam less that of FedAvg", "no lower", -0.03)},
+    source="clients as tasks: digits, 20 clients of two labels each, 10 a round; ours",
+    quick=False,
+)
+def label_skew(seed: int) -> Measured:
+    """Server rules on label skew."""
+    values: dict[str, float] = {}
+    for name, server in RULES.items():
+        scenario = Scenario(
+            seed=seed,
+            rounds=40,
+            data={"dataset": "digits", "partition": "shards", "clients": 20},
+            model={"name": "mlp", "hidden": [32]},
+            client={"per_round": 10, "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.05}},
+            server=server,
+            evaluate={"every": 40, "clients": 20},
+            engine={"workers": 1},
+        )
+        last = simulate(scenario).lines[-1]
+        values |= {f"{name}_accuracy": float(last["accuracy"]), f"{name}_worst": float(last["worst10"])}
+    values["gap"] = values["sam_gs_accuracy"] - values["fedavg_accuracy"]
+    return Measured(values)
+
+
+def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
+    series = found["toy"][0].series
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("sam_gs", "adam"), strict=True):
+        for number in range(len(STARTS)):
+            axes.plot(series[f"{name} {number} x"], series[f"{name} {number} y"], linewidth=1)
+        axes.plot(*MIDDLE, "k*")
+        axes.set(title={"sam_gs": "SAM-GS", "adam": "Adam on the sum"}[name])

@@ -1,0 +1,118 @@
+"""Claims of papers: verdicts, resuming, the page, and each paper's shortest claims."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedsim.errors import FedsimError
+from fedsim.verify import PAPERS, Expected, Measured, Row, runner, verify
+from fedsim.verify.claim import Claim, claims_of
+from fedsim.verify.page import table, write_page
+from fedsim.verify.runner import known_rows
+
+
+def row(
+    values: list[float], low: float | None = None, high: float | None = None, differs: str = "", failure: str = ""
+) -> Row:
+    return Row("p", "k", Expected("c", "e", low, high, differs), "s", values, failure)
+
+
+def test_verdicts() -> None:
+    assert row([0.5], 0.4, 0.6).verdict == "holds"
+    assert row([0.5], 0.6).verdict == "fails"
+    assert row([0.5], None, 0.4).verdict == "fails"
+    assert row([0.3, 0.9], 0.5).verdict == "holds", "the mean over seeds counts"
+    assert row([0.5], 0.4, None, "why").verdict == "differs"
+    assert row([0.3], 0.4, None, "why").verdict == "fails", "what was seen is not seen again"
+    assert row([0.5]).verdict == "seen"
+    assert row([float("nan")]).verdict == "fails"
+    assert row([]).verdict == "not run"
+    assert row([], failure="ValueError: no").verdict == "fails"
+    assert row([], failure="DataMissing: mnist").verdict == "not run"
+    assert "2 seeds" in row([0.3, 0.9]).ours
+
+
+def test_every_paper_has_quick_claims_whose_rows_are_measured() -> None:
+    known_rows("nowhere")
+    for paper in PAPERS:
+        claims = claims_of(paper)
+        assert any(each.quick for each in claims), paper
+        assert all(each.rows and each.source and each.measure.__doc__ for each in claims)
+
+
+def test_results_are_kept_and_picked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def measure(seed: int) -> Measured:
+        """Counts."""
+        calls.append(seed)
+        if seed == 2:
+            raise ValueError("broken")
+        return Measured({"x": float(seed)})
+
+    made = Claim("gns", "counted", measure, {"x": Expected("c", "e", 0.0, 1.0)}, "here", seeds=2)
+    monkeypatch.setattr(runner, "claims_of", lambda paper: [made] if paper == "gns" else [])
+    said: list[str] = []
+    rows = verify(["gns"], tmp_path, say=said.append)
+    assert (calls, [each.values for each in rows]) == ([0, 1], [[0.0, 1.0]])
+    assert len(said) == 2
+    verify(["gns"], tmp_path)
+    assert calls == [0, 1]
+    failed = verify(["gns"], tmp_path, seeds=3)
+    assert (calls, failed[0].verdict, failed[0].failure) == ([0, 1, 2], "fails", "ValueError: broken")
+    verify(["gns"], tmp_path, seeds=3)
+    assert calls == [0, 1, 2, 2], "what failed is tried again"
+    kept = tmp_path / "gns.counted.0.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "fingerprint": "of other code"}))
+    verify(["gns"], tmp_path)
+    assert calls == [0, 1, 2, 2, 0], "results of other code do not count"
+    kept.write_text("{")
+    verify(["gns"], tmp_path)
+    assert calls[-1] == 0
+    assert len(calls) == 6
+
+
+def test_an_unknown_paper_is_an_error() -> None:
+    with pytest.raises(FedsimError, match="diffgrad"):
+        verify(["difgrad"])
+
+
+def test_the_page_has_a_table_and_a_figure(tmp_path: Path) -> None:
+    rows = verify(["diffgrad"], tmp_path / "runs", quick=True)
+    assert {each.verdict for each in rows} <= {"holds", "not run"}, table(rows)
+    page = write_page(known_rows(tmp_path / "runs"), tmp_path / "runs", tmp_path / "out").read_text()
+    assert "verify-diffgrad.svg" in page
+    assert (tmp_path / "out" / "verify-diffgrad.svg").read_text().startswith("<?xml")
+    assert "| F1: x_1 |" in page
+    assert "**not run**" in page
+    again = write_page(known_rows(tmp_path / "runs"), tmp_path / "runs", tmp_path / "again")
+    assert (tmp_path / "out" / "verify-diffgrad.svg").read_bytes() == (
+        again.parent / "verify-diffgrad.svg"
+    ).read_bytes()
+
+
+def test_the_command_fails_where_a_claim_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedsim.cli import app
+
+    def measure(seed: int) -> Measured:
+        """Wrong."""
+        return Measured({"x": 2.0})
+
+    for high, status in ((3.0, 0), (1.0, 1)):
+        made = Claim("gns", f"to_{high:g}", measure, {"x": Expected("c", "e", None, high)}, "here", exact=True)
+        monkeypatch.setattr(runner, "claims_of", lambda paper, made=made: [made] if paper == "gns" else [])
+        options = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+        found = CliRunner().invoke(app, ["verify", "gns", *options])
+        assert found.exit_code == status, found.output
+        assert "verify.md" in found.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", PAPERS)
+def test_quick_claims_hold(paper: str, tmp_path: Path) -> None:
+    rows = verify([paper], tmp_path, quick=True)
+    assert not [each for each in rows if each.verdict == "fails"], table(rows)
