@@ -9,7 +9,7 @@ INSTALLED = $(VENV)/.installed
 TOOLS = $(VENV)/.installed-dev
 PIP = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: help demo test test-all data bench clean
+.PHONY: help demo test test-all data bench results clean
 
 help:
 	@echo 'make demo      set up .venv, run scenarios/quickstart.toml, show what came of it'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test-all  the same with the slow tests'
 	@echo 'make data      bring Fashion-MNIST and MNIST to where fedsim looks (42 MB)'
 	@echo 'make bench     measure fedsim beside bare PyTorch, Flower and scipy (BENCH_FLAGS=--quick: without Flower)'
+	@echo 'make results   run the published benchmark in runs/published and write docs/results/leaderboard; resumable'
 	@echo 'make clean     remove .venv and caches; runs/ and data sets stay'
 
 demo: $(INSTALLED)
@@ -41,6 +42,10 @@ check:
 
 bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
+
+results: $(INSTALLED)
+	@$(BIN)/fedsim bench bench/published --out runs/published $(RESULTS_FLAGS)
+	@$(BIN)/fedsim leaderboard runs/published --out docs/results/leaderboard
 
 data: $(INSTALLED)
 	@$(BIN)/python -m fedsim.data.fetch

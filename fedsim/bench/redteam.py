@@ -136,6 +136,8 @@ class _Hunt:
         """The trials of the study, in order; those that are missing are run."""
         optuna = _optuna()
         study = self._study()
+        for params in self.space.first(self.plan.budget):
+            study.enqueue_trial(params, skip_if_exists=True)
         pending = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
         while True:
             done = [trial for trial in study.trials if trial.state.is_finished() and "scored" in trial.user_attrs]

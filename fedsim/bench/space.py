@@ -223,6 +223,18 @@ class Space:
         unique = {repr(attempt): attempt for attempt in found}
         return list(unique.values())
 
+    def first(self, budget: int) -> list[dict[str, Any]]:
+        """What a search begins with: each attack once in every round, its options drawn; nothing where that is too much.
+
+        Without it, a choice that was unlucky in its first trial would hardly be made again.
+        """
+        chosen = [(slot, needed, list(fitting)) for slot, needed, fitting in self.slots]
+        plain = {slot: names[0] if needed else NONE for slot, needed, names in chosen if len(names) > needed}
+        when = {} if self.schedule is not None else {"schedule": "every_round"}
+        found = [plain | {slot: name} | when for slot, _, names in chosen if slot in plain for name in names]
+        unique = list({repr(params): params for params in found}.values())
+        return unique if 2 * len(unique) <= budget else []
+
     def described(self) -> list[tuple[str, str]]:
         """The threat model and the space in words: (subject, sentence) pairs."""
         adversary = self.scenario.adversary

@@ -56,7 +56,7 @@ def write_leaderboard(source: str | Path, out: Path | None = None, title: str = 
         FedsimError: no finished cell there.
         RecordError: the pages cannot be written.
     """
-    from fedsim.record import make_folder, write_bytes, write_json
+    from fedsim.record import make_folder, write_bytes
 
     standings = Standings.read(source)
     if not any(setting.cells for setting in standings.settings):
@@ -65,7 +65,7 @@ def write_leaderboard(source: str | Path, out: Path | None = None, title: str = 
     for each in (folder, folder / "scenarios"):
         make_folder(each)
     site = _Site(standings, folder, title)
-    write_json(folder / NAME, standings.table())
+    write_bytes(folder / NAME, standings.json().encode())
     for setting in site.settings:
         write_bytes(folder / "scenarios" / site.scenario_file(setting), _toml(standings, setting).encode())
     for defense in standings.defenses:

@@ -143,9 +143,9 @@ class Standings:
         kept = {cell["key"] for cell in cells}
         return cls(cells, {key: rounds[key] for key in rounds if key in kept}, scenarios, versions, title, str(source))
 
-    def table(self) -> dict[str, Any]:
-        """``results.json``."""
-        return {
+    def json(self) -> str:
+        """``results.json``: a line a cell, a scenario and a curve, so that versions of it can be compared."""
+        table = {
             "format": FORMAT,
             "title": self.title,
             "command": self.command,
@@ -154,6 +154,7 @@ class Standings:
             "scenarios": self.scenarios,
             "rounds": self.rounds,
         }
+        return "{\n" + ",\n".join(f"{json.dumps(key)}: {_lines(value)}" for key, value in table.items()) + "\n}\n"
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -214,6 +215,16 @@ def interval(values: Sequence[float | None]) -> Interval:
     """Mean over seeds with Student's interval; NaN where nothing is known."""
     known = [float(value) for value in values if value is not None and not math.isnan(value)]
     return t_interval(known) if known else Interval(math.nan, math.nan, math.nan, 0)
+
+
+def _lines(value: Any) -> str:
+    """JSON with a line for each entry."""
+    compact: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
+    if isinstance(value, dict):
+        return "{\n" + ",\n".join(f"{json.dumps(k)}:{json.dumps(v, **compact)}" for k, v in value.items()) + "\n}"
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(json.dumps(each, **compact) for each in value) + "\n]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _setting(key: str, cells: list[dict[str, Any]], adversary: list[str], where: list[str]) -> Setting:

@@ -111,6 +111,15 @@ def test_it_attacks_no_more_often_than_the_scenario_lets_it() -> None:
         assert attempt.on(free.scenario, 0).adversary.schedule.name == name
 
 
+def test_a_search_begins_with_each_attack_in_every_round() -> None:
+    space = Space.of(scenario(), "damage")
+    first = space.first(40)
+    assert {params["craft"] for params in first} == names(space, "craft")
+    assert any(params["poison"] == "label_flip" for params in first)
+    assert {params["schedule"] for params in first} == {"every_round"}
+    assert space.first(len(first)) == []
+
+
 def test_a_plug_in_is_searched_between_the_bounds_that_it_declares(tmp_path: Path) -> None:
     file = tmp_path / "my_attack.py"
     file.write_text(
