@@ -48,7 +48,7 @@ class DiffGrad:
         m = self.beta_1 * state.get("m", zeros) + (1 - self.beta_1) * gradient
         v = self.beta_2 * state.get("v", zeros) + (1 - self.beta_2) * gradient.square()
         xi = friction(state.get("previous", zeros), gradient)
-        state |= {"t": t, "m": m, "v": v, "previous": gradient}
+        state |= {"t": torch.tensor(t), "m": m, "v": v, "previous": gradient}
         rate = self.lr * math.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t)
         moved: Tensor = exact(parameters) - rate * xi * m / (v.sqrt() + self.eps)
         return moved.to(dtype=parameters.dtype, device=parameters.device)

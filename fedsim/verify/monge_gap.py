@@ -95,6 +95,7 @@ def gaussians(seed: int) -> Measured:
         "residual": Expected("the same in residual form", "–", 0.96),
     },
     source="five classes, d = 8, features seen through a positive definite map",
+    quick=False,
 )
 def adapter(seed: int) -> Measured:
     """A client's features brought back to the server's reference, without labels."""
