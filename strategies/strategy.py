@@ -128,7 +128,7 @@ class DefendedStrategy(Strategy):
         self.layout = layout
         self.sizes = sizes
         self.per_round = per_round
-        self.seed = seed
+        self.seed = self._drawing = seed
         self.limit = limit
         self.timeout = timeout
         self.scale = scale
@@ -213,12 +213,16 @@ class DefendedStrategy(Strategy):
     def preview(self, updates: Updates, server_round: int) -> Tensor:
         """(d,) parameters that these rows would lead to: the server, checks of replies included, on copied state.
 
+        What the server draws, it draws from other streams than in the round itself: who knows the defense does not
+        know its dice.
+
         Args:
             updates: (n, d) steps, also where an estimator's rows are no steps.
             server_round: the round.
         """
         kept = self.states, self.optimizer_state, self.estimator_state, self.outcome
         self.states, self.optimizer_state, self.estimator_state = copy.deepcopy(kept[:3])
+        self._drawing = rng.integer(self.seed, "server.preview")
         self.outcome = Outcome(server_round, kept[-1].cohort)
         try:
             asked = len(self.outcome.cohort) or self.per_round
@@ -231,6 +235,7 @@ class DefendedStrategy(Strategy):
             return self._vector[: self.layout.d].clone()
         finally:
             self.states, self.optimizer_state, self.estimator_state, self.outcome = kept
+            self._drawing = self.seed
 
     def _presentable(self, updates: Updates) -> Updates:
         """The rows that would pass the checks of :func:`~strategies.validity.check_reply`."""
@@ -346,7 +351,7 @@ class DefendedStrategy(Strategy):
         d = self.layout.d
         return Round(
             round=server_round,
-            seed=self.seed,
+            seed=self._drawing,
             part=part,
             layout=self.layout,
             num_clients=num_clients,

@@ -224,7 +224,7 @@ class Space:
         return list(unique.values())
 
     def first(self, budget: int) -> list[dict[str, Any]]:
-        """What a search begins with: each attack once in every round, its options drawn; nothing where that is too much.
+        """What a search begins with: each attack once in every round, its options drawn; nothing if there is no room.
 
         Without it, a choice that was unlucky in its first trial would hardly be made again.
         """

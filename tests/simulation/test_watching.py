@@ -126,3 +126,15 @@ def test_an_exchange_that_no_one_answers_skips_the_round(kind: str) -> None:
     assert "round skipped: " in reasons(result.lines[2])[-1]
     assert result.lines[2]["accuracy"] == result.lines[1]["accuracy"]
     assert result.lines[3]["loss"] != result.lines[2]["loss"]
+
+
+def test_a_preview_does_not_show_the_servers_dice() -> None:
+    watching = plug_in()
+    noisy = {"defenses": [{"name": "weak_dp", "radius": 100.0, "noise": 0.01}]}
+    case = watched(noisy, huge=False)
+    simulate(case)
+    checked = [round for round in watching.previews if round + 1 in watching.received]
+    assert checked
+    for round in checked:
+        off = watching.previews[round] - watching.received[round + 1]
+        assert 0.008 < float(off.std()) < 0.03
