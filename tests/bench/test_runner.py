@@ -22,7 +22,7 @@ from fedsim.bench.runner import run_matrix
 sys.path.insert(0, str(Path(__file__).parent))
 from matrices import matrix
 
-ROUNDS = 25
+ROUNDS = 60
 RUNNERS = """
 import os, sys
 import fedsim.bench.work, fedsim.grids.local, fedsim.report.page, torch
@@ -101,7 +101,7 @@ def playing(out: Path) -> list[tuple[int, str]]:
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
