@@ -16,7 +16,7 @@ help:
 	@echo 'make test      lint, format, types, layers, tests (not the slow ones)'
 	@echo 'make test-all  the same with the slow tests'
 	@echo 'make data      bring Fashion-MNIST and MNIST to where fedsim looks (42 MB)'
-	@echo 'make bench     measure fedsim beside bare PyTorch, Flower and scipy (BENCH_FLAGS=--quick: without Flower)'
+	@echo 'make bench     measure fedsim beside bare PyTorch, Flower, scipy and Opacus (BENCH_FLAGS=--quick: without Flower and Opacus)'
 	@echo 'make results   run the published benchmark in runs/published and write docs/results/leaderboard; resumable'
 	@echo 'make clean     remove .venv and caches; runs/ and data sets stay'
 

@@ -25,6 +25,7 @@ def side(what: str) -> Callable[[], object]:
     from torch import Tensor
     from torch.nn import functional
 
+    from fedsim.client.objective import Objective
     from fedsim.client.stacked import Stacked
     from fedsim.privacy.clipping import clipped_difference_sum
     from fedsim.updates import Layout
@@ -45,7 +46,7 @@ def side(what: str) -> Callable[[], object]:
         return clipped_difference_sum(net, now, before, loss, images, labels, CLIP)
 
     def epoch() -> None:
-        stacked = Stacked(net, layout, 10)
+        stacked = Stacked(net, layout, Objective(10))
         weights = stacked.views(now.clone().unsqueeze(0))
         for start in range(0, EXAMPLES, workload.BATCH):
             x, y = (each[None, start : start + workload.BATCH] for each in (images, labels))

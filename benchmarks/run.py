@@ -1,4 +1,4 @@
-"""``make bench``: what fedsim costs beside bare PyTorch, Flower's own simulation and scipy, as one table.
+"""``make bench``: what fedsim costs beside bare PyTorch, Flower's own simulation, scipy and Opacus, as one table.
 
 Both sides of a row are measured in turn, each in a process of its own; a row's ratio is the median over the
 repetitions. The exit status is 1 when a "must" is missed.
@@ -21,7 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-FLOWER = ROOT / ".cache" / "flower"
+CACHE = ROOT / ".cache"
 BEGIN, END = "<!-- the last run: begin -->", "<!-- the last run: end -->"
 
 
@@ -72,11 +72,11 @@ class Effort:
 
     Args:
         repetitions: of each side of a row.
-        flower: whether Flower's own simulation is measured.
+        others: whether Flower's own simulation and Opacus are measured, each in an environment of its own.
     """
 
     repetitions: int = 3
-    flower: bool = True
+    others: bool = True
 
 
 def mlp(effort: Effort) -> Iterable[Row]:
@@ -84,8 +84,12 @@ def mlp(effort: Effort) -> Iterable[Row]:
     sides = {"ours": ours("mlp", 60, 1), "bare": bare("mlp", 60, 1)}
     found = in_turn(sides, effort.repetitions)
     yield compare("round of mlp ×1 to bare PyTorch", found, "ours", "bare", must=0.80, aim=0.60)
-    if effort.flower:
-        sides = {"ours": ours("mlp", 60, 1), "flower": [str(flower()), str(HERE / "flower_stock.py"), "mlp", "5", "1"]}
+    if effort.others:
+        interpreter = environment("flower", "flwr[simulation]")
+        sides = {
+            "ours": ours("mlp", 60, 1),
+            "flower": [str(interpreter), str(HERE / "flower_stock.py"), "mlp", "5", "1"],
+        }
         found = in_turn(sides, 1)
         yield compare("round of mlp ×1 to Flower's simulation", found, "ours", "flower", must=1 / 200, aim=1 / 350)
 
@@ -145,6 +149,43 @@ def population(effort: Effort) -> Iterable[Row]:
     yield Row(f"{what}: memory more", f"{large:.0f} MiB", f"{small:.0f} MiB", large - small, "MiB", must=300)
 
 
+def dp_sgd(effort: Effort) -> Iterable[Row]:
+    """A client's epoch of DP-SGD, to Opacus' ghost clipping."""
+    if effort.others:
+        interpreter = environment("opacus", "opacus")
+        sides = {
+            "ours": python("dp_sgd_epoch.py", "40"),
+            "opacus": [str(interpreter), str(HERE / "opacus_epoch.py"), "40"],
+        }
+        found = in_turn(sides, effort.repetitions)
+        what = "epoch of DP-SGD, mlp, 6,000 images, batch 256, to Opacus' ghost clipping"
+        yield compare(what, found, "ours", "opacus", must=0.70, aim=0.40)
+
+
+def diff2(effort: Effort) -> Iterable[Row]:
+    """A client's share of a DIFF2 round, to an epoch of FedAvg over the same images."""
+    sides = {side: python("diff2_round.py", side, "40") for side in ("ours", "epoch")}
+    found = in_turn(sides, effort.repetitions)
+    what = "DIFF2 round, mlp, 6,000 images, to an epoch of FedAvg"
+    yield compare(what, found, "ours", "epoch", must=1.5, aim=1.0)
+
+
+def accounting(effort: Effort) -> Iterable[Row]:
+    """The privacy of a long run without two equal rounds."""
+    found = [measured(python("epsilon.py")) for _ in range(effort.repetitions)]
+    seconds = statistics.median(each["seconds"] for each in found)
+    what = "epsilon of 2,000 different sampled releases, by PLD"
+    yield Row(what, _number(seconds, "s"), "", seconds, "s", must=5.0)
+
+
+def diffgrad(effort: Effort) -> Iterable[Row]:
+    """A step of DiffGrad, to one of torch's Adam."""
+    found = [measured(python("diffgrad_step.py")) for _ in range(effort.repetitions)]
+    numbers = (_number(statistics.median(each[side] for each in found), "s") for side in ("diffgrad", "adam"))
+    ratio = statistics.median(each["ratio"] for each in found)
+    yield Row("step of DiffGrad, a million parameters, to torch's Adam", *numbers, ratio, must=1.3)
+
+
 def start(effort: Effort) -> Iterable[Row]:
     """How soon fedsim answers."""
     command = [sys.executable, "-c", "import fedsim"]
@@ -158,6 +199,10 @@ SECTIONS: dict[str, Callable[[Effort], Iterable[Row]]] = {
     "pairwise": pairwise,
     "multi_metrics": multi_metrics,
     "population": population,
+    "accounting": accounting,
+    "diff2": diff2,
+    "dp_sgd": dp_sgd,
+    "diffgrad": diffgrad,
     "mlp": mlp,
     "cnn": cnn,
     "cnn_heavy": cnn_heavy,
@@ -210,16 +255,16 @@ def compare(
     return Row(what, *numbers, ratio, must=must, aim=aim)
 
 
-def flower() -> Path:
-    """The interpreter of an environment with Flower and PyTorch alone, made at first use."""
-    interpreter = FLOWER / "bin" / "python"
-    ready = FLOWER / ".installed"
+def environment(name: str, *packages: str) -> Path:
+    """The interpreter of an environment with these packages and PyTorch alone, made at first use."""
+    folder = CACHE / name
+    interpreter, ready = folder / "bin" / "python", folder / ".installed"
     if not ready.exists():
-        print("Making an environment with Flower alone in .cache/flower (what pip has cached is not fetched again)")
-        subprocess.run([sys.executable, "-m", "venv", str(FLOWER)], check=True)
+        print(f"Making an environment with {name} alone in .cache/{name} (what pip has cached is not fetched again)")
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         flags = shlex.split(os.environ.get("PIP_FLAGS", ""))
-        packages = ["-c", str(ROOT / "constraints.txt"), "flwr[simulation]", "torch"]
-        subprocess.run([str(interpreter), "-m", "pip", "install", "-q", *flags, *packages], check=True)
+        wanted = ["-c", str(ROOT / "constraints.txt"), *packages, "torch"]
+        subprocess.run([str(interpreter), "-m", "pip", "install", "-q", *flags, *wanted], check=True)
         ready.touch()
     return interpreter
 
@@ -271,7 +316,7 @@ def write(text: str, file: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="leave Flower's own simulation out")
+    parser.add_argument("--quick", action="store_true", help="leave Flower's own simulation and Opacus out")
     parser.add_argument("--repetitions", type=int, default=3, help="of each side (default 3)")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="sections to measure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and the machine to this file")

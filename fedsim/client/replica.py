@@ -49,7 +49,8 @@ class Replica:
         self.reordered = any(not view.is_contiguous() for view in self._views.values())
         self.whole = nn.Parameter(self.flat)
         self.whole.grad = self.gradient
-        self.one_vector = workload.optimizer.row_wise and all(each.requires_grad for each in self.parameters)
+        elementwise = workload.optimizer.row_wise or hasattr(workload.optimizer, "noisy_gradients")
+        self.one_vector = elementwise and all(each.requires_grad for each in self.parameters)
         self._global_draws: bool | None = None
 
     def _named(self, vector: Tensor) -> dict[str, Tensor]:

@@ -34,9 +34,10 @@ def noised(values: Tensor, sd: float, generator: np.random.Generator | None) -> 
         generator: the scenario's stream; None draws from the operating system's entropy.
     """
     drawn = from_entropy(len(values)) if generator is None else generator.standard_normal(len(values))
-    exact = values.detach().cpu().double() + torch.from_numpy(drawn) * sd
     grid = 2.0 ** (math.floor(math.log2(sd)) - GRID)
-    return (torch.round(exact / grid) * grid).to(values)
+    # A power of two: dividing by it before the sum rounds no bit otherwise than dividing after it.
+    exact = torch.from_numpy(drawn).mul_(sd / grid).add_(values.detach().cpu(), alpha=1 / grid)
+    return exact.round_().mul_(grid).to(values)
 
 
 def from_entropy(count: int) -> NDArray[np.float64]:

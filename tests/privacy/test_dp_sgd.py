@@ -17,6 +17,7 @@ from fedsim.client.app import FederatedClient
 from fedsim.errors import FedsimError, ScenarioError
 from fedsim.federation import build, setting_of
 from fedsim.privacy import epsilon
+from fedsim.privacy.clipping import GradientSum, clipped_gradient_sum
 from fedsim.privacy.local_steps import Local, kinds, participation, worst
 from fedsim.privacy.mechanism import Setting
 from fedsim.registry import make
@@ -46,6 +47,10 @@ def private(**changes: Any) -> Scenario:
     return Scenario(**{**tables, **changes})
 
 
+def each_loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
 @pytest.mark.parametrize("clip", [0.3, 1e9])
 def test_without_noise_it_is_a_loop_of_autograd_over_poisson_batches(clip: float) -> None:
     load = workload(SIZES, optimizer=part(lr=0.3, clip=clip, momentum=0.5), precision="float64")
@@ -73,6 +78,25 @@ def test_without_noise_it_is_a_loop_of_autograd_over_poisson_batches(clip: float
         torch.testing.assert_close(found[client], end - start, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_many_batches_sum_to_what_single_calls_do(convolutions: bool) -> None:
+    first: list[torch.nn.Module] = [torch.nn.Conv2d(1, 3, 2)] if convolutions else []
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        *first, torch.nn.Flatten(), torch.nn.LazyLinear(6), torch.nn.Tanh(), torch.nn.Linear(6, 3)
+    )
+    x, y = torch.randn(40, 1, 4, 5), torch.randint(0, 3, (40,))
+    model(x)
+    summed = GradientSum(model.eval(), each_loss, 0.5)
+    assert not summed(x[:0], y[:0]).any()
+    for batch in (slice(0, 40), slice(3, 4), slice(10, 30)):
+        expected = clipped_gradient_sum(model, each_loss, x[batch], y[batch], 0.5).total
+        torch.testing.assert_close(summed(x[batch], y[batch]), expected, rtol=0, atol=0)
+        with torch.no_grad():
+            for value in model.parameters():
+                value += 0.1
+
+
 def test_batches_are_poisson_samples() -> None:
     order, sizes = part().batches(500, 2000, 50, np.random.default_rng(0))
     assert len(sizes) == 2000
@@ -88,11 +112,7 @@ def test_the_noise_is_that_of_the_sum_over_the_expected_batch() -> None:
     model = torch.nn.Linear(4000, 10)
     inputs, targets = torch.zeros(0, 4000), torch.zeros(0, dtype=torch.int64)
     noise = np.random.default_rng(0)
-
-    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
-
-    gradient = part(1.5, clip=2.0).noisy_gradients(model, loss)
+    gradient = part(1.5, clip=2.0).noisy_gradients(model, each_loss)
     first, second = (gradient(inputs, targets, 30, noise) for _ in range(2))
     for each in (first, second):
         assert float(each.std()) == pytest.approx(1.5 * 2.0 / 30, rel=0.02)
