@@ -30,7 +30,7 @@ def write_redteam(folder: Path) -> Path:
     return write(
         folder / "redteam.html",
         "redteam.html.j2",
-        title=f"The red team against {words.plural(len(told['defenses']), 'defense')}",
+        title=f"The red team against {_against(told)}",
         lead=_lead(told),
         measure=_measure(told["goal"]),
         rows=rows(told),
@@ -86,6 +86,7 @@ def history(found: Mapping[str, Any], goal: str, bound: float) -> Chart | None:
         within = goal != "asr" or _mean(trial["lost"]) <= bound
         numbers[within].append((number, value))
         if within and (not best or value > best[-1][1]):
+            best += [(number, best[-1][1])] if best else []
             best.append((number, value))
         elif best:
             best.append((number, best[-1][1]))
@@ -119,6 +120,11 @@ def _allowed(table: Mapping[str, Any], goal: str, bound: float) -> bool:
     return goal != "asr" or _mean(table["lost"]) <= bound
 
 
+def _against(told: Mapping[str, Any]) -> str:
+    names = [each["defense"] for each in told["defenses"]]
+    return str(names[0]) if len(names) == 1 else words.plural(len(names), "defense")
+
+
 def _lead(told: Mapping[str, Any]) -> str:
     goal = (
         f"the highest attack success rate that costs at most {words.percent(told['bound'])} of main accuracy"
@@ -126,8 +132,8 @@ def _lead(told: Mapping[str, Any]) -> str:
         else "the largest loss of main accuracy"
     )
     return (
-        f"Wanted: {goal}. {words.plural(told['budget'], 'attack')} tried against each defense on seeds "
-        f"{_seeds(told['tune'])}; reported on seeds {_seeds(told['report'])}, which the search never saw."
+        f"Wanted: {goal}. {words.plural(told['budget'], 'attack')} tried against each defense on "
+        f"{_seeds(told['tune'])}; reported on {_seeds(told['report'])}, which the search never saw."
     )
 
 
@@ -151,7 +157,7 @@ def _interval(values: Sequence[float | None], signed: bool = False) -> str:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
 
 
 def _command(file: str) -> str:
