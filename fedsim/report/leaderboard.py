@@ -20,7 +20,7 @@ from typing import Any
 from fedsim.analysis.statistics import Interval
 from fedsim.errors import FedsimError
 from fedsim.report import words
-from fedsim.report.figures import Chart, Series, curves
+from fedsim.report.leaderboard_charts import CURVES, overlay, progress
 from fedsim.report.page import write
 from fedsim.report.scatter import scatter
 from fedsim.report.standings import NAME, Setting, Standings
@@ -38,7 +38,6 @@ MARKS = {
     "d": "in some seed the defense never changed an aggregate: the result is that of plain averaging",
     "1": "a single seed: no interval, and no order",
 }
-COLOURS = 8
 
 
 def write_leaderboard(source: str | Path, out: Path | None = None, title: str = "Which defense holds?") -> Path:
@@ -171,7 +170,7 @@ class _Site:
                 (setting for setting in mine if setting.place == place),
                 key=lambda setting: (_known(setting.measures["harm"].mean, 2.0), setting.defense),
             )
-            charts = [self._overlay(here, name, title) for name, title in _CURVES]
+            charts = [overlay(self.standings, here, name, title) for name, title in CURVES]
             groups.append((place if self.places else "", [self._cell(each) for each in here], [c for c in charts if c]))
         return {
             "title": attack,
@@ -269,7 +268,7 @@ class _Site:
             "kept": short(setting.kept),
             "chance": short(setting.chance),
             "seconds": setting.seconds,
-            "chart": self._progress(setting),
+            "chart": progress(self.standings, setting),
             "sentences": words.sentences(self.standings.scenarios[setting.key]),
             "runs": runs,
             "file": file,
@@ -277,62 +276,12 @@ class _Site:
             "notes": MARKS,
         }
 
-    def _progress(self, setting: Setting) -> Chart | None:
-        """Accuracy and ASR over the rounds: mean over the seeds, band from the lowest to the highest."""
-        series = []
-        for name, style, text in (("accuracy", "main", "main accuracy"), ("asr", "attack", "attack success rate")):
-            rounds, means, lows, highs = self._over(setting, name)
-            if rounds:
-                several = len(setting.cells) > 1
-                low, high = (lows, highs) if several else ([], [])
-                series.append(Series(text, style, rounds, means, low, high, form="level"))
-        if not series:
-            return None
-        last = max(int(one.x[-1]) for one in series)
-        if not math.isnan(setting.floor):
-            series.append(Series("ASR floor, without attack", "floor", (0, last), (setting.floor,) * 2, form="level"))
-        many = len(setting.cells) > 1
-        note = f"Means over {words.plural(len(setting.cells), 'seed')}; bands from the lowest to the highest." * many
-        return curves("Over the rounds", series, last, note=note)
-
-    def _overlay(self, settings: Sequence[Setting], name: str, title: str) -> Chart | None:
-        series = []
-        for position, setting in enumerate(settings):
-            rounds, means, _, _ = self._over(setting, name)
-            if rounds:
-                again = position // COLOURS
-                style = f"run-{position % COLOURS + 1}" + (f" again-{min(again, 3)}" if again else "")
-                series.append(Series(setting.defense, style, rounds, means, form="level"))
-        if not series:
-            return None
-        return curves(title, series, max(int(one.x[-1]) for one in series), pixels=260, note="Means over the seeds.")
-
-    def _over(self, setting: Setting, name: str) -> tuple[list[int], list[float], list[float], list[float]]:
-        """Rounds, and mean, lowest and highest of the seeds."""
-        found: dict[int, list[float]] = {}
-        for cell in setting.cells:
-            line = self.standings.rounds.get(cell["key"], {"round": [], name: []})
-            for number, value in zip(line["round"], line[name], strict=True):
-                if value is not None:
-                    found.setdefault(int(number), []).append(float(value))
-        rounds = sorted(found)
-        values = [found[number] for number in rounds]
-        return (
-            rounds,
-            [math.fsum(each) / len(each) for each in values],
-            [min(v) for v in values],
-            [max(v) for v in values],
-        )
-
     def _marks(self, settings: Sequence[Setting]) -> list[tuple[str, str]]:
         used = {mark for setting in settings for mark in setting.marks}
         return [(mark, meaning) for mark, meaning in MARKS.items() if mark in used]
 
     def _again(self) -> str:
         return shlex.join(["fedsim", "leaderboard", self.standings.command, "--out", str(self.folder)])
-
-
-_CURVES = (("accuracy", "Main accuracy"), ("asr", "Attack success rate"))
 
 
 def machines(standings: Standings) -> list[tuple[str, str, int]]:

@@ -11,8 +11,9 @@ import pytest
 
 from fedsim import registry
 from fedsim.bench import redteam as module
+from fedsim.bench.ranges import SPACES, Span
 from fedsim.bench.redteam import redteam
-from fedsim.bench.space import SPACES, Attempt, Space, Span
+from fedsim.bench.space import Attempt, Space
 from fedsim.bench.verdict import Scored, best
 from fedsim.errors import FedsimError, ScenarioError
 from fedsim.scenario import Scenario
