@@ -24,7 +24,7 @@ from matrices import matrix
 
 ROUNDS = 60
 RUNNERS = """
-import os, sys
+import os, sys, traceback
 import fedsim.bench.work, fedsim.grids.local, fedsim.report.page, torch
 torch.set_num_threads(1)
 from fedsim.bench.runner import run_matrix
@@ -34,10 +34,12 @@ for _ in range(int(count)):
         try:
             run_matrix(file, out)
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
-for _ in range(int(count)):
-    os.wait()
+ended = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(int(count))]
+sys.exit(any(status > 0 for status in ended))
 """
 
 
@@ -66,7 +68,8 @@ def kill(out: Path, count: int, process: subprocess.Popen[bytes]) -> dict[str, b
     All are stopped while it is looked who is where, so that those that are killed were in a cell for certain.
     """
     left: dict[str, bytes] = {}
-    while len(left) < count:
+    killed = 0
+    while killed < count:
         until(lambda: bool(playing(out)), process)
         stopped = playing(out)
         for pid, _ in stopped:
@@ -74,10 +77,11 @@ def kill(out: Path, count: int, process: subprocess.Popen[bytes]) -> dict[str, b
         for pid, folder in playing(out):
             path = out / folder / "state.json"
             state = json.loads(path.read_text()) if path.exists() else {"round": ROUNDS}
-            if (pid, folder) in stopped and state["round"] < ROUNDS and len(left) < count:
+            if (pid, folder) in stopped and state["round"] < ROUNDS and killed < count:
                 length = state["lengths"]["rounds.jsonl"]
                 left[folder] = (out / folder / "rounds.jsonl").read_bytes()[:length]
                 send(pid, signal.SIGKILL)
+                killed += 1
                 while alive(pid):
                     time.sleep(0.005)
         for pid, _ in stopped:
