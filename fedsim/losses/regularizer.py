@@ -115,7 +115,5 @@ class Regularizer:
             accepted = "none with client.loss = 'squared_error': it looks at the softmax"
             yield Fault("", name, accepted, ("client.loss",))
         if self.rescale and client.optimizer.name in BY_SIZE:
-            accepted = (
-                f"false with client.optimizer = '{client.optimizer.name}', whose steps shrink alike"
-            )
+            accepted = f"false with client.optimizer = '{client.optimizer.name}', whose steps shrink alike"
             yield Fault("rescale", True, accepted, ("client.optimizer",))
