@@ -103,7 +103,7 @@ class Board:
         for each in lines:
             each.no_wrap = True
         bar = ProgressBar(total=max(1, len(self.cells)), completed=ended)
-        return Group(so_far(self.cells, room), *lines, bar, Text(self.status()))
+        return Group(so_far(self.cells, room), *lines, Text(self.status()), bar)
 
 
 def so_far(cells: Sequence[Cell], most: int) -> Table:
