@@ -377,7 +377,10 @@ class DefendedStrategy(Strategy):
         config = ConfigRecord(
             {"server-round": server_round, "reply": "delta", "scale": float(self.scale(server_round))}
         )
-        content = RecordDict({"arrays": arrays if self.directory.ours else arrays.plain(), "config": config, **records})
+        parts = {"arrays": arrays, "config": config, **records}
+        if not self.directory.ours:
+            parts = {key: part.plain() if isinstance(part, Flat) else part for key, part in parts.items()}
+        content = RecordDict(parts)
         return [send(content, self.directory.node(client), kind, group=str(server_round)) for client in cohort]
 
     def _advance(self, talk: Generator[Request, Any, None], first: Any, ctx: Round, *, until_train: bool) -> None:
