@@ -4,9 +4,9 @@ A defense is as good as its worst attack: w(d) = max over attacks a of the mean 
 the order of two defenses is right is a statement about seeds, so the seeds are resampled, the same ones for all
 defenses and attacks (they are paired), and w is computed anew each time, its maximum included.
 
-A place is shared: a defense ties with the first of the group above it unless it is behind it in at least ``confidence``
-of the resamples AND Student's paired test tells the two apart, each under its own worst attack: the bootstrap alone
-claims an order too readily at few seeds. With one seed all tie. The maximum over noisy means lies above the maximum
+A defense's place is 1 + the number of defenses that are surely ahead of it: in at least ``confidence`` of the resamples
+AND by Student's paired test, each under its own worst attack; the bootstrap alone claims an order too readily at few
+seeds. Equal places are ties. With one seed all tie. The maximum over noisy means lies above the maximum
 of the true means: w is, if anything, too pessimistic, more so with more attacks and fewer seeds.
 
 Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 6; the percentile interval, chapter 13.
@@ -76,10 +76,9 @@ def rank_by_worst(
     again = _resampled(values, known, draws, seed)
     order = sorted(range(len(names)), key=lambda d: (worst[d], names[d]))
     found: list[Ranked] = []
-    first, place = order[0], 1
     for position, d in enumerate(order):
-        if position and _ahead(again, first, d) >= confidence and _apart(values, attacks, first, d) <= 1 - confidence:
-            first, place = d, position + 1
+        before = [e for e in order[:position] if _ahead(again, e, d) >= confidence]
+        place = 1 + sum(_apart(values, attacks, e, d) <= 1 - confidence for e in before)
         following = order[position + 1] if position + 1 < len(order) else None
         ahead = math.nan if following is None else _ahead(again, d, following)
         low, high = np.quantile(again[:, d], [0.025, 0.975]) if again is not None else (math.nan, math.nan)

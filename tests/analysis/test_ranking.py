@@ -67,6 +67,13 @@ def test_what_seeds_do_not_tell_apart_shares_a_place() -> None:
     assert [each.place for each in behind] == [1, 1, 3]
 
 
+def test_a_place_counts_who_is_surely_ahead() -> None:
+    """The best one strays too much to be told from the last, which the middle one is ahead of all the same."""
+    stray, middle, last = [0.0, 0.02, 0.9], [0.4, 0.41, 0.42], [0.8, 0.81, 0.83]
+    found = rank_by_worst(["stray", "middle", "last"], [[stray], [middle], [last]])
+    assert [(each.name, each.place) for each in found] == [("stray", 1), ("middle", 1), ("last", 2)]
+
+
 def test_seeds_are_paired() -> None:
     """A difference that is the same in every seed is sure, however much the seeds differ."""
     level = np.array([0.1, 0.9, 0.4])
