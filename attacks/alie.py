@@ -7,7 +7,7 @@ and f malicious, s = ⌊K/2 + 1⌋ − f honest ones must be won over for a majo
     z = Φ⁻¹((K − f − s) / (K − f)).
 
 Where f is a majority already, s counts as 1. Under two known updates, or K < 3, rows stay as they are and the round
-is counted in the attack's state as skipped.
+is counted in the attack's state as skipped. (ByzFL sends μ + τ·σ with ddof 1: z = −τ·√(n/(n − 1)) of n known updates.)
 
 Baruch et al., "A Little Is Enough: Circumventing Defenses For Distributed Learning", NeurIPS 2019, arXiv:1902.06156,
 algorithm 3.

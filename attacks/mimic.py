@@ -5,7 +5,8 @@ their largest variance. It starts as the first principal direction of the first 
 ``warmup`` rounds, the t-th, it turns by a step of Oja's rule to the direction of (t − 1)·z + g/‖g‖ with
 g = Σ_i ⟨z, Δ_i − μ⟩ (Δ_i − μ), and then it stays.
 
-The paper fixes the client, which is in every round; here the copied client is chosen anew among those that answered.
+The paper fixes the client, which is in every round; here the copied client is chosen anew among those that answered
+(ByzFL copies the row whose number it is told).
 
 Karimireddy, He and Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022,
 arXiv:2006.09365, section 4.2 and appendix B.

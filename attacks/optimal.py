@@ -10,7 +10,8 @@ pre-aggregators, filters, aggregator and optimizer, on copied state: ``preview``
 
 As ByzFL's Optimal_* attacks, but for a goal of choice and through the server's step and memory as well. The search is
 a scan of ``steps`` values between ``low`` and ``high``, then a golden-section refinement around the best, ties to the
-smaller value. Rows that make the server fail count as worst.
+smaller value (ByzFL doubles its step from ``start`` on while that helps, and may end before a higher peak). Rows that
+make the server fail count as worst.
 
 Allouah et al., "Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity", AISTATS 2023,
 arXiv:2302.01772 (line search over the attack's factor); Shejwalkar and Houmansadr, NDSS 2021.

@@ -6,7 +6,8 @@ c_i = 1; as long as Σ c_i > n − 2f, with μ = Σ c_i Δ_i / Σ c_i and (λ, v
     τ_i = ⟨v, Δ_i − μ⟩²,   c_i = c_i · (1 − τ_i / max_j τ_j)        (max over c_j > 0)
 
 The mean with the smallest λ on the way is the aggregate. It needs no bound on the honest clients' variance. All of it
-runs on the (n, n) distances. Needs n > 2f.
+runs on the (n, n) distances. Needs n > 2f. (ByzFL guesses v from one power step on a random vector, and takes the
+maximum over all rows: one that is out already keeps the others in.)
 
 Allouah, Guerraoui & Stephan, "Towards Trustworthy Federated Learning with Untrusted Participants", ICML 2025,
 arXiv 2505.01874, algorithm 2.

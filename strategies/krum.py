@@ -1,7 +1,8 @@
 """Krum: the single update closest to its nearest neighbours.
 
 For every client i, s_i = sum of the n − f − 2 smallest squared distances to the other updates; the update with the
-lowest s_i becomes the aggregate. Tolerates f malicious clients if n > 2f + 2.
+lowest s_i becomes the aggregate. Tolerates f malicious clients if n > 2f + 2. (ByzFL sums n − f − 1 distances: its
+f is our f + 1.)
 
 Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017,
 arXiv 1703.02757.

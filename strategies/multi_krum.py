@@ -2,7 +2,7 @@
 
 Scores as in Krum, s_i = sum of the n − f − 2 smallest squared distances; the m updates with the lowest s_i are
 averaged, all with the same weight, as in the paper (Flower weights them by example count). m = n − f unless given;
-m = 1 is Krum.
+m = 1 is Krum. (ByzFL sums n − f − 1 distances: its scores for f are ours for f − 1.)
 
 Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017,
 arXiv 1703.02757.

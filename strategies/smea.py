@@ -2,7 +2,8 @@
 
 Among all subsets S of n − f updates the one whose covariance (1/|S|) Σ_S (Δ_i − μ_S)(Δ_i − μ_S)ᵀ has the smallest
 largest eigenvalue is averaged, every client with the same weight: the optimal rule of the paper, at the price of
-C(n, f) eigenvalues of (n − f, n − f) matrices, of which fedsim computes at most ``MOST``. Needs n > 2f.
+C(n, f) eigenvalues of (n − f, n − f) matrices, of which fedsim computes at most ``MOST``. Needs n > 2f. (ByzFL guesses
+each eigenvalue from one power step on a random vector, and so picks another subset than the best one, d = 1 aside.)
 
 Allouah et al., "On the Privacy-Robustness-Utility Trilemma in Distributed Learning", ICML 2023, arXiv 2302.04787.
 """
