@@ -7,9 +7,10 @@ VENV = .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 TOOLS = $(VENV)/.installed-dev
+SITE = $(VENV)/.installed-docs
 PIP = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: help demo test test-all data bench results clean
+.PHONY: help demo test test-all data bench results docs clean
 
 help:
 	@echo 'make demo      set up .venv, run scenarios/quickstart.toml, show what came of it'
@@ -18,6 +19,7 @@ help:
 	@echo 'make data      bring Fashion-MNIST and MNIST to where fedsim looks (42 MB)'
 	@echo 'make bench     measure fedsim beside bare PyTorch, Flower, scipy and Opacus (BENCH_FLAGS=--quick: without Flower and Opacus)'
 	@echo 'make results   run the published benchmark in runs/published and write docs/results/leaderboard; resumable'
+	@echo 'make docs      write the documentation as a site to build/site; every link is checked'
 	@echo 'make clean     remove .venv and caches; runs/ and data sets stay'
 
 demo: $(INSTALLED)
@@ -46,6 +48,10 @@ bench: $(INSTALLED)
 results: $(INSTALLED)
 	@$(BIN)/fedsim bench bench/published --out runs/published $(RESULTS_FLAGS)
 	@$(BIN)/fedsim leaderboard runs/published --out docs/results/leaderboard
+
+docs: $(SITE)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'build/site/index.html is the first page; its search needs a server: $(BIN)/python -m http.server -d build/site'
 
 data: $(INSTALLED)
 	@$(BIN)/python -m fedsim.data.fetch
@@ -78,6 +84,11 @@ $(INSTALLED): pyproject.toml constraints.txt $(BIN)/python
 $(TOOLS): pyproject.toml constraints.txt $(BIN)/python
 	@[ -e $(INSTALLED) ] || $(MAKE) -s say-download
 	$(PIP) -e '.[dev]'
+	@touch $(INSTALLED) $(SITE) $@
+
+$(SITE): pyproject.toml constraints.txt $(BIN)/python
+	@[ -e $(INSTALLED) ] || $(MAKE) -s say-download
+	$(PIP) -e '.[docs]'
 	@touch $(INSTALLED) $@
 
 .PHONY: say-download
