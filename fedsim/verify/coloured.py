@@ -1,0 +1,169 @@
+"""Colours that mislead: the training of Hessian alignment's coloured digits, central and in a federation of domains.
+
+Central, as in the paper's CMNIST form: 501 full-batch steps of Adam on one sigmoid output, the sum of the penalties, λ
+from step 190 on with the whole loss divided by λ, l2 .0011. In the federation, client = domain: two softmax outputs,
+references of the round's own parameters, λ in the rounds of those steps, nothing divided (Adam does not mind).
+
+``analogue`` draws coloured digits without digits: a shape in ten dimensions and a colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsim import losses
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+
+Examples = tuple[Tensor, Tensor]
+METHODS = ("erm", "hgp", "diagonal")
+STEPS, ANNEAL, WEIGHT, L2 = 501, 190, 91257.186, 0.0011
+ALIGNED: dict[str, Any] = {
+    "name": "hessian_alignment",
+    "alpha": 1.0,
+    "beta": 1.0,
+    "form": "sum",
+    "weight": WEIGHT,
+}
+
+
+def train(
+    domains: Sequence[Examples],
+    body: nn.Module,
+    head: nn.Module,
+    method: str,
+    lr: float,
+    divide: bool = True,
+    after: Callable[[int], None] = lambda step: None,
+) -> None:
+    """The paper's steps on all domains at once, in place.
+
+    Args:
+        domains: inputs and labels of each.
+        body: features.
+        head: linear, one output.
+        method: of METHODS.
+        lr: of Adam.
+        divide: the whole loss by λ once λ is above 1.
+        after: called with the number of each step that is made.
+    """
+    parameters = [*body.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    for step in range(STEPS):
+        found = [(features := body(x), head(features), y) for x, y in domains]
+        risks = [functional.binary_cross_entropy_with_logits(o.squeeze(1), y.float()) for _, o, y in found]
+        loss: Tensor = torch.stack(risks).mean() + L2 * sum(each.square().sum() for each in parameters)
+        if method != "erm":
+            of: Any = losses.hgp_statistics if method == "hgp" else losses.diagonal_statistics
+            penalty = losses.cmnist_penalty(of(found, head="sigmoid"))
+            weight = losses.cmnist_weight(step, anneal=ANNEAL, weight=WEIGHT)
+            loss = losses.cmnist_objective(loss, penalty, weight) if divide else loss + weight * penalty
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        after(step)
+
+
+def accuracy(body: nn.Module, head: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of examples on the right side of the sigmoid."""
+    with torch.no_grad():
+        return float(((head(body(x)).squeeze(1) > 0) == y.bool()).double().mean())
+
+
+def network(width: int, hidden: int) -> tuple[nn.Module, nn.Module]:
+    """Two hidden layers and the head with one output."""
+    body = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+    return body, nn.Linear(hidden, 1)
+
+
+def federated(
+    data: dict[str, Any], hidden: int, method: str, lr: float, seed: int, local_steps: int = 1, workers: int = 1
+) -> Scenario:
+    """The federation of domains: FedSGD with Adam on the server, or FedAvg with local steps of Adam.
+
+    Args:
+        data: data set part whose column ``domain`` says whose an example is.
+        hidden: width of the two hidden layers.
+        method: of METHODS.
+        lr: of Adam.
+        seed: of the scenario.
+        local_steps: full-batch steps of a client in a round; 1 is FedSGD.
+        workers: threads.
+    """
+    alone = local_steps == 1
+    part = {**ALIGNED, "method": method, "warmup": ANNEAL // local_steps}
+    if method == "hgp":
+        part["reference"] = "exact"
+    optimizer = {"name": "sgd", "lr": 1.0} if alone else {"name": "adam", "lr": lr}
+    return Scenario(
+        seed=seed,
+        rounds=STEPS if alone else 100,
+        data={"dataset": data, "partition": {"name": "natural", "column": "domain"}, "clients": 2},
+        model={"name": "mlp", "hidden": [hidden, hidden]},
+        client={
+            "per_round": 2,
+            "steps": local_steps,
+            "batch_size": 100_000,
+            "optimizer": {**optimizer, "weight_decay": 2 * L2},
+            "regularizers": [] if method == "erm" else [part],
+        },
+        server={"optimizer": {"name": "adam", "lr": lr, "beta_2": 0.999, "tau": 1e-8} if alone else {"name": "sgd"}},
+        evaluate={"every": 25},
+        engine={"workers": workers},
+    )
+
+
+def curve(scenario: Scenario) -> tuple[list[float], list[float]]:
+    """(rounds, test accuracies) of a run."""
+    lines = [line for line in simulate(scenario).lines if line.get("accuracy") is not None]
+    return [float(line["round"]) for line in lines], [float(line["accuracy"]) for line in lines]
+
+
+def analogue(flip: float, n: int, g: torch.Generator, ones: float = 0.5) -> Examples:
+    """n examples: the digit in 10-d shape, 2.5 sd apart, its label flipped in a quarter, a colour that is the label's.
+
+    Args:
+        flip: probability that the colour is not the label's.
+        n: how many.
+        g: what all of it is drawn from.
+        ones: share of digits that are 1, by which domains shift their labels.
+    """
+    digit = (torch.rand(n, generator=g) < ones).long()
+    label = digit ^ (torch.rand(n, generator=g) < 0.25).long()
+    colour = label ^ (torch.rand(n, generator=g) < flip).long()
+    shape = torch.randn(n, 10, generator=g)
+    shape[:, 0] += 2.5 * (digit - 0.5)
+    return torch.cat([shape, 2.0 * (colour[:, None] - 0.5)], 1), label
+
+
+def analogue_domains(seed: int, n: int = 5000, shares: Sequence[float] = (0.5, 0.5, 0.5)) -> list[Examples]:
+    """Two training domains, e = .2 and .1, and the test domain, e = .9; the share of ones in each."""
+    g = torch.Generator().manual_seed(seed)
+    return [analogue(flip, n, g, ones) for flip, ones in zip((0.2, 0.1, 0.9), shares, strict=True)]
+
+
+def in_federation(
+    domains: Sequence[Examples], hidden: int, method: str, lr: float, seed: int, local_steps: int
+) -> float:
+    """Test accuracy of a federation of the first two domains; the last is the test."""
+    *training, (x_test, y_test) = domains
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "domains.npz"
+        np.savez(
+            path,
+            x_train=torch.cat([x for x, _ in training]).numpy(),
+            y_train=torch.cat([y for _, y in training]).numpy(),
+            x_test=x_test.numpy(),
+            y_test=y_test.numpy(),
+            domain=np.repeat(np.arange(len(training)), [len(y) for _, y in training]),
+        )
+        scenario = federated({"name": "npz", "path": str(path)}, hidden, method, lr, seed, local_steps)
+        return curve(scenario)[1][-1]
