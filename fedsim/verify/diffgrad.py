@@ -14,7 +14,9 @@ from fedsim.optim.diffgrad import DiffGrad
 from fedsim.verify.claim import Expected, Measured, claim
 
 PARTS = ("fedsim.optim.diffgrad",)
+MORE = ("fedsim.verify.fashion",)
 DRAWN = ("functions",)
+SIZE = (9, 5)
 BETAS = (0.95, 0.999)
 Build = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -153,8 +155,10 @@ def network(seed: int) -> Measured:
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
+    """The paths on the three functions; below, Fashion-MNIST central and federated."""
     series = found["functions"][0].series
-    for axes, name, function in zip(figure.subplots(1, 3), ("f1", "f2", "f3"), (f1, f2, f3), strict=True):
+    above, below = figure.subfigures(2, 1)
+    for axes, name, function in zip(above.subplots(1, 3), ("f1", "f2", "f3"), (f1, f2, f3), strict=True):
         line = torch.linspace(-1, 1, 400, dtype=torch.float64)
         axes.plot(line, [float(function(x)) for x in line], color="0.8")
         for method in ("diffGrad", "Adam"):
@@ -162,3 +166,14 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
             axes.plot(path, [float(function(x)) for x in path], ".", markersize=3, label=method)
         axes.set(title=name.upper(), xlabel="x")
         axes.legend(fontsize=6)
+    for axes, key in zip(below.subplots(1, 2), ("fashion_central", "fashion_federated"), strict=True):
+        curves = found[key][0].series if key in found else {}
+        for method, values in curves.items():
+            if method != "round":
+                over = curves.get("round", [float(k + 1) for k in range(len(values))])
+                style = "k" if method == "diffgrad" else "--"
+                axes.plot(over, values, style, linewidth=1.5 if method == "diffgrad" else 1, label=method)
+        where = "round" if "federated" in key else "epoch"
+        axes.set(title=f"Fashion-MNIST, {key.partition('_')[2]}", xlabel=where, ylabel="test accuracy")
+        if curves:
+            axes.legend(fontsize=6)
