@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.planted import (
+    hermite,
     overlap,
     partial_trace,
     single_index,
@@ -18,31 +19,42 @@ from fedsim.data.planted import (
     tensor_pca,
     unit_vectors,
 )
-from fedsim.optim.langevin import normalized_sgd, spherical_langevin
+from fedsim.optim.langevin import normalized_sgd, spherical_langevin, spherical_step
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
 from fedsim.verify.claim import Expected, Measured, claim
 
 PARTS = ("fedsim.optim.langevin", "fedsim.data.planted")
 DRAWN = ("scaling",)
+SIZE = (9, 3.4)
 CLIENTS = 10
 
 
 def federated(
-    k: int, d: int, n: int, lr: float, steps: int, seed: int, clients: int = CLIENTS, one_pass: bool = False
+    k: int,
+    d: int,
+    n: int,
+    lr: float,
+    steps: int,
+    seed: int,
+    clients: int = CLIENTS,
+    one_pass: bool = False,
+    batch: int = 1,
 ) -> tuple[float, float]:
-    """Overlap of the server's mean of averages, and of the mean of last iterates; IID shards, one example a step."""
+    """Overlap of the server's mean of averages, and of the mean of last iterates; IID shards, a batch a step."""
     generator = torch.Generator().manual_seed(seed)
     data = single_index(n, d, k, generator)
     share = n // clients
     inputs = data.inputs[: share * clients].view(clients, share, d)
     targets = data.targets[: share * clients].view(clients, share)
-    drawn = torch.randint(share, (steps, clients), generator=generator)
+    drawn = torch.randint(share, (steps, clients, batch), generator=generator)
     if one_pass:
         steps = share
-        drawn = torch.arange(steps)[:, None].expand(steps, clients)
-    rows = torch.arange(clients)
+        drawn = torch.arange(steps)[:, None, None].expand(steps, clients, 1)
+    rows = torch.arange(clients)[:, None]
 
     def ascent(theta: Tensor, t: int) -> Tensor:
-        return single_index_ascent(theta, inputs[rows, drawn[t]][:, None], targets[rows, drawn[t]][:, None], k)
+        return single_index_ascent(theta, inputs[rows, drawn[t]], targets[rows, drawn[t]], k)
 
     start = unit_vectors(1, d, generator).expand(clients, d)
     pooled = normalized_sgd(ascent, start, lr=lr, steps=steps, exponent=k).pooled()
@@ -80,6 +92,26 @@ def third_order(seed: int) -> Measured:
 
 
 @claim(
+    {
+        name.format(batch): Expected(text.format(batch), *bounds)
+        for batch in (4, 16)
+        for name, text, *bounds in (
+            ("average_{}", "batches of {}: overlap of the average", "> .9", 0.9),
+            ("last_{}", "batches of {}: overlap of the mean of last iterates", "less"),
+        )
+    },
+    source="the conjecture, mini-batch SGD with averaging: k = 3, d = 20, n = 6000, η = .15, 3000 steps, 10 clients",
+)
+def mini_batches(seed: int) -> Measured:
+    """More examples a step are a colder walk: the average still recovers, the last iterate recovers more."""
+    values: dict[str, float] = {}
+    for batch in (4, 16):
+        found = federated(3, 20, 6000, 0.15, 3000, seed, batch=batch)
+        values |= {f"average_{batch}": found[0], f"last_{batch}": found[1]}
+    return Measured(values)
+
+
+@claim(
     {"average": Expected("overlap of the top eigenvector", ".995", 0.99)},
     source="k = 4, d = 30, n = 9000, η = .05, 15,000 steps, 10 clients",
     quick=False,
@@ -92,7 +124,8 @@ def fourth_order(seed: int) -> Measured:
 @claim(
     {
         "trace": Expected("overlap of hot trajectories' average with the partial trace Σ_i T_iij", "→ 1", 0.98),
-        "direction": Expected("tensor PCA, d = 20, n = 4000: overlap with the planted direction", "high", 0.8),
+        "direction": Expected("tensor PCA, d = 20, n = 4000: overlap of the average with the direction", "high", 0.8),
+        "last": Expected("the same of last iterates, mean over 20 trajectories", "less", None, 0.8),
     },
     source="spherical Langevin on tensor PCA, k = 3",
 )  # fmt: skip
@@ -121,7 +154,8 @@ def tensors(seed: int) -> Measured:
         generator=generator,
     )
     trace = float(overlap(hot.pooled().direction, target / target.norm()))
-    return Measured({"trace": trace, "direction": float(overlap(cold.pooled().direction, direction))})
+    last = float(overlap(cold.last, direction).mean())
+    return Measured({"trace": trace, "direction": float(overlap(cold.pooled().direction, direction)), "last": last})
 
 
 @claim(
@@ -129,7 +163,7 @@ def tensors(seed: int) -> Measured:
         "slope": Expected("log–log slope over d of the n at which the average has overlap ½", "k/2 = 1.5", 1.0, 2.0),
         "last_at": Expected("overlap of the last iterate there, mean over d", "far below", None, 0.45),
     },
-    source="n ≳ d^{k/2}; d = 20, 35, 60, 100",
+    source="n ≳ d^{k/2}; d = 20, 35, 60, 100; η = .5/√d, 6000 steps, 10 clients",
     seeds=1,
     quick=False,
 )  # fmt: skip
@@ -153,6 +187,75 @@ def scaling(seed: int) -> Measured:
     return Measured({"slope": slope, "last_at": float(np.mean(lasts))}, series)
 
 
+@claim(
+    {
+        "slope": Expected("log–log slope over d of the n where one pass of SGD has overlap ½", "k − 1 = 2", 1.6, 2.4),
+    },
+    source="online SGD needs n ≳ d^{k−1}; d = 20, 35, 60, 100; η = .5 d^{−3/2}, 64 starts at overlap 1/√d",
+    seeds=1,
+    quick=False,
+)  # fmt: skip
+def online(seed: int) -> Measured:
+    """The last iterate of one pass: how many examples it takes, the median over starts."""
+    dimensions = (20, 35, 60, 100)
+    needed = [float(np.median(first_passage(d, 60 * d * d, 0.5 * d**-1.5, 64, seed))) for d in dimensions]
+    slope = float(np.polyfit(np.log(dimensions), np.log(needed), 1)[0])
+    return Measured({"slope": slope}, {"d": [float(d) for d in dimensions], "needed": needed})
+
+
+@torch.no_grad()
+def first_passage(d: int, most: int, lr: float, starts: int, seed: int, k: int = 3) -> list[float]:
+    """For each start how many fresh examples one pass of SGD takes to overlap ½, up to the 60th percentile."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = unit_vectors(1, d, generator)[0]
+    away = unit_vectors(starts, d, generator)
+    away = away - (away @ direction)[:, None] * direction
+    theta = direction / math.sqrt(d) + math.sqrt(1 - 1 / d) * away / away.norm(dim=1, keepdim=True)
+    times = torch.full((starts,), math.inf)
+    for first in range(0, most, 1000):
+        inputs = torch.randn(1000, starts, 1, d, generator=generator)
+        targets = hermite(k, inputs @ direction)
+        for t in range(1000):
+            theta = spherical_step(theta, lr * single_index_ascent(theta, inputs[t], targets[t], k))
+            now = overlap(theta, direction) >= 0.5
+            times = torch.where(now & times.isinf(), float(first + t + 1), times)
+        if float(times.isfinite().double().mean()) > 0.6:
+            break
+    return [float(time) for time in times]
+
+
+@claim(
+    {
+        "langevin": Expected("test accuracy, clients upload the average of Langevin iterates, τ = 1e-6", "–"),
+        "average": Expected("test accuracy, clients upload the average of SGD's iterates, τ = 0", "–"),
+        "sgd": Expected("test accuracy, clients upload SGD's last iterate", "–"),
+        "gap": Expected("Langevin less SGD's last iterate", "–"),
+    },
+    source="Euclidean, on a network: digits, 20 clients, Dirichlet .5, 10 a round, MLP 64-64-10, 30 rounds; ours",
+    quick=False,
+)
+def networks(seed: int) -> Measured:
+    """While the loss falls fast the average over a client's few steps lags behind its last iterate."""
+    parts: dict[str, dict[str, Any]] = {
+        "langevin": {"name": "langevin", "lr": 0.1, "temperature": 1e-6},
+        "average": {"name": "langevin", "lr": 0.1, "temperature": 0.0},
+        "sgd": {"name": "sgd", "lr": 0.1},
+    }
+    values: dict[str, float] = {}
+    for name, part in parts.items():
+        scenario = Scenario(
+            seed=seed,
+            rounds=30,
+            data={"partition": {"name": "dirichlet", "alpha": 0.5}, "clients": 20},
+            client={"per_round": 10, "epochs": 2, "optimizer": part},
+            evaluate={"every": 30},
+            engine={"workers": 1},
+        )
+        values[name] = float(simulate(scenario).lines[-1]["accuracy"])
+    values["gap"] = values["langevin"] - values["sgd"]
+    return Measured(values)
+
+
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     left, right = figure.subplots(1, 2)
     series = found["scaling"][0].series
@@ -162,7 +265,11 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
         left.semilogx(series[f"n {name}"], series[f"last {name}"], f"C{number}--", linewidth=1)
     left.set(xlabel="n", ylabel="overlap (dashed: last iterate)")
     left.legend(fontsize=6)
-    slope = found["scaling"][0].values["slope"]
-    right.loglog(series["d"], series["needed"], "o-", label=f"slope {slope:.2f}")
+    for key, label in {"scaling": "average", "online": "online SGD"}.items():
+        if key in found and "needed" in found[key][0].series:
+            curves, slope = found[key][0].series, found[key][0].values["slope"]
+            right.loglog(curves["d"], curves["needed"], "o", label=f"{label}: slope {slope:.2f}")
+            d, n = np.log(curves["d"]), np.log(curves["needed"])
+            right.loglog(curves["d"], np.exp(n.mean() + slope * (d - d.mean())), "0.6", linewidth=1)
     right.set(xlabel="d", ylabel="n at overlap ½")
     right.legend(fontsize=7)

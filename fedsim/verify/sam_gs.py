@@ -14,7 +14,9 @@ from fedsim.simulation import simulate
 from fedsim.verify.claim import Expected, Measured, claim
 
 PARTS = ("fedsim.optim.sam_gs", "strategies.sam_gs", "strategies.pcgrad", "strategies.cagrad")
+MORE = ("fedsim.verify.two_objectives",)
 DRAWN = ("toy",)
+SIZE = (9, 6)
 STARTS = [[-8.0, 5.0], [-3.0, 7.5], [0.0, 10.0], [3.0, 7.5], [8.0, 5.0], [-10.0, -3.0], [10.0, -3.0]]
 MIDDLE = (0.0, -8.34)
 
@@ -113,6 +115,7 @@ RULES: dict[str, dict[str, Any]] = {
 def label_skew(seed: int) -> Measured:
     """Server rules on label skew."""
     values: dict[str, float] = {}
+    series: dict[str, list[float]] = {}
     for name, server in RULES.items():
         scenario = Scenario(
             seed=seed,
@@ -121,19 +124,44 @@ def label_skew(seed: int) -> Measured:
             model={"name": "mlp", "hidden": [32]},
             client={"per_round": 10, "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.05}},
             server=server,
-            evaluate={"every": 40, "clients": 20},
+            evaluate={"every": 4, "clients": 20},
             engine={"workers": 1},
         )
-        last = simulate(scenario).lines[-1]
+        lines = [line for line in simulate(scenario).lines if line.get("accuracy") is not None]
+        series["round"] = [float(line["round"]) for line in lines]
+        series[name] = [float(line["accuracy"]) for line in lines]
+        last = lines[-1]
         values |= {f"{name}_accuracy": float(last["accuracy"]), f"{name}_worst": float(last["worst10"])}
     values["gap"] = values["sam_gs_accuracy"] - values["fedavg_accuracy"]
-    return Measured(values)
+    return Measured(values, series)
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
+    """The toy's trajectories on the sum of both objectives; label skew; two objectives on a client."""
+    above, below = figure.subfigures(2, 1)
     series = found["toy"][0].series
-    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("sam_gs", "adam"), strict=True):
+    x, y = torch.meshgrid(torch.linspace(-11, 11, 120), torch.linspace(-11, 11, 120), indexing="xy")
+    height = objectives(torch.stack([x, y], -1)).sum(0)
+    front = torch.linspace(-7, 7, 2)
+    for axes, name in zip(above.subplots(1, 2, sharey=True), ("sam_gs", "adam"), strict=True):
+        axes.contour(x, y, height, 15, cmap="Greys", linewidths=0.5)
+        axes.plot(front, torch.full_like(front, MIDDLE[1]), "0.5", linewidth=3, label="Pareto front")
         for number in range(len(STARTS)):
             axes.plot(series[f"{name} {number} x"], series[f"{name} {number} y"], linewidth=1)
+            axes.plot(*STARTS[number], "ko", markersize=2)
         axes.plot(*MIDDLE, "k*")
         axes.set(title={"sam_gs": "SAM-GS", "adam": "Adam on the sum"}[name])
+        axes.legend(fontsize=6)
+    skew, main, error = below.subplots(1, 3)
+    for name, values in (found["label_skew"][0].series if "label_skew" in found else {}).items():
+        if name != "round":
+            skew.plot(found["label_skew"][0].series["round"], values, linewidth=1, label=name)
+    skew.set(title="server rule, label skew", xlabel="round", ylabel="accuracy")
+    for name, values in (found["two_objectives"][0].series if "two_objectives" in found else {}).items():
+        axes = main if name.endswith("accuracy") else error
+        axes.plot(values, linewidth=1, label=name.rpartition(" ")[0])
+    main.set(title="two objectives: labels", xlabel="round")
+    error.set(title="two objectives: reconstruction", xlabel="round")
+    for axes in (skew, main, error):
+        if axes.lines:
+            axes.legend(fontsize=6)
