@@ -229,8 +229,9 @@ class Adversary:
 
     def prepare(self, train: Examples, test: Examples, *, num_classes: int) -> None:
         """Let every attack load its own data, once a process."""
+        streams = rng.Streams(self.seed, "attack", "data.tail")
         for part in self.attacks:
-            part.prepare(train, test, num_classes=num_classes, seed=self.seed)
+            part.prepare(train, test, num_classes=num_classes, streams=streams)
 
     @property
     def learns(self) -> bool:

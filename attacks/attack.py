@@ -23,8 +23,9 @@ second works on what the first left. A plug-in lies in any file: ``attacks = [{ 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -81,7 +82,7 @@ class Compromised:
         rank: position of this client among the adversary's clients, 0 … attackers - 1.
         attackers: how many clients the adversary holds in all.
         round: the round, from 1.
-        seed: the scenario's seed; use :meth:`stream`.
+        seed: what :meth:`stream` draws from; the attack cannot read it.
         num_classes: classes of the task.
         model: what it received; None outside of a round.
         examples: its own clean data, in training; None elsewhere.
@@ -92,19 +93,29 @@ class Compromised:
     rank: int
     attackers: int
     round: int
-    seed: int
+    seed: InitVar[int]
     num_classes: int
     model: Received | None = field(default=None, repr=False, compare=False)
     examples: Examples | None = field(default=None, repr=False, compare=False)
     learned: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _streams: rng.Streams = field(init=False, repr=False)
+
+    def __post_init__(self, seed: int) -> None:
+        object.__setattr__(self, "_streams", rng.Streams(seed, "attack"))
+
+    def holding(self, examples: Examples) -> Compromised:
+        """This client with clean examples of its own."""
+        other = copy.copy(self)
+        object.__setattr__(other, "examples", examples)
+        return other
 
     def stream(self, purpose: str) -> np.random.Generator:
         """Random numbers of this client for one purpose, the same in every round (poisoned data stays the same)."""
-        return rng.stream(self.seed, f"attack.{purpose}", client=self.client)
+        return self._streams.stream(f"attack.{purpose}", client=self.client)
 
     def fresh_stream(self, purpose: str) -> np.random.Generator:
         """Random numbers of this client for one purpose, others in every round."""
-        return rng.stream(self.seed, f"attack.{purpose}", round=self.round, client=self.client)
+        return self._streams.stream(f"attack.{purpose}", round=self.round, client=self.client)
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,7 @@ class Craft:
         knowledge: ``own``, ``colluding`` or ``omniscient``.
         server_lr: learning rate of the server's optimizer.
         round: the round, from 1.
+        seed: what :meth:`stream` and :meth:`noise` draw from; the attack cannot read it.
         previous_reference: (d,) parameters sent in the round before, or None in the first.
         state: memory of this attack over rounds (tensors, numbers, strings), checkpointed.
         server: what :meth:`preview` runs; may be hidden.
@@ -160,14 +172,15 @@ class Craft:
     knowledge: str
     server_lr: float
     round: int
-    seed: int
+    seed: InitVar[int]
     honest_rows: Tensor = field(default_factory=_hidden, repr=False)
     honest_examples: Tensor = field(default_factory=_hidden, repr=False)
     previous_reference: Tensor | None = None
     state: dict[str, Any] = field(default_factory=dict)
     server: Callable[[Tensor], Tensor] = field(default_factory=_hidden, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, seed: int) -> None:
+        self._streams = rng.Streams(seed, "attack")
         for name in NEEDED:
             if vars(self)[name] is None:
                 delattr(self, name)
@@ -179,6 +192,8 @@ class Craft:
             if name in NEEDED:
                 given = f"knowledge = '{self.knowledge}'"
                 raise KnowledgeError(f"{name.replace('_', ' ')}: given {given}; accepted: {NEEDED[name]}")
+            if name == "seed":
+                raise AttributeError("Craft hides its seed; accepted: ctx.stream('purpose'), ctx.noise('purpose')")
             raise AttributeError(f"Craft has no attribute '{name}'", name=name, obj=self)
 
     @property
@@ -189,13 +204,13 @@ class Craft:
     def stream(self, purpose: str) -> np.random.Generator:
         """Random numbers for one purpose in this round; with knowledge ``own`` each client has its own."""
         client = self.clients[0] if self.knowledge == "own" else -1
-        return rng.stream(self.seed, f"attack.{purpose}", round=self.round, client=client)
+        return self._streams.stream(f"attack.{purpose}", round=self.round, client=client)
 
     def noise(self, purpose: str) -> Tensor:
         """(f, d) standard normal numbers, a stream for each client."""
         rows = []
         for client in self.clients:
-            generator = rng.torch_stream(self.seed, f"attack.{purpose}", round=self.round, client=client)
+            generator = self._streams.torch_stream(f"attack.{purpose}", round=self.round, client=client)
             rows.append(torch.randn(self.rows.shape[1], generator=generator, dtype=self.rows.dtype))
         return torch.stack(rows).to(self.rows.device)
 
@@ -212,6 +227,12 @@ class Craft:
         if not self.omniscient:
             return self.rows
         return torch.cat([self.rows, self.honest_rows])
+
+    def with_state(self, state: dict[str, Any]) -> Craft:
+        """The same view with another memory, e.g. for an attack within an attack."""
+        other = copy.copy(self)
+        other.state = state
+        return other
 
     def skip(self, rows: Tensor) -> Tensor:
         """The rows as they are, noted in ``state["skipped"]``: this round did not allow the attack."""
@@ -290,8 +311,11 @@ class Attack:
         """
         return None
 
-    def prepare(self, train: Examples, test: Examples, *, num_classes: int, seed: int) -> None:
-        """Called once per process before the first round: load own data, check the trigger against the images."""
+    def prepare(self, train: Examples, test: Examples, *, num_classes: int, streams: rng.Streams) -> None:
+        """Called once per process before the first round: load own data, check the trigger against the images.
+
+        What it draws comes from ``streams.stream("attack.NAME.PURPOSE")``.
+        """
 
     def fingerprints(self) -> dict[str, str]:
         """Name → sha256 of data that this attack reads beside the scenario's; part of the run's key."""

@@ -90,11 +90,11 @@ class EdgeCase(Attack):
         if name == own.name and options == {key: own.options.get(key) for key in options}:
             yield Fault("dataset", self.dataset, "another data set than data.dataset, or mode = 'lowest_density'")
 
-    def prepare(self, train: Examples, test: Examples, *, num_classes: int, seed: int) -> None:
+    def prepare(self, train: Examples, test: Examples, *, num_classes: int, streams: rng.Streams) -> None:
         if self.mode == "foreign":
             name, options = self.table()
             tail = foreign_tail(
-                name, self.source, tuple(train.inputs.shape[1:]), seed, train=self.examples, options=options
+                name, self.source, tuple(train.inputs.shape[1:]), streams, train=self.examples, options=options
             )
             chosen, others = tail.train.inputs, tail.test.inputs
         else:
@@ -104,7 +104,7 @@ class EdgeCase(Attack):
         others = others[~_among(others, chosen)][: self.test]
         if len(others) == 0:
             raise FedsimError(f"attack 'edge_case': no image of class {self.source} is left to test on")
-        drawn = rng.stream(seed, "attack.edge_case.population").permutation(len(train))[: self.clean * DRAWS]
+        drawn = streams.stream("attack.edge_case.population").permutation(len(train))[: self.clean * DRAWS]
         self._population = train.take(np.sort(drawn))
         self._trained, self._tested = _labelled(chosen, self.target), _labelled(others, self.target)
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -94,7 +93,7 @@ class Optimal(Attack):
         def gain(value: float) -> float:
             if value not in tried:
                 state: dict[str, Any] = copy.deepcopy(ctx.state.get("inner", {}))
-                crafted = self.with_value(value).craft(rows, replace(ctx, state=state))
+                crafted = self.with_value(value).craft(rows, ctx.with_state(state))
                 try:
                     outcome = exact(ctx.preview(crafted))
                 except UpdatesError:

@@ -64,7 +64,7 @@ class Semantic(Attack):
         elif info is not None and self.source >= info.num_classes:
             yield Fault("source", self.source, f"a class, 0 to {info.num_classes - 1}", ("data.dataset",))
 
-    def prepare(self, train: Examples, test: Examples, *, num_classes: int, seed: int) -> None:
+    def prepare(self, train: Examples, test: Examples, *, num_classes: int, streams: rng.Streams) -> None:
         from sklearn.cluster import KMeans
 
         members = train.take((train.targets == self.source).nonzero().flatten())
@@ -72,7 +72,7 @@ class Semantic(Attack):
             raise FedsimError(
                 f"attack 'semantic': class {self.source} has {len(members)} images; accepted: {self.clusters} or more"
             )
-        state = rng.integer(seed, "attack.semantic") % 2**32
+        state = streams.integer("attack.semantic") % 2**32
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = KMeans(self.clusters, n_init=4, random_state=state).fit(members.inputs.flatten(1).cpu().numpy())

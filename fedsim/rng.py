@@ -58,6 +58,58 @@ def torch_stream(
     return generator
 
 
+class Streams:
+    """Streams of some subjects under a seed that its holder cannot read: what attacks and defenses are handed.
+
+    They give the numbers that :func:`stream` gives for the same seed and purpose. Whoever holds those of ``attack``
+    can draw none of ``server.krum``: an attacker does not know the defense's dice, nor the defense the attacker's.
+
+    Args:
+        seed: the scenario's seed.
+        subjects: what purposes must begin with, each followed by a dot.
+    """
+
+    __slots__ = ("__seed", "__subjects")
+
+    def __init__(self, seed: int, *subjects: str) -> None:
+        self.__seed = seed
+        self.__subjects = subjects
+
+    def stream(self, purpose: str, *, round: int = 0, client: int = -1) -> np.random.Generator:
+        """A NumPy generator; see :func:`stream`.
+
+        Raises:
+            ValueError: a purpose of another subject.
+        """
+        return stream(self.__seed, self.__checked(purpose), round=round, client=client)
+
+    def integer(self, purpose: str, *, round: int = 0, client: int = -1) -> int:
+        """A 63-bit seed; see :func:`integer`."""
+        return integer(self.__seed, self.__checked(purpose), round=round, client=client)
+
+    def torch_stream(
+        self, purpose: str, *, round: int = 0, client: int = -1, device: torch.device | str = "cpu"
+    ) -> torch.Generator:
+        """A torch generator; see :func:`torch_stream`."""
+        return torch_stream(self.__seed, self.__checked(purpose), round=round, client=client, device=device)
+
+    def __checked(self, purpose: str) -> str:
+        if not any(purpose.startswith(f"{subject}.") for subject in self.__subjects):
+            accepted = " or ".join(f"'{subject}.…'" for subject in self.__subjects)
+            raise ValueError(f"random stream: given '{purpose}'; accepted: {accepted}")
+        return purpose
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Streams) and self.__subjects == other.__subjects
+        return same and self.__seed == other.__seed  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self.__subjects)
+
+    def __repr__(self) -> str:
+        return f"Streams({', '.join(map(repr, self.__subjects))})"
+
+
 @contextmanager
 def global_states(seed: int, purpose: str, *, round: int = 0, client: int = -1) -> Iterator[None]:
     """The global random states of Python, NumPy and torch are seeded by this key in the block, and restored after it.

@@ -27,7 +27,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim import rng
 from fedsim.blocks import exact
 from fedsim.errors import Fault
 from fedsim.updates import Aggregate, Selection, Updates
@@ -98,8 +97,7 @@ class DeepSight(Defense):
             return []
         found = []
         for seed in range(self.seeds):
-            generator = rng.torch_stream(ctx.seed, f"server.{ctx.part}.inputs.{seed}", round=ctx.round)
-            inputs = torch.rand((self.samples, *shape), generator=generator)
+            inputs = torch.rand((self.samples, *shape), generator=ctx.torch_stream(f"inputs.{seed}"))
             before = exact(ctx.predict(updates.reference, inputs)).softmax(1).clamp(min=1e-12)
             ratios = []
             for row in updates.values:

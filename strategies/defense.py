@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim import rng
@@ -81,7 +82,7 @@ class Round:
 
     Args:
         round: the round, from 1 (0 when a defense is used alone).
-        seed: the scenario's seed; use :meth:`stream`.
+        seed: what :meth:`stream` draws from; the part cannot read it.
         part: name of the part, which keys its random streams.
         layout: parameter layout, None if unknown.
         num_clients: K, clients that were asked in this round.
@@ -100,7 +101,7 @@ class Round:
     """
 
     round: int = 0
-    seed: int = 0
+    seed: InitVar[int] = 0
     part: str = ""
     layout: Layout | None = None
     num_clients: int = 0
@@ -116,9 +117,20 @@ class Round:
     server_step: Callable[[Tensor], Tensor] | None = None
     measures: dict[str, float | None] = field(default_factory=dict)
 
+    def __post_init__(self, seed: int) -> None:
+        self._streams = rng.Streams(seed, f"server.{self.part}")
+
     def stream(self, purpose: str) -> np.random.Generator:
         """Random numbers of this part for one purpose in this round."""
-        return rng.stream(self.seed, f"server.{self.part}.{purpose}", round=self.round)
+        return self._streams.stream(f"server.{self.part}.{purpose}", round=self.round)
+
+    def torch_stream(self, purpose: str) -> torch.Generator:
+        """As :meth:`stream`, a torch generator on the CPU."""
+        return self._streams.torch_stream(f"server.{self.part}.{purpose}", round=self.round)
+
+
+# The default of what the constructor takes: as an attribute it would say 0 for every seed.
+del Round.seed  # type: ignore[attr-defined]
 
 
 class Defense:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedsim import rng
 from strategies.defense import Round
 
 
@@ -13,6 +12,5 @@ def noisy(parameters: Tensor, deviation: float, ctx: Round) -> Tensor:
     """(d,) parameters + N(0, deviation²·I)."""
     if deviation <= 0:
         return parameters
-    generator = rng.torch_stream(ctx.seed, f"server.{ctx.part}.noise", round=ctx.round)
-    drawn = torch.randn(parameters.shape, generator=generator, dtype=parameters.dtype)
+    drawn = torch.randn(parameters.shape, generator=ctx.torch_stream("noise"), dtype=parameters.dtype)
     return parameters + deviation * drawn.to(parameters.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def local_examples(
         return workload.examples, rows
     examples = clean_examples(workload, client, adapt)
     if compromised is not None:
-        compromised = replace(compromised, examples=examples)
+        compromised = compromised.holding(examples)
         for each in attacks:
             examples = each.poison(examples, compromised)
     return examples, np.arange(len(examples), dtype=np.int64)
@@ -88,7 +88,7 @@ def make_job(
     """The seeded work of a client: a new permutation each epoch, the short last batch kept; or its optimizer's own."""
     source, rows = local_examples(workload, client, compromised, attacks, adapt)
     if compromised is not None:
-        compromised = replace(compromised, examples=clean_examples(workload, client, adapt))
+        compromised = compromised.holding(clean_examples(workload, client, adapt))
     n = len(rows)
     steps = workload.steps_of(n)
     if workload.straggler and steps:

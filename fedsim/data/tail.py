@@ -39,7 +39,7 @@ def foreign_tail(
     dataset: str,
     label: int,
     shape: Sequence[int],
-    seed: int,
+    seed: int | rng.Streams,
     *,
     train: int = 100,
     test: int | None = None,
@@ -51,7 +51,7 @@ def foreign_tail(
         dataset: the foreign data set, e.g. ``mnist``, ``digits``.
         label: its class; the examples keep it as their target.
         shape: (C, H, W) that the images are brought to.
-        seed: decides who is in which pool.
+        seed: decides who is in which pool; a number, or streams of ``data.tail``.
         train: images in the attacker's pool.
         test: images in the pool for measuring; by default all the others.
         options: of the foreign data set.
@@ -70,7 +70,8 @@ def foreign_tail(
         raise FedsimError(
             f"tail of '{dataset}': class {label} has {len(inputs)} images; accepted: up to that, not {wanted}"
         )
-    order = rng.stream(seed, f"data.tail.{dataset}.{label}").permutation(len(inputs))
+    streams = seed if isinstance(seed, rng.Streams) else rng.Streams(seed, "data.tail")
+    order = streams.stream(f"data.tail.{dataset}.{label}").permutation(len(inputs))
     end = len(order) if test is None else train + test
     pools = []
     for places in (order[:train], order[train:end]):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from attacks.adversary import Adversary
 from attacks.attack import KNOWLEDGE, Attack, Compromised, Craft, LocalStep, Received, overrides
+from fedsim import rng
 from fedsim.data.examples import Examples
 from fedsim.errors import KnowledgeError
 from fedsim.updates import Updates
@@ -355,7 +356,7 @@ def prepared(make: Make) -> Attack:
     """The attack after ``prepare`` on the toy images."""
     attack = make()
     train, test = images()
-    attack.prepare(train, test, num_classes=CLASSES, seed=0)
+    attack.prepare(train, test, num_classes=CLASSES, streams=rng.Streams(0, "attack", "data.tail"))
     return attack
 
 

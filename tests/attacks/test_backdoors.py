@@ -11,6 +11,7 @@ from attacks.trigger import make_trigger
 from fedsim import registry
 from fedsim.data.examples import Examples
 from fedsim.errors import DataMissing, FedsimError, ScenarioError
+from fedsim.rng import Streams
 
 
 def node(client=4, rank=0, attackers=4, round=1, seed=0):
@@ -146,7 +147,7 @@ def keys(images):
 
 def edge_case(train, test, /, *, seed=0, **options):
     attack = registry.make("attack", "edge_case", **options)
-    attack.prepare(train, test, num_classes=10, seed=seed)
+    attack.prepare(train, test, num_classes=10, streams=Streams(seed, "attack", "data.tail"))
     return attack
 
 

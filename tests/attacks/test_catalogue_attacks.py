@@ -17,6 +17,7 @@ from attacks.trigger import make_trigger
 from fedsim import registry
 from fedsim.data.examples import Examples
 from fedsim.errors import KnowledgeError, UpdatesError
+from fedsim.rng import Streams
 from fedsim.testing import attacks as toy
 from fedsim.updates import Updates
 from strategies.defense import Round
@@ -362,7 +363,7 @@ def keys(images):
 def test_semantic_takes_a_look_of_a_class_and_changes_no_pixel():
     data = registry.make("dataset", "digits").load()
     attack = registry.make("attack", "semantic", target=0, source=7, examples=20)
-    attack.prepare(data.train, data.test, num_classes=10, seed=0)
+    attack.prepare(data.train, data.test, num_classes=10, streams=Streams(0, "attack", "data.tail"))
     own = data.train.take(torch.arange(400))
     found = attack.poison(own, node())
     assert torch.equal(found.inputs[:400], own.inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import random
 from contextlib import suppress
 
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from attacks.attack import Compromised
 from fedsim import rng
+from fedsim.testing import attacks as toy
+from strategies.defense import Round
 
 GRID = list(
     itertools.product((0, 1, 2**32, 2**63 - 1), ("a", "b", "client.shuffle", ""), (0, 1, 2, 2**31), (-1, 0, 1, 999_999))
@@ -90,3 +94,36 @@ def test_global_states_are_seeded_and_restored() -> None:
     assert all(a != b for a, b in zip(inside, other, strict=True))
     with rng.global_states(3, "guest", round=2):
         assert draw() == inside
+
+
+def test_streams_give_the_same_numbers_of_their_subjects_alone_and_not_the_seed():
+    given = rng.Streams(12345, "attack", "data.tail")
+    assert (
+        given.stream("attack.x", round=2, client=3).random()
+        == rng.stream(12345, "attack.x", round=2, client=3).random()
+    )
+    assert given.integer("data.tail.a") == rng.integer(12345, "data.tail.a")
+    drawn, expected = (
+        torch.rand(3, generator=one) for one in (given.torch_stream("attack.n"), rng.torch_stream(12345, "attack.n"))
+    )
+    assert torch.equal(drawn, expected)
+    for other in ("server.krum.noise", "attacker.x", "attack"):
+        with pytest.raises(ValueError, match=r"accepted: 'attack\.…' or 'data\.tail\.…'"):
+            given.stream(other)
+    assert pickle.loads(pickle.dumps(given)) == given != rng.Streams(1, "attack", "data.tail")
+    public = [getattr(given, name) for name in dir(given) if not name.startswith("_")]
+    assert 12345 not in public
+    assert "12345" not in repr(given)
+
+
+def test_neither_attack_nor_defense_is_handed_the_seed():
+    node = Compromised(0, 0, 1, 1, 12345, 10)
+    ctx = Round(seed=12345, part="krum")
+    craft = toy.context(*toy.federation())
+    for each in (node, ctx, craft):
+        with pytest.raises(AttributeError):
+            _ = each.seed
+        assert not [value for value in vars(each).values() if isinstance(value, int) and value == 12345]
+        assert "12345" not in repr(each)
+    assert ctx.stream("x").random() == rng.stream(12345, "server.krum.x").random()
+    assert node.stream("x").random() == rng.stream(12345, "attack.x", client=0).random()
