@@ -72,11 +72,8 @@ def trained(model: nn.Module, split: Split, method: str, epochs: int, seed: int)
                 frictions.append(optimizer.mean_friction())
         model.eval()
         with torch.no_grad():
-            right = sum(
-                int((model(x).argmax(1) == y).sum())
-                for x, y in zip(test_inputs.split(1000), test_labels.split(1000), strict=True)  # type: ignore[no-untyped-call]
-            )
-        accuracies.append(right / len(test_labels))
+            found = torch.cat([model(x).argmax(1) for x in test_inputs.split(1000)])  # type: ignore[no-untyped-call]
+        accuracies.append(float((found == test_labels).double().mean()))
     return accuracies, sum(frictions) / len(frictions) if frictions else math.nan
 
 

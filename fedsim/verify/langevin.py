@@ -269,7 +269,7 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
         if key in found and "needed" in found[key][0].series:
             curves, slope = found[key][0].series, found[key][0].values["slope"]
             right.loglog(curves["d"], curves["needed"], "o", label=f"{label}: slope {slope:.2f}")
-            d, n = np.log(curves["d"]), np.log(curves["needed"])
-            right.loglog(curves["d"], np.exp(n.mean() + slope * (d - d.mean())), "0.6", linewidth=1)
+            x, y = np.log(curves["d"]), np.log(curves["needed"])
+            right.loglog(curves["d"], np.exp(y.mean() + slope * (x - x.mean())), "0.6", linewidth=1)
     right.set(xlabel="d", ylabel="n at overlap ½")
     right.legend(fontsize=7)
