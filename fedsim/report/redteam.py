@@ -56,7 +56,8 @@ def rows(told: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for each in told["defenses"]:
         row = [each["defense"]]
         for key in ("static", "adaptive"):
-            row += [attack_words(each[key]), _interval(each[key]["measure"]) + _over(each[key])]
+            measure = _interval(each[key]["measure"], least=0.0 if told["goal"] == "asr" else -1.0)
+            row += [attack_words(each[key]), measure + _over(each[key])]
         gain = each["gain"]
         row.append(_interval(gain, signed=True))
         row.append("–" if each["floor"] is None else words.percent(each["floor"]))
@@ -145,8 +146,9 @@ def _over(end: Mapping[str, Any]) -> str:
     return "" if end["within"] else f", over the bound: costs {words.percent(_mean(end['lost']))}"
 
 
-def _interval(values: Sequence[float | None], signed: bool = False) -> str:
-    mean, low, high = (None if value is None else 100 * value for value in values)
+def _interval(values: Sequence[float | None], signed: bool = False, least: float = -1.0) -> str:
+    """A mean with its interval in percent; an interval of shares ends where shares do."""
+    mean, low, high = (None if value is None else 100 * min(1.0, max(least, value)) for value in values)
     sign = "+" if signed else ""
     if mean is None:
         return "–"
