@@ -407,8 +407,20 @@ def verify(
     from fedsim.verify.runner import verify as run_claims
 
     rows = run_claims(papers or (), runs, quick=quick, seeds=seeds, say=typer.echo)
-    shown = [(row.paper, row.expected.claim, row.expected.expected, row.ours, row.verdict) for row in rows]
-    terminal.show(terminal.columns(shown, ("paper", "claim", "expected", "ours", "verdict"), (1, 3)))
+    shown = [
+        (
+            row.paper,
+            row.expected.claim,
+            row.source,
+            row.expected.expected,
+            row.expected.tolerance,
+            row.ours,
+            row.verdict,
+        )
+        for row in rows
+    ]
+    heads = ("paper", "claim", "source", "expected", "accepted", "ours", "verdict")
+    terminal.show(terminal.columns(shown, heads, (1, 2, 3, 4, 5)))
     for row in rows:
         if row.expected.differs:
             typer.echo(f"{row.paper} {row.key} {row.verdict}: {row.expected.differs}")

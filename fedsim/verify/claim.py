@@ -138,19 +138,33 @@ _claims: dict[tuple[str, str], Claim] = {}
 
 
 def claim(
-    rows: Mapping[str, Expected], *, source: str, seeds: int = 3, exact: bool = False, quick: bool = True
+    rows: Mapping[str, Expected],
+    *,
+    source: str,
+    seeds: int = 3,
+    exact: bool = False,
+    quick: bool = True,
+    paper: str = "",
 ) -> Callable[[Callable[[int], Measured]], Callable[[int], Measured]]:
-    """Decorator: the function ``(seed) -> Measured`` becomes a claim of its file's paper, under its own name.
+    """Decorator: the function ``(seed) -> Measured`` becomes a claim under its own name.
+
+    Args:
+        rows: as of :class:`Claim`; likewise source, seeds, exact and quick.
+        source: see there.
+        seeds: see there.
+        exact: see there.
+        quick: see there.
+        paper: whose claim it is; by default that of the file's name.
 
     Raises:
         FedsimError: the file has such a claim already.
     """
 
     def decorate(function: Callable[[int], Measured]) -> Callable[[int], Measured]:
-        paper, key = function.__module__.rpartition(".")[2], function.__name__
-        if (paper, key) in _claims and _claims[paper, key].measure.__code__ != function.__code__:
-            raise FedsimError(f"verify: {paper} has two claims '{key}'")
-        _claims[paper, key] = Claim(paper, key, function, rows, source, 1 if exact else seeds, exact, quick)
+        name, key = paper or function.__module__.rpartition(".")[2], function.__name__
+        if (name, key) in _claims and _claims[name, key].measure.__code__ != function.__code__:
+            raise FedsimError(f"verify: {name} has two claims '{key}'")
+        _claims[name, key] = Claim(name, key, function, rows, source, 1 if exact else seeds, exact, quick)
         return function
 
     return decorate

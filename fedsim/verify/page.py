@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,10 @@ from typing import Any
 
 from fedsim.record import make_folder, write_bytes
 from fedsim.verify.claim import MEANING, Measured, Row, claims_of
-from fedsim.verify.runner import PAPERS, results_of
+from fedsim.verify.runner import PAPERS, load, results_of
+
+FIGURES = "verify"
+"""Folder of the figures, beside the page."""
 
 HEAD = """# What the papers claim, and what is seen here
 
@@ -30,11 +33,10 @@ def write_page(rows: Sequence[Row], runs: str | Path, out: str | Path) -> Path:
         own = [row for row in rows if row.paper == paper]
         if not own:
             continue
-        module = importlib.import_module(f"fedsim.verify.{paper}")
+        module = load(paper)
         parts.append(f"## {(module.__doc__ or paper).splitlines()[0].rstrip('.')}")
-        figure = draw(paper, Path(runs), folder)
-        if figure is not None:
-            parts.append(f"![{paper}]({figure.name})")
+        if draw(paper, Path(runs), folder / FIGURES) is not None:
+            parts.append(f"![{paper}]({FIGURES}/{paper}.png)")
         parts.append(table(own))
         parts += [f"- `{row.key}`: {row.expected.differs}" for row in own if row.expected.differs]
     page = folder / "verify.md"
@@ -53,8 +55,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(paper: str, runs: Path, out: Path) -> Path | None:
-    """The paper's figure, if its file has a ``draw(axes, found)`` and all its curves are there."""
-    module: Any = importlib.import_module(f"fedsim.verify.{paper}")
+    """The paper's figure, ``NAME.png``, if its file draws one and the claims that it needs have results.
+
+    The file has ``draw(figure, found)``, given a matplotlib figure and what each claim found, by seed; ``DRAWN`` names
+    the claims that must be among them, ``SIZE`` the figure's in inches (7 × 3.2 without).
+    """
+    module: Any = load(paper)
     if not hasattr(module, "draw"):
         return None
     found: dict[str, list[Measured]] = {}
@@ -65,13 +71,15 @@ def draw(paper: str, runs: Path, out: Path) -> Path | None:
     if not set(module.DRAWN) <= found.keys():
         return None
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "fedsim", "font.size": 9}):
-        figure = Figure(figsize=(7, 3.2), layout="constrained")
-        FigureCanvasSVG(figure)
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=getattr(module, "SIZE", (7, 3.2)), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
         module.draw(figure, found)
-        path = out / f"verify-{paper}.svg"
-        figure.savefig(path, format="svg", metadata={"Date": None})
-    return path
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", metadata={"Software": None})
+    make_folder(out)
+    write_bytes(out / f"{paper}.png", drawn.getvalue())
+    return out / f"{paper}.png"

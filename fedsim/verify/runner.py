@@ -1,30 +1,30 @@
 """Runs claims, keeps each result in a file of its own, and picks up what is there already.
 
-A result counts only for the code that gave it: its file names the hash of the claim's own file, of the files that the
-paper's ``PARTS`` names, and of fedsim's version.
+A result counts only for the code that gave it: its file names the hash of what the claim's function reaches in this
+room, of the files that the paper's ``PARTS`` names, and of fedsim's version.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import fedsim
 from fedsim import runtime
 from fedsim.errors import FedsimError, nearest, one_line
 from fedsim.record import make_folder, write_json
 from fedsim.verify.claim import Claim, Measured, Row, claims_of
+from fedsim.verify.fingerprint import fingerprint
 
 PAPERS = (
+    "multi_metrics",
+    "diff2",
     "hessian_alignment",
     "diffgrad",
     "langevin",
@@ -35,9 +35,8 @@ PAPERS = (
     "monge_gap",
     "coherence",
     "generalization",
-    "diff2",
 )
-"""One file each, in the order of the page."""
+"""One file each, in the order of the page; what a file's ``MORE`` names holds further claims of its paper."""
 
 Say = Callable[[str], None]
 
@@ -65,7 +64,7 @@ def verify(
     folder = Path(runs)
     rows: list[Row] = []
     for paper in papers or PAPERS:
-        module = _module(paper)
+        module = load(paper)
         for each in claims_of(paper):
             if quick and not each.quick:
                 continue
@@ -80,7 +79,7 @@ def known_rows(runs: str | Path = "runs/verify") -> list[Row]:
     """The rows of all papers, with the results that are there for the code as it is."""
     folder, rows = Path(runs), []
     for paper in PAPERS:
-        module = _module(paper)
+        module = load(paper)
         for each in claims_of(paper):
             rows += rows_of(folder, module, each, None)
     return rows
@@ -102,7 +101,7 @@ def results_of(folder: Path, module: ModuleType, each: Claim) -> list[tuple[Meas
     """(what was found, or what went wrong) with seed 0, 1, …, as far as they are there."""
     found: list[tuple[Measured | None, str]] = []
     for seed in range(10_000):
-        kept = _kept(_file(folder, each, seed), _fingerprint(module))
+        kept = _kept(_file(folder, each, seed), _fingerprint(module, each))
         if kept is None:
             break
         found.append((None, kept["failure"]) if kept.get("failure") else (Measured(**kept["found"]), ""))
@@ -110,12 +109,12 @@ def results_of(folder: Path, module: ModuleType, each: Claim) -> list[tuple[Meas
 
 
 def _ensure(folder: Path, module: ModuleType, each: Claim, seed: int, say: Say) -> None:
-    file, fingerprint = _file(folder, each, seed), _fingerprint(module)
-    kept = _kept(file, fingerprint)
+    file, code = _file(folder, each, seed), _fingerprint(module, each)
+    kept = _kept(file, code)
     if kept is not None and not kept.get("failure"):
         return
     began = time.perf_counter()
-    record: dict[str, Any] = {"fingerprint": fingerprint, "paper": each.paper, "claim": each.key, "seed": seed}
+    record: dict[str, Any] = {"fingerprint": code, "paper": each.paper, "claim": each.key, "seed": seed}
     try:
         with runtime.one_thread():
             found = each.measure(seed)
@@ -145,17 +144,19 @@ def _kept(file: Path, fingerprint: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("fingerprint") == fingerprint else None
 
 
-def _module(paper: str) -> ModuleType:
+def load(paper: str) -> ModuleType:
+    """A paper's file, imported with all its claims.
+
+    Raises:
+        FedsimError: no such paper.
+    """
     if paper not in PAPERS:
         raise FedsimError(f"verify: given '{paper}'; accepted: {', '.join(PAPERS)}{nearest(paper, PAPERS)}")
-    return importlib.import_module(f"fedsim.verify.{paper}")
+    module = importlib.import_module(f"fedsim.verify.{paper}")
+    for name in getattr(module, "MORE", ()):
+        importlib.import_module(name)
+    return module
 
 
-@cache
-def _fingerprint(module: ModuleType) -> str:
-    digest = hashlib.sha256(fedsim.__version__.encode())
-    for name in (module.__name__, *getattr(module, "PARTS", ())):
-        file = importlib.import_module(name).__file__
-        assert file is not None
-        digest.update(Path(file).read_bytes())
-    return digest.hexdigest()
+def _fingerprint(module: ModuleType, each: Claim) -> str:
+    return fingerprint(each.measure, getattr(module, "PARTS", ()))

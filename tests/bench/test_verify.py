@@ -85,14 +85,13 @@ def test_the_page_has_a_table_and_a_figure(tmp_path: Path) -> None:
     rows = verify(["diffgrad"], tmp_path / "runs", quick=True)
     assert {each.verdict for each in rows} <= {"holds", "not run"}, table(rows)
     page = write_page(known_rows(tmp_path / "runs"), tmp_path / "runs", tmp_path / "out").read_text()
-    assert "verify-diffgrad.svg" in page
-    assert (tmp_path / "out" / "verify-diffgrad.svg").read_text().startswith("<?xml")
+    assert "](verify/diffgrad.png)" in page
+    drawn = (tmp_path / "out" / "verify" / "diffgrad.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
     assert "| F1: x_1 |" in page
     assert "**not run**" in page
     again = write_page(known_rows(tmp_path / "runs"), tmp_path / "runs", tmp_path / "again")
-    assert (tmp_path / "out" / "verify-diffgrad.svg").read_bytes() == (
-        again.parent / "verify-diffgrad.svg"
-    ).read_bytes()
+    assert (again.parent / "verify" / "diffgrad.png").read_bytes() == drawn
 
 
 def test_the_command_fails_where_a_claim_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
