@@ -1,0 +1,72 @@
+"""``optimal`` searches its scalar through the pipeline that the run has: every stage, its memory, the server's step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+from strategies.strategy import DefendedStrategy
+
+PIPELINES = {
+    "pre-aggregator, filter and aggregator": [
+        {"name": "nnm", "malicious": 2},
+        {"name": "multi_krum", "malicious": 2},
+        "median",
+    ],
+    "a memory": [{"name": "centered_clipping", "radius": 0.5}],
+    "a history of each client": ["foolsgold"],
+    "noise": [{"name": "weak_dp", "radius": 1.0, "noise": 0.001}],
+}
+SERVERS = {"sgd": {"name": "sgd", "lr": 0.5}, "adam": {"name": "adam", "lr": 0.05}}
+
+
+def scenario(defenses, optimizer):
+    return Scenario(
+        rounds=3,
+        data={"clients": 8},
+        model={"name": "logistic"},
+        client={"per_round": 8, "optimizer": {"name": "sgd", "lr": 0.1}},
+        adversary={
+            "count": 2,
+            "knowledge": "omniscient",
+            "knows_defense": True,
+            "attacks": [{"name": "optimal", "attack": "ipm", "low": 0.1, "high": 20.0, "steps": 6, "refine": 2}],
+        },
+        server={"defenses": defenses, "optimizer": optimizer},
+        engine={"name": "local", "workers": 1},
+    )
+
+
+@pytest.mark.parametrize("optimizer", SERVERS)
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_what_it_tries_is_what_the_server_would_do(monkeypatch, pipeline, optimizer):
+    """The outcome that the preview promised for the rows that are sent is the round's outcome, its noise aside."""
+    promised: dict[int, list[torch.Tensor]] = {}
+    happened: dict[int, torch.Tensor] = {}
+    preview, step = DefendedStrategy.preview, DefendedStrategy._step
+
+    def previewed(self, updates, server_round):
+        found = preview(self, updates, server_round)
+        promised.setdefault(server_round, []).append(found.clone())
+        return found
+
+    def stepped(self, updates, contexts, talks=True):
+        found = step(self, updates, contexts, talks)
+        if talks:
+            happened[self.outcome.round] = found[: self.layout.d].clone()
+        return found
+
+    monkeypatch.setattr(DefendedStrategy, "preview", previewed)
+    monkeypatch.setattr(DefendedStrategy, "_step", stepped)
+    simulate(scenario(PIPELINES[pipeline], SERVERS[optimizer]), None)
+    noise = 0.01 if pipeline == "noise" else 0.0
+    for number in (1, 2, 3):
+        assert len(promised[number]) >= 7, "the scan of six values and the honest outcome"
+        nearest = min(float((each - happened[number]).abs().max()) for each in promised[number])
+        assert nearest <= noise, f"round {number}: no value that was tried led where the server went"
+        honest = promised[number][0]
+        gains = [float((each - honest).norm()) for each in promised[number]]
+        reached = float((happened[number] - honest).norm())
+        assert reached >= max(gains) * (0.9 if noise else 1 - 1e-6)
