@@ -3,9 +3,9 @@
     w = w / max(1, ‖w‖ / ρ_t) + N(0, σ²·I),   ρ_t = ρ + growth·t
 
 The bound is on the model, not on updates, and grows with the rounds as the paper's does (MNIST: 0.025·t + 2). At test
-time the paper classifies by the vote of many noisy copies of the model, from which it certifies that a bounded trigger
-changes nothing: :func:`votes` and :mod:`strategies.crfl_certificate`. The paper leaves the noise out of the last round, and its votes add it; here every
-round has it, since a run may be continued.
+time the paper classifies by the vote of many noisy copies of the model (:func:`votes`), from which it certifies that a
+bounded trigger changes nothing (:mod:`strategies.crfl_certificate`). The paper leaves the noise out of the last round,
+and its votes add it; here every round has it, since a run may be continued.
 
 Xie et al., "CRFL: Certifiably Robust Federated Learning against Backdoor Attacks", ICML 2021, arXiv 2106.08283.
 """
