@@ -111,8 +111,8 @@ RULES: dict[str, dict[str, Any]] = {
     | {
         "gap": Expected(
             "accuracy of SAM-GS with Adam less that of FedAvg", "no lower", -0.25, 0.05, differs=(
-                "lower: clients of two labels differ in direction, not in size, so that Ψ is near 1 and the rule is its "
-                "momentum branch, which drops what only a few clients' momentum holds; with the same Adam FedAvg is ahead"
+                "lower: we believe since clients of two labels differ in direction, not in size, so that Ψ is near 1 "
+                "and the rule is its momentum branch; with the same Adam FedAvg is ahead"
             )
         ),
     },
