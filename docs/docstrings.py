@@ -1,4 +1,4 @@
-"""Docstrings as the site shows them: roles of Sphinx as code, examples with ``>>>`` as blocks of code."""
+"""Docstrings as the site shows them: roles of Sphinx as code, examples with ``>>>`` and tables as blocks of code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from griffe import Extension
 
 ROLE = re.compile(r":(?:class|func|meth|mod|data):(`[^`]+`)")
+TABLE = re.compile(r"^=+ +=[= ]*$.*^=+ +=[= ]*$", re.MULTILINE | re.DOTALL)
 EXAMPLE = re.compile(r"(?:^>>> .*\n?)+", re.MULTILINE)
 
 
@@ -17,4 +18,5 @@ class Docstrings(Extension):
     def on_instance(self, *, obj: Any, **kwargs: Any) -> None:
         if not obj.is_alias and obj.docstring:
             text = EXAMPLE.sub(lambda found: f"```python\n{found[0].rstrip()}\n```\n", obj.docstring.value)
+            text = TABLE.sub(lambda found: f"```text\n{found[0].replace('``', '')}\n```", text)
             obj.docstring.value = ROLE.sub(r"\1", text)

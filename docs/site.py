@@ -1,7 +1,7 @@
 """What the site does beyond MkDocs: patterns in the navigation, and links out of ``docs/``.
 
-A link such as ``../fedsim/simulation.py`` leads to the file where the repository is read. In the site it leads to a page
-made of that file: Markdown as it is, a folder as a list, everything else as code.
+A link such as ``../fedsim/simulation.py`` leads to the file where the repository is read. In the site it leads to a
+page made of that file: Markdown as it is, a folder as a list, everything else as code.
 """
 
 from __future__ import annotations
