@@ -164,7 +164,8 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     for axes in (left, middle):
         axes.axhline(0.75, color="0.7", linewidth=1)
         axes.set_ylim(0, 0.9)
-        axes.legend(fontsize=6)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=6)
     if "left_out" in found:
         series = found["left_out"][0].series
         for name, values in series.items():
