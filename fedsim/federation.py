@@ -27,6 +27,8 @@ from fedsim.errors import Fault, PrivacyError, Said, ScenarioError
 from fedsim.grids.adversarial import AdversarialGrid
 from fedsim.measures import Evaluator
 from fedsim.models.build import build_model
+from fedsim.observers.observer import Watched
+from fedsim.observers.watch import Watch
 from fedsim.scenario import Part, Scenario
 from fedsim.scenario_privacy import claims, mechanisms
 from fedsim.updates import Layout, share
@@ -169,6 +171,15 @@ class Federation:
             estimating=ours if ours is not None and ours.estimator is not None else None,
             dtype=self.dtype,
         )
+
+    def watch(self) -> Watch:
+        """The scenario's observers; without any it does nothing."""
+
+        def watched() -> Watched:
+            workload, initial = self.app.workload, self.initial.clone()
+            return Watched(self.scenario, workload, self.dataset.info, self.dataset.test, initial, self.estimator)
+
+        return Watch(self.scenario, watched, self.guarantee)
 
     def triggered(self) -> Examples | None:
         """The eligible test examples as the attack shows them; None if no attack has a trigger."""

@@ -126,6 +126,7 @@ def twin(scenario: Scenario) -> Scenario | None:
     table = scenario.table()
     table["adversary"] = {"count": 0, "attacks": [_table(part) for part in kept]}
     table["title"] = f"Without attack: {scenario.title}"
+    table.pop("observe", None)
     return Scenario(**table)
 
 

@@ -55,7 +55,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "schedule": ("attacks",),
     "lr_schedule": ("fedsim.optim",),
     "trigger": ("attacks",),
-    "observer": ("attacks",),
+    "observer": ("fedsim.observers",),
     "tracker": ("fedsim.report",),
     "engine": ("fedsim.grids",),
     "scenario": (),

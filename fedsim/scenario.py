@@ -49,6 +49,7 @@ class Scenario(Tables):
     def table(self) -> dict[str, Any]:
         """The resolved scenario as nested tables, every default written out; what is None is left out."""
         empty = {name for name in ("matrix", "plugins") if not getattr(self, name)}
+        empty |= set() if self.observe.observers else {"observe"}
         return cast("dict[str, Any]", _toml_values(self.model_dump(exclude=empty)))
 
     def toml(self) -> str:

@@ -30,6 +30,7 @@ from fedsim.federation import Federation, build, key, named_arrays
 from fedsim.flower import Flat, flatten
 from fedsim.grids.adversarial import AdversarialGrid
 from fedsim.measures import Evaluator, round_line
+from fedsim.observers.watch import Watch
 from fedsim.record import Recorder, write_bytes, write_json
 from fedsim.remarks import remarks
 from fedsim.scenario import Scenario
@@ -64,6 +65,7 @@ class Result:
         finished: False where the run was interrupted.
         folder: the run's folder, or None.
         key: the run's key.
+        observations: what observers found out, one dict each.
     """
 
     scenario: Scenario
@@ -75,6 +77,7 @@ class Result:
     finished: bool = True
     folder: Path | None = None
     key: str = ""
+    observations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def rounds(self) -> pd.DataFrame:
@@ -144,13 +147,13 @@ def simulate(
         _refuse_occupied(folder)
     federation = build(scenario, deployed)
     keys = key(scenario, federation.dataset.fingerprint)
+    watch = federation.watch()
     evaluator = federation.evaluator()
     strategy = federation.strategy(evaluator)
     inner = federation.engine() if grid is None else grid
     try:
-        run = _Run(
-            federation, strategy, federation.adversarial(inner, strategy), inner, evaluator, keys, folder, progress
-        )
+        adversarial = federation.adversarial(inner, strategy)
+        run = _Run(federation, strategy, adversarial, inner, evaluator, watch, keys, folder, progress)
         with runtime.one_thread():
             run.open(resume)
             run.play()
@@ -170,6 +173,7 @@ class _Run:
         grid: AdversarialGrid,
         inner: Grid,
         evaluator: Evaluator,
+        watch: Watch,
         keys: dict[str, Any],
         folder: Path | None,
         progress: Progress | None,
@@ -185,6 +189,7 @@ class _Run:
             overrides(part, "select") for part in strategy.defenses
         )
         self.recorder = Recorder(None)
+        self.watch = watch
         self._recording = 0.0
 
     def open(self, resume: bool) -> None:
@@ -200,6 +205,8 @@ class _Run:
             self.grid.load_state_dict(state["adversary"])
             if isinstance(state["clients"], dict) and hasattr(self.inner, "client_state"):
                 self.inner.client_state.update(state["clients"])
+            if self.watch:
+                self.watch.load_state_dict(state["observers"])
             self.next_round = done + 1
         else:
             self.recorder = Recorder.start(self.folder)
@@ -264,7 +271,8 @@ class _Run:
         began = time.perf_counter()
         config = ConfigRecord({"scale": self.federation.scale(server_round)})
         messages = strategy.configure_train(server_round, self.arrays, config, grid)
-        replies = grid.send_and_receive(messages=messages, timeout=timeout)
+        replies = list(grid.send_and_receive(messages=messages, timeout=timeout))
+        caught = self.watch.catch(server_round, self._vector(), replies, grid.client_of) if self.watch else None
         trained = time.perf_counter()
         arrays, _ = strategy.aggregate_train(server_round, replies)
         self.arrays = self.arrays if arrays is None else arrays
@@ -282,6 +290,10 @@ class _Run:
             "evaluate": evaluated - aggregated,
             "record": self._recording,
         }
+        if caught is not None:
+            self.watch.show(caught, self._vector(), grid.attacking)
+            line["seconds"]["observe"] = self.watch.seconds
+            evaluated = time.perf_counter()
         self._record(line, clients)
         self._recording = time.perf_counter() - evaluated
         if self.progress is not None:
@@ -333,6 +345,8 @@ class _Run:
             "adversary": self.grid.state_dict(),
             "clients": self._remembered_elsewhere or held,
         }
+        if self.watch:
+            state["observers"] = self.watch.state_dict()
         self.recorder.write(line, clients, named_arrays(self._vector(), self.federation.layout), state)
 
     def result(self) -> Result:
@@ -343,12 +357,16 @@ class _Run:
         guarantee = self.federation.guarantee
         if guarantee is not None and guarantee.none:
             notes.insert(0, f"Privacy: NONE, this run guarantees nothing to anybody: {guarantee.reasons[0]}.")
+        notes += self.watch.notes(self.finished)
         notes += [str(incident) for incident in getattr(self.inner, "incidents", [])]
         if self.folder is not None:
             summary = _summary(self.folder)
             summary |= {"key": self.keys["key"], "digest": digest, "rounds": self.next_round - 1}
             summary |= {"finished": self.finished, "notes": notes}
             write_json(self.folder / "summary.json", summary)
+            for name, content in self.watch.files().items():
+                write = write_bytes if isinstance(content, bytes) else write_json
+                write(self.folder / name, content)
         parameters = {name: torch.from_numpy(array.copy()) for name, array in model.items()}
         return Result(
             self.scenario,
@@ -360,6 +378,7 @@ class _Run:
             self.finished,
             self.folder,
             self.keys["key"],
+            self.watch.observations,
         )
 
     def _describe_data(self) -> None:

@@ -184,6 +184,13 @@ class Privacy(Section):
     """``none`` runs a pipeline that guarantees nothing, and the report says so."""
 
 
+class Observe(Section):
+    """Who is honest but curious; it changes nothing."""
+
+    observers: list[Annotated[Part, Kind("observer")]] = Field(default_factory=list)
+    """What tries to learn of the clients' data from what it is shown; see docs/privacy-attacks.md."""
+
+
 class Evaluate(Section):
     """What is measured, and how often."""
 
@@ -233,6 +240,7 @@ class Tables(Section):
     adversary: AdversaryTable = Field(default_factory=AdversaryTable)
     server: Server = Field(default_factory=Server)
     privacy: Privacy = Field(default_factory=Privacy)
+    observe: Observe = Field(default_factory=Observe)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     engine: Engine = Field(default_factory=Engine)
     matrix: dict[str, list[Any]] = Field(default_factory=dict)

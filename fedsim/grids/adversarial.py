@@ -141,6 +141,10 @@ class AdversarialGrid(Grid):
             self._show(attack, sent, replies)
         return replies
 
+    def client_of(self, reply: Message) -> int | None:
+        """The partition that answers; None for a node that is not of this federation."""
+        return None if self._directory is None else self._directory.find(reply.metadata.src_node_id)
+
     def _marked(self, messages: list[Message], clients: Sequence[int], malicious: set[int]) -> list[Message]:
         marked = []
         for message, client in zip(messages, clients, strict=True):
