@@ -21,6 +21,13 @@ LEGEND = {
     "d": "d: in some seed the defense never changed an aggregate, the result is that of plain averaging",
     "1": "1: a single seed, so no interval and no order",
 }
+EXTRAS = {
+    "worst10": ("worst 10 %", "{:.3f}"),
+    "recovery": ("recovery", "{:.1f}"),
+    "survival": ("survival", "{:.1f}"),
+    "seconds": ("s a round", "{:.2f}"),
+}
+"""What stands in further columns where any setting has it: head, and how a mean is written."""
 MEANS = {"accuracy": "accuracy", "asr": "ASR", "utility_lost": "utility lost"}
 
 
@@ -106,6 +113,11 @@ def show(frame: pd.DataFrame, interval: Literal["t", "bootstrap"] = "t") -> None
     rounds = " to ".join(str(count) for count in dict.fromkeys((last[0], last[-1]))) if last else "0"
     how = "Student's t" if interval == "t" else "bootstrap"
     typer.echo(f"means over the last {rounds} evaluated rounds, then over seeds; 95 % intervals over seeds ({how})")
+    if table[["recovery", "survival"]].notna().any(axis=None):
+        typer.echo(
+            "recovery: rounds from the last attack until accuracy is back within 2 points; survival: until half of\n"
+            "the ASR above its floor is gone; of the seeds whose run saw it"
+        )
     for mark, meaning in LEGEND.items():
         if table["marks"].str.contains(mark).any():
             typer.echo(meaning)
@@ -122,13 +134,17 @@ def show(frame: pd.DataFrame, interval: Literal["t", "bootstrap"] = "t") -> None
 def settings_table(table: pd.DataFrame) -> Table:
     """A row a setting: what sets it apart, its seeds, its means."""
     keys = _keys(table)
+    more = [name for name in EXTRAS if name in table and table[name].notna().any()]
     rows = []
     for _, row in table.iterrows():
         kept = f"{row['attacker_rows_kept']} of {row['attacker_rows']}" if row["attacker_rows"] else "–"
         seeds = f"{row['seeds']}" if row["seeds"] == row["cells"] else f"{row['seeds']} of {row['cells']}"
         means = [spread(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in MEANS]
-        rows.append((*(str(row[key]) for key in keys), seeds, *means, _number(row["floor"]), kept, row["marks"]))
-    return terminal.columns(rows, (*keys, "seeds", *MEANS.values(), "floor", "kept", "marks"), range(len(keys)))
+        extras = ["–" if math.isnan(row[name]) else EXTRAS[name][1].format(row[name]) for name in more]
+        means += [_number(row["floor"]), kept, *extras]
+        rows.append((*(str(row[key]) for key in keys), seeds, *means, row["marks"]))
+    heads = (*keys, "seeds", *MEANS.values(), "floor", "kept", *(EXTRAS[name][0] for name in more), "marks")
+    return terminal.columns(rows, heads, range(len(keys)))
 
 
 def ranking_table(table: pd.DataFrame) -> Table:

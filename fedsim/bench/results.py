@@ -30,7 +30,7 @@ ALIASES = {
 """Short names of the keys that benchmarks vary."""
 NUMBERS = (
     "accuracy", "loss", "asr", "floor", "calm_accuracy", "malicious_weight", "chance", "attacker_rows",
-    "attacker_rows_kept", "last_rounds", "seconds",
+    "attacker_rows_kept", "last_rounds", "worst10", "recovery", "survival", "seconds",
 )  # fmt: skip
 _SYMBOLS: dict[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne,

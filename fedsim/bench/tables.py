@@ -30,8 +30,10 @@ def over_seeds(frame: pd.DataFrame, interval: Method = "t") -> pd.DataFrame:
     Returns:
         ``defense``, ``attack``, ``dataset``, ``partition``, other keys of the matrix, ``cells``, ``seeds`` (finished
         ones), ``failed``, then for each measure ``NAME``, ``NAME_low``, ``NAME_high``; ``floor``, ``seconds`` a round,
-        ``chance``, ``attacker_rows``, ``attacker_rows_kept``, ``last_rounds``, and ``marks``: ``a`` in some seed no
-        attack took place, ``d`` in some seed the defense never changed an aggregate, ``1`` a single seed.
+        ``worst10`` (accuracy of the worst tenth of the clients), ``recovery`` and ``survival`` (rounds, of those seeds
+        whose run saw the end, see :func:`fedsim.bench.cell.aftermath`), ``chance``, ``attacker_rows``,
+        ``attacker_rows_kept``, ``last_rounds``, and ``marks``: ``a`` in some seed no attack took place, ``d`` in some
+        seed the defense never changed an aggregate, ``1`` a single seed.
     """
     import pandas as pd
 
@@ -44,8 +46,9 @@ def over_seeds(frame: pd.DataFrame, interval: Method = "t") -> pd.DataFrame:
             found = _interval([float(value) for value in done[name]], interval)
             low, high = (float(np.clip(end, least, most)) for end in (found.low, found.high))
             row |= {name: found.mean, f"{name}_low": low, f"{name}_high": high}
-        for name in ("floor", "seconds", "chance"):
-            row[name] = float(done[name].mean()) if done[name].notna().any() else math.nan
+        for name in ("floor", "seconds", "chance", "worst10", "recovery", "survival"):
+            known = name in done and done[name].notna().any()
+            row[name] = float(done[name].mean()) if known else math.nan
         for name in ("attacker_rows", "attacker_rows_kept"):
             row[name] = int(done[name].sum())
         row["last_rounds"] = int(done["last_rounds"].min()) if len(done) else 0
