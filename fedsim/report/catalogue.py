@@ -1,4 +1,4 @@
-"""The catalogue: every attack, trigger and defense that comes with fedsim, as a page in Markdown, from the registry.
+"""The catalogue: every attack, trigger, defense and observer of fedsim, as a page in Markdown, from the registry.
 
 ``python -m fedsim.report.catalogue docs/catalogue.md`` writes the page anew; a test holds the two equal.
 """
@@ -22,7 +22,13 @@ HOOKS = {
     "craft": "craft",
     "observe": "observer",
 }
-STAGES = {"transform": "pre-aggregator", "select": "filter", "combine": "aggregator", "finish": "model"}
+STAGES = {
+    "transform": "pre-aggregator",
+    "select": "filter",
+    "combine": "aggregator",
+    "bound": "clip of the aggregate",
+    "finish": "model",
+}
 KNOWN = {
     "own": "its own update",
     "colluding": "the updates of all attackers",
@@ -31,7 +37,7 @@ KNOWN = {
 INTRODUCTION = """\
 # Catalogue
 
-Every attack, trigger and defense that comes with fedsim, written by `python -m fedsim.report.catalogue` from the
+Every attack, trigger, defense and observer of fedsim, written by `python -m fedsim.report.catalogue` from the
 registry. `fedsim list attack NAME` prints the options of one with their meanings. Costs are in n clients of a round,
 f malicious ones and d parameters, beside local training and the mean.
 """
@@ -44,6 +50,7 @@ def markdown() -> str:
         ("Attacks", "attack", _attack),
         ("Triggers", "trigger", _trigger),
         ("Defenses", "defense", _defense),
+        ("Observers", "observer", _observer),
     ):
         rows = [columns(name, part) for name, part in _own(kind)]
         pieces.append(f"## {title}\n\n{_table(rows)}\n\n{_details(kind)}")
@@ -54,7 +61,7 @@ def _own(kind: str) -> Iterator[tuple[str, Any]]:
     """The parts of a kind that come with fedsim, not those of installed plug-ins."""
     homes = tuple(registry.HOMES[kind])
     for name, part in registry.iterate(kind):
-        if part.__module__.split(".")[0] in homes:
+        if part.__module__.startswith(tuple(f"{home}." for home in homes)):
             yield name, part
 
 
@@ -87,6 +94,16 @@ def _defense(name: str, part: Any) -> dict[str, str]:
         "kind": ", ".join(stages),
         "sees": getattr(part, "sees", "updates"),
         "cost": getattr(part, "cost", ""),
+        "source": registry.source(part),
+    }
+
+
+def _observer(name: str, part: Any) -> dict[str, str]:
+    return {
+        "name": f"`{name}`",
+        "what": registry.summary(part),
+        "goal": part.goal,
+        "cost": part.cost,
         "source": registry.source(part),
     }
 

@@ -70,6 +70,8 @@ class RunFolder:
     samples: dict[str, NDArray[Any]]
     summary: dict[str, Any]
     privacy: dict[str, Any] = field(default_factory=dict)
+    observations: list[dict[str, Any]] = field(default_factory=list)
+    pictures: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
@@ -96,6 +98,8 @@ class RunFolder:
             _arrays(path / "samples.npz"),
             _table(path / "summary.json"),
             _table(path / "privacy.json"),
+            _list(path / "observations.json"),
+            _arrays(path / "observations.npz"),
         )
 
     @property
@@ -171,13 +175,22 @@ def _floats(values: Iterator[Any]) -> Floats:
 
 
 def _table(file: Path) -> dict[str, Any]:
+    found = _json(file)
+    return found if isinstance(found, dict) else {}
+
+
+def _list(file: Path) -> list[dict[str, Any]]:
+    found = _json(file)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _json(file: Path) -> Any:
     if not file.is_file():
-        return {}
+        return None
     try:
-        found = json.loads(file.read_text("utf-8"))
+        return json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise FedsimError(f"{file} is not JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

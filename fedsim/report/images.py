@@ -53,6 +53,12 @@ def pairs(samples: Mapping[str, NDArray[Any]], names: list[str]) -> list[Pair]:
     ]
 
 
+def in_unit_range(images: NDArray[Any]) -> list[str]:
+    """(m, C, H, W) images with pixels in [0, 1] as data URIs."""
+    pixels = (np.nan_to_num(images.astype(np.float64)) * 255).round().clip(0, 255).astype(np.uint8)
+    return [png(each) for each in pixels]
+
+
 def png(image: NDArray[np.uint8]) -> str:
     """A (C, H, W) image as a data URI; one channel is grey, three or more are red, green, blue."""
     from PIL import Image

@@ -17,6 +17,7 @@ from fedsim.report.charts import losses, norms, progress, scores, weight
 from fedsim.report.folder import RunFolder, finite
 from fedsim.report.maps import kept_map, partition_map
 from fedsim.report.measures import Latest, Measures, measure
+from fedsim.report.observations import observed
 from fedsim.report.privacy import marked, outside, spent
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def contents(run: RunFolder) -> dict[str, Any]:
         "privacy": run.privacy,
         "spent": spent(run),
         "outside": list(private.values()),
+        "observed": observed(run),
         "images": images.pairs(run.samples, labels),
         "faults": faults[:MOST_FAULTS],
         "fault_count": len(faults),
