@@ -87,13 +87,13 @@ class CaliforniaHousing:
 
 @register("dataset", "synthetic_regression")
 class SyntheticRegression:
-    """y = f(x) + noise, x ~ N(0, I), f a random network of one hidden layer of softplus units.
+    """y = f(x) + noise, x ~ N(0, I), f a random network of one hidden layer of softplus units, or linear.
 
     Args:
         examples: training examples.
         test: test examples.
         features: dimensions of an input.
-        hidden: units of the network that makes the targets.
+        hidden: units of the network that makes the targets; 0: a random linear function makes them.
         noise: standard deviation of the noise on a target, in standard deviations of f.
         data_seed: other seeds give other tasks; independent of the scenario's seed.
     """
@@ -101,7 +101,7 @@ class SyntheticRegression:
     examples: Annotated[int, Field(ge=1)] = 16_512
     test: Annotated[int, Field(ge=1)] = 4_128
     features: Annotated[int, Field(ge=1)] = 8
-    hidden: Annotated[int, Field(ge=1)] = 10
+    hidden: Annotated[int, Field(ge=0)] = 10
     noise: Annotated[float, Field(ge=0)] = 0.5
     data_seed: Annotated[int, Field(ge=0)] = 0
 
@@ -114,11 +114,14 @@ class SyntheticRegression:
 
     def _make(self) -> Dataset:
         draw = rng.stream(self.data_seed, "data.synthetic.teacher")
-        first = draw.standard_normal((self.features, self.hidden)) * 2 / np.sqrt(self.features)
-        shift, last = draw.standard_normal(self.hidden), draw.standard_normal(self.hidden)
+        if self.hidden:
+            first = draw.standard_normal((self.features, self.hidden)) * 2 / np.sqrt(self.features)
+            shift, last = draw.standard_normal(self.hidden), draw.standard_normal(self.hidden)
+        else:
+            slope = draw.standard_normal(self.features)
         draw = rng.stream(self.data_seed, "data.synthetic.regression")
         x = draw.standard_normal((self.examples + self.test, self.features))
-        y = np.logaddexp(0, x @ first + shift) @ last
+        y = np.logaddexp(0, x @ first + shift) @ last if self.hidden else x @ slope
         y += self.noise * y.std() * draw.standard_normal(len(y))
         return _standardised(
             x[: self.examples], y[: self.examples], x[self.examples :], y[self.examples :], "synthetic"
