@@ -1,0 +1,236 @@
+"""How fedsim grows: ``python scale.py [--cluster] [--quick]`` measures what docs/scale.md shows.
+
+The population, the cohort and the model grow one at a time, each size in a process of its own (scale_round.py); then a
+matrix of cells is played by one and by two processes, and with ``--cluster`` on one and on two nodes of a simulated Ray
+cluster, each node with one processor. It writes docs/results/scale.json, the table in docs/scale.md and its figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from run import ROOT, measured, python, write
+
+PAGE, FIGURE, NUMBERS = (ROOT / "docs" / name for name in ("scale.md", "scale.png", "results/scale.json"))
+POPULATIONS = (100, 1_000, 10_000, 100_000, 1_000_000)
+COHORTS = (10, 20, 50, 100, 200, 400)
+WIDTHS = (16, 64, 256, 1024, 4096)
+DEFENSES = ("fedavg", "krum")
+JOBS = (1, 2)
+NODES = (1, 2)
+MATRIX = """
+rounds = {rounds}
+[data]
+clients = 50
+[client]
+per_round = 10
+[adversary]
+count = 5
+[engine]
+workers = 1
+[matrix]
+"server.defenses" = [["fedavg"], ["median"]]
+"adversary.attacks" = [["sign_flip"], ["gaussian"]]
+seed = {seeds}
+"""
+
+Line = dict[str, Any]
+
+
+def growth(
+    what: str, size: int, rounds: int, clients: int = 1_000, cohort: int = 20, width: int = 64, defense: str = "fedavg"
+) -> Line:
+    """One size of a series; what does not grow is 1,000 clients, 20 a round, and a hidden layer of 64."""
+    tables = {
+        "rounds": rounds,
+        "data": {
+            "dataset": {"name": "synthetic_classification", "features": 784},
+            "partition": {"name": "iid", "examples": 64},
+            "clients": clients,
+        },
+        "model": {"name": "mlp", "hidden": [width]},
+        "client": {"per_round": cohort},
+        "server": {"defenses": [defense]},
+    }
+    return {"what": what, "defense": defense, "size": size, **measured(python("scale_round.py", json.dumps(tables)))}
+
+
+def population(rounds: int, quick: bool) -> Iterator[Line]:
+    for size in POPULATIONS[: 2 if quick else None]:
+        yield growth("population", size, rounds, clients=size)
+
+
+def cohort(rounds: int, quick: bool) -> Iterator[Line]:
+    for defense in DEFENSES:
+        for size in COHORTS[: 2 if quick else None]:
+            yield growth("cohort", size, rounds, cohort=size, defense=defense)
+
+
+def width(rounds: int, quick: bool) -> Iterator[Line]:
+    for defense in DEFENSES:
+        for size in WIDTHS[: 2 if quick else None]:
+            yield growth("width", size, rounds, width=size, defense=defense)
+
+
+def cells(what: str, size: int, quick: bool, flags: Sequence[str]) -> Line:
+    """A matrix played by ``size`` processes.
+
+    Cells per minute of the whole call, start included, and of its steady part: from the moment when as many cells have
+    ended as are played at once to the end of the last one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder) / "matrix.toml", Path(folder) / "out"
+        file.write_text(MATRIX.format(rounds=10 if quick else 100, seeds=list(range(2 if quick else 8))))
+        command = [sys.executable, "-m", "fedsim", "bench", str(file), "--out", str(out), "--quiet", *flags]
+        began = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+        store = sqlite3.connect(out / "results.sqlite")
+        ended = [row[0] for row in store.execute("SELECT ended FROM plays WHERE state = 'finished' ORDER BY ended")]
+        store.close()
+    steady = 60 * (len(ended) - size) / (ended[-1] - ended[size - 1])
+    return {
+        "what": what,
+        "size": size,
+        "cells": len(ended),
+        "seconds": seconds,
+        "whole": 60 * len(ended) / seconds,
+        "steady": steady,
+    }
+
+
+@contextmanager
+def nodes(count: int) -> Iterator[str]:
+    """The address of a Ray cluster on this machine, of nodes with one processor each."""
+    from fedsim.grids.ray import import_ray
+
+    import_ray()
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="nodes-", dir="/tmp")  # Ray's sockets need a short path.
+    head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(count - 1):
+            cluster.add_node(num_cpus=1)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def jobs(rounds: int, quick: bool) -> Iterator[Line]:
+    for size in JOBS:
+        yield cells("jobs", size, quick, ["--jobs", str(size)])
+
+
+def on_cluster(rounds: int, quick: bool) -> Iterator[Line]:
+    for size in NODES:
+        with nodes(size) as address:
+            yield cells("nodes", size, quick, ["--runner", "ray", "--address", address])
+
+
+SERIES = {"population": population, "cohort": cohort, "width": width, "jobs": jobs, "nodes": on_cluster}
+
+
+def number(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def table(lines: list[Line], machine: dict[str, Any]) -> str:
+    """The numbers for docs/scale.md."""
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("flwr", "torch", "numpy", "ray"))
+    text = [
+        f"Measured on {time.strftime('%Y-%m-%d')} on {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['system']}, Python {machine['python']}; {versions}.",
+    ]
+    heads = {"population": "clients in all", "cohort": "clients a round", "width": "parameters d"}
+    for what, head in heads.items():
+        text += ["", f"| {head} | defense | round | training | aggregation | until round 1 | peak memory |"]
+        text.append("|---:|---|---:|---:|---:|---:|---:|")
+        for line in (each for each in lines if each["what"] == what):
+            size = line["parameters"] if what == "width" else line["size"]
+            parts = " | ".join(number(line[part]) for part in ("seconds", "train", "aggregate", "start"))
+            text.append(f"| {size:,} | {line['defense']} | {parts} | {line['peak_mib']:.0f} MiB |")
+    text += ["", "| cells played by | cells | cells a minute | the start included |", "|---|---:|---:|---:|"]
+    names = {"jobs": ("process", "processes"), "nodes": ("Ray node", "Ray nodes")}
+    for line in (each for each in lines if each["what"] in names):
+        name = names[line["what"]][line["size"] > 1]
+        text.append(f"| {line['size']} {name} | {line['cells']} | {line['steady']:.0f} | {line['whole']:.0f} |")
+    return "\n".join(text)
+
+
+def draw(lines: list[Line], file: Path) -> None:
+    """Four panels; colours of Okabe and Ito, and a mark and a dash for each, so that none is needed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    styles = {"fedavg": ("#0072B2", "o", "-"), "krum": ("#D55E00", "s", "--")}
+    heads = {"population": "clients in all (20 a round)", "cohort": "clients a round", "width": "parameters d"}
+    figure, panels = pyplot.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
+    for panel, (what, head) in zip(panels.flat, heads.items(), strict=False):
+        for defense, (colour, mark, dash) in styles.items():
+            found = [each for each in lines if each["what"] == what and each["defense"] == defense]
+            if found:
+                sizes = [each["parameters"] if what == "width" else each["size"] for each in found]
+                times = [1000 * each["seconds"] for each in found]
+                panel.loglog(sizes, times, color=colour, marker=mark, linestyle=dash, label=defense)
+        panel.set(xlabel=head, ylabel="ms per round")
+        low, high = panel.get_ylim()
+        panel.set_ylim(min(low, 5), max(high, 100))
+        panel.grid(alpha=0.3)
+        if what != "population":
+            panel.legend()
+    bars = [each for each in lines if each["what"] in ("jobs", "nodes")]
+    colours = {"jobs": "#0072B2", "nodes": "#E69F00"}
+    names = {"jobs": "--jobs", "nodes": "Ray nodes:"}
+    for place, each in enumerate(bars):
+        hatch = "//" if each["what"] == "nodes" else ""
+        bar = panels[1, 1].bar(place, each["steady"], color=colours[each["what"]], hatch=hatch, edgecolor="white")
+        panels[1, 1].bar_label(bar, fmt="%.0f")
+    panels[1, 1].set_xticks(range(len(bars)), [f"{names[each['what']]} {each['size']}" for each in bars])
+    panels[1, 1].set(ylabel="cells per minute")
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cluster", action="store_true", help="also on a simulated Ray cluster")
+    parser.add_argument("--quick", action="store_true", help="two sizes of each and few rounds: does it run?")
+    parser.add_argument("--only", nargs="+", choices=list(SERIES), default=list(SERIES), help="series to measure")
+    parser.add_argument("--dry", action="store_true", help="print, and write into no file")
+    chosen = parser.parse_args()
+    from fedsim import runtime
+
+    machine = runtime.describe()
+    lines: list[Line] = []
+    for name, series in SERIES.items():
+        if name not in chosen.only or (name == "nodes" and not chosen.cluster):
+            continue
+        for line in series(6 if chosen.quick else 30, chosen.quick):
+            print(json.dumps(line), file=sys.stderr, flush=True)
+            lines.append(line)
+    print(table(lines, machine))
+    if not chosen.dry:
+        NUMBERS.write_text(json.dumps({"machine": machine, "lines": lines}, indent=1) + "\n", encoding="utf-8")
+        write(table(lines, machine), PAGE)
+        draw(lines, FIGURE)
+
+
+if __name__ == "__main__":
+    main()
