@@ -21,7 +21,14 @@ from fedsim.cli import app
 
 mpl.use("Agg")
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["plug-in.md", "tutorials/first-scenario.md", "tutorials/new-attack.md", "tutorials/new-defense.md"]
+PAGES = [
+    "plug-in.md",
+    "tutorials/first-scenario.md",
+    "tutorials/new-attack.md",
+    "tutorials/new-defense.md",
+    "tutorials/benchmark-a-defense.md",
+    "tutorials/privacy.md",
+]
 BLOCK = re.compile(r'(<!-- fails -->\n)?```(\w+)(?: title="([^"]+)")?\n(.*?)```', re.DOTALL)
 
 

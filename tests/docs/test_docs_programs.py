@@ -1,0 +1,90 @@
+"""The tutorial with a program beside fedsim: its terminal runs, its commands end well.
+
+A block with the title of a terminal runs until the page ends, with a port that nobody uses in place of the page's;
+other titles are files, other ``sh`` blocks are commands.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
+BLOCK = re.compile(r'```(\w+)(?: title="([^"]+)")?\n(.*?)```', re.DOTALL)
+PORT = "6380"
+PATIENCE = 280
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def until_open(port: str, program: subprocess.Popen[bytes], log: Path) -> None:
+    """Waits for a program that opens a port, giving the processor to it."""
+    for _ in range(600):
+        assert program.poll() is None, log.read_text()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", int(port))) == 0:
+                return
+        subprocess.run([sys.executable, "-c", ""], check=True)
+    raise AssertionError(f"nobody listens on {port}: {log.read_text()}")
+
+
+@contextmanager
+def terminal(commands: str, port: str, folder: Path) -> Iterator[None]:
+    """Commands that run beside the page, with all that they start."""
+    log = folder / "terminal.log"
+    with log.open("wb") as output:
+        program = subprocess.Popen(
+            ["bash", "-c", commands], cwd=folder, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            until_open(port, program, log)
+            yield
+        finally:
+            os.killpg(program.pid, signal.SIGTERM)
+            try:
+                program.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(program.pid, signal.SIGKILL)
+                program.wait()
+
+
+def test_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    port = free_port()
+    text = (TUTORIALS / "cluster.md").read_text("utf-8").replace(PORT, port)
+    said: dict[str, str] = {}
+    with ExitStack() as running:
+        for language, title, content in BLOCK.findall(text):
+            if title.startswith("terminal"):
+                running.enter_context(terminal(content, port, tmp_path))
+            elif title:
+                (tmp_path / title).write_text(content, "utf-8")
+            elif language == "sh":
+                for command in content.splitlines():
+                    done = subprocess.run(
+                        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+                    )
+                    assert done.returncode == 0, f"{command}\n{done.stdout[-5000:]}{done.stderr[-5000:]}"
+                    said[command] = done.stdout + done.stderr
+    (reached,) = [text for command, text in said.items() if command.startswith("fedsim doctor")]
+    assert f"the cluster at 127.0.0.1:{port} answers" in reached
+    for place in ("here", "there"):
+        (played,) = [text for command, text in said.items() if command.endswith(f"--out runs/{place}")]
+        assert f"4 finished in runs/{place}" in played
+    (compared,) = [text for command, text in said.items() if command.startswith("fedsim compare")]
+    assert "same, compared bit for bit" in compared
