@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedsim.blocks import exact
 from fedsim.errors import FedsimError
 from fedsim.privacy import ghost, materialised
+from fedsim.privacy.chain import chain, layers_of
 from fedsim.privacy.ghost import Loss, ghost_layers
 from fedsim.privacy.rows import check_clip, clip_factors, clip_rows
 from fedsim.updates import Layout
@@ -105,8 +106,10 @@ class GradientSum:
         size = ghost.chunk_size(inputs, self.layout) if self.fast else materialised.chunk_size(self.layout)
         part = self.by_norms if self.fast else self.by_rows
         total = part(x[:size], targets[:size])[0]
-        for start in range(size, len(inputs), size):
-            total += part(x[start : start + size], targets[start : start + size])[0]
+        if len(inputs) > size:
+            total = exact(total)
+            for start in range(size, len(inputs), size):
+                total += part(x[start : start + size], targets[start : start + size])[0]
         return total.to(self.like)
 
 
@@ -114,9 +117,11 @@ def _gradient_parts(module: nn.Module, layout: Layout, loss: Loss, clip: float) 
     """The sum over a chunk at the module's parameters, by norms and by rows."""
     point = {name: value.detach() for name, value in module.named_parameters()}
     rows = materialised.gradient_rows(module, loss, layout)
+    steps = chain(module)
 
     def by_norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return ghost.single(ghost.layers_at(module, point, loss, x, y), layout, clip)
+        layers = ghost.layers_at(module, point, loss, x, y) if steps is None else layers_of(steps, loss, x, y)
+        return ghost.single(layers, layout, clip)
 
     def by_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return materialised.clipped(rows(point, x, y), clip)

@@ -114,7 +114,7 @@ def check_losses(losses: Tensor, count: int) -> None:
 
 
 def single(layers: Sequence[Layer], layout: Layout, clip: float) -> tuple[Tensor, Tensor]:
-    """Clipped sum (d,) float64 of the gradients at one point, and their norms (B,) float64."""
+    """Clipped sum (d,) of the gradients at one point in the model's precision, and their norms (B,) float64."""
     squares = torch.stack([_square(layer.signal) * _inputs_square(layer) for layer in layers]).sum(0)
     norms = squares.sqrt()
     factors, ignored = clip_factors(norms, clip, layers[0].signal.dtype)
@@ -124,7 +124,7 @@ def single(layers: Sequence[Layer], layout: Layout, clip: float) -> tuple[Tensor
     weights = _chosen(factors, kept)
     for layer in layers:
         _add(views, layer.call, _weighted(layer.signal, kept, weights), _chosen(layer.call.inputs, kept))
-    return exact(total), norms
+    return total, norms
 
 
 def difference(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, clip: float) -> tuple[Tensor, Tensor]:
@@ -191,6 +191,9 @@ def _formed(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, index
 
 
 def _square(values: Tensor) -> Tensor:
+    if values.numel() <= CACHED_NUMBERS:
+        whole = exact(values)
+        return torch.linalg.vecdot(whole, whole)
     blocks = (exact(block) for block in torch.split(values, max(1, CACHED_NUMBERS // max(values.shape[1], 1))))
     return torch.cat([torch.linalg.vecdot(block, block) for block in blocks])
 
