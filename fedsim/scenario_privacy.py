@@ -61,7 +61,8 @@ def faults(scenario: Tables) -> Iterator[Fault]:
     if not found and privacy != Privacy():
         accepted = (
             "no [privacy] table where no part reads it: one that adds noise is server.estimator = "
-            "{ name = 'diff2', … } or 'dp_gd'"
+            "{ name = 'diff2', … } or 'dp_gd', the defense 'dp_fedavg', 'reclip' behind any defense, or "
+            "client.optimizer = 'dp_sgd'"
         )
         changed = next(name for name in Privacy.model_fields if getattr(privacy, name) != getattr(Privacy(), name))
         parts = ("server.estimator", "server.defenses", "client.optimizer")
@@ -103,10 +104,9 @@ def _defenses(scenario: Tables, mechanism: Any, kind: str) -> Iterator[Fault]:
     """Stages that see rows, by who draws the noise; what their own messages carry is never noisy."""
     if scenario.guest:
         return
-    trust = scenario.privacy.trust
-    stages = [stage_of(part) for part in scenario.server.defenses]
-    for i, (part, stage) in enumerate(zip(scenario.server.defenses, stages, strict=True)):
-        key, found = f"server.defenses[{i}]", _found("defense", part.name)
+    trust, bounded = scenario.privacy.trust, getattr(mechanism, "bounds_aggregate", False)
+    for i, part in enumerate(scenario.server.defenses):
+        key, found, stage = f"server.defenses[{i}]", _found("defense", part.name), stage_of(part)
         if found is mechanism:
             continue
         if stage == "exchange":
@@ -121,23 +121,20 @@ def _defenses(scenario: Tables, mechanism: Any, kind: str) -> Iterator[Fault]:
                 f"single row, without which the shares of noise protect nobody; {LOCAL}; {NO_CLAIM}"
             )
             yield Fault(key, part.name, accepted, ("privacy.trust",))
-        elif trust == "central" and stage == "unbounded" and not _reclipped(mechanism, stages[i:]):
+        elif trust == "central" and stage == "unbounded" and not bounded:
             accepted = (
-                "a sum ('fedavg'), a clip of each row at a fixed radius ('norm_bound'), or what works on the new "
-                "model alone: what this part does with a row depends on the data, so that no sensitivity is bounded "
-                f"in front of central noise; {LOCAL}; {NO_CLAIM}"
+                "a sum ('fedavg'), a clip of each row at a fixed radius ('norm_bound'), what works on the new model "
+                "alone, or this part with its aggregate clipped again ('reclip' behind it, which adds the noise to a "
+                "sensitivity of twice its radius): what it does with a row depends on the data, so that no sensitivity "
+                f"is bounded in front of central noise; {LOCAL}; {NO_CLAIM}"
             )
             yield Fault(key, part.name, accepted, ("privacy.trust",))
-        elif trust != "local" and stage == "sum" and kind == "defense":
+        elif trust != "local" and stage == "sum" and kind == "defense" and not bounded:
             accepted = (
                 "no averaging by example counts beside a part that clips and averages with equal weights: one "
                 f"client's weight is not 1 of n; {LOCAL}"
             )
             yield Fault(key, part.name, accepted, ("privacy.trust",))
-
-
-def _reclipped(mechanism: Any, later: list[str]) -> bool:
-    return bool(getattr(mechanism, "accounts_reclip", False)) and "reclip" in later
 
 
 def _participation(scenario: Tables, mechanism: Any, name: str) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""The interface of a defense: one or more of four stages, composed in a list from the clients to the model.
+"""The interface of a defense: one or more of five stages, composed in a list from the clients to the model.
 
 =============  ==========================================  ===================================================
 stage          signature                                   examples
@@ -6,6 +6,7 @@ stage          signature                                   examples
 ``transform``  ``(updates, ctx) -> Updates``               clip rows, mix neighbours (pre-aggregation)
 ``select``     ``(updates, ctx) -> Selection``             drop or down-weight rows (filters)
 ``combine``    ``(updates, ctx) -> Aggregate``             rows → one update (aggregators)
+``bound``      ``(aggregate, ctx) -> Aggregate``           clip what the rules before it made of the rows
 ``finish``     ``(parameters, ctx) -> parameters``         clip the new model, add noise
 =============  ==========================================  ===================================================
 
@@ -40,6 +41,9 @@ defense = partial(register, "defense")
 
 SEEING = ("transform", "select", "combine")
 """Stages that see clients' rows."""
+
+RAW = (*SEEING, "bound")
+"""Stages that see what clients sent, or what was made of it, before the server's step."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,8 @@ class Defense:
     coordinatewise: ClassVar[bool] = False
     """True if ``combine`` treats every coordinate alike and alone, so that buffers go through it as well."""
     answers_nobody: ClassVar[bool] = False
-    """True if ``combine`` releases something even where no valid row came, so that noise hides whether anybody took
-    part; it is then given no rows."""
+    """True if it releases something even where no valid row came, so that noise hides whether anybody took part:
+    ``combine`` is then given no rows, ``bound`` a zero aggregate, also where the rules before it have too few rows."""
     handlers: ClassVar[Mapping[str, str]] = {}
     """Handlers that this part wants on the clients: message type, e.g. ``query.statistics`` → name of its method
     ``(node, content: RecordDict) -> RecordDict``; they answer the requests of ``exchanges``."""
@@ -157,10 +161,10 @@ class Defense:
 
     @classmethod
     def privacy_stage(cls) -> str:
-        """``sensitivity``; ``exchange`` where it sends messages of its own; ``released`` where no stage sees a row."""
+        """``sensitivity``; ``exchange`` where it sends messages of its own; ``released`` where it sees no row."""
         if cls.handlers or cls.exchanges is not Defense.exchanges:
             return "exchange"
-        seen = any(getattr(cls, stage) is not getattr(Defense, stage) for stage in SEEING)
+        seen = any(getattr(cls, stage) is not getattr(Defense, stage) for stage in RAW)
         return str(vars(cls).get("sensitivity", "unbounded")) if seen else "released"
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:
@@ -176,6 +180,9 @@ class Defense:
     def combine(self, updates: Updates, ctx: Round) -> Aggregate:
         total = updates.num_examples.sum().clamp(min=1e-300)
         return Aggregate(updates.mean(), updates.num_examples / total)
+
+    def bound(self, aggregate: Aggregate, ctx: Round) -> Aggregate:
+        return aggregate
 
     def finish(self, parameters: Tensor, ctx: Round) -> Tensor:
         return parameters

@@ -2,7 +2,8 @@
 
 The order is the list's, from the clients to the model: each defense's ``transform``, then its ``select`` (rows with
 weight 0 leave, the others carry their weight on), then its ``combine``. The first ``combine`` ends the row; without
-any the weighted mean does. Weights and scores come back in the order of the rows that were given.
+any the weighted mean does. What comes out goes through every ``bound``. Weights and scores come back in the order of
+the rows that were given.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsim.errors import UpdatesError
 from fedsim.updates import Aggregate, Updates
 from strategies.defense import Defense, Round, overrides
 
@@ -30,12 +32,25 @@ def aggregate(defenses: Sequence[Defense], updates: Updates, contexts: Sequence[
     Returns:
         The aggregate; ``scores`` are named ``part`` or, where a part appears twice, ``part.2``.
     """
+    bounds = [(part, ctx) for part, ctx in zip(defenses, contexts, strict=True) if overrides(part, "bound")]
+    try:
+        result = _combined(defenses, updates, contexts)
+    except UpdatesError:
+        if not any(part.answers_nobody for part, _ in bounds):
+            raise
+        result = _nothing(updates, {})
+    for part, ctx in bounds:
+        result = part.bound(result, ctx)
+    return result
+
+
+def _combined(defenses: Sequence[Defense], updates: Updates, contexts: Sequence[Round]) -> Aggregate:
     n = len(updates)
     mixing = torch.eye(n, dtype=torch.float64)
     active = (updates.num_examples > 0).nonzero().flatten()
     scores: dict[str, Tensor] = {}
     current = updates.replace(mixing=mixing).rows(active)
-    if len(current) == 0 and not any(part.answers_nobody for part in defenses):
+    if len(current) == 0 and not any(part.answers_nobody and overrides(part, "combine") for part in defenses):
         return _nothing(updates, scores)
     combined: Aggregate | None = None
     combiner: Defense | None = None

@@ -30,7 +30,7 @@ from fedsim.errors import FedsimError, UpdatesError
 from fedsim.flower import Directory, Flat, flatten, send
 from fedsim.updates import Aggregate, Layout, Updates
 from strategies.analysis import Analysis
-from strategies.defense import TRAIN, Defense, Reply, Request, Round, overrides
+from strategies.defense import RAW, TRAIN, Defense, Reply, Request, Round, overrides
 from strategies.estimator import Estimator
 from strategies.fedavg import FedAvg
 from strategies.pipeline import aggregate
@@ -570,7 +570,7 @@ class DefendedStrategy(Strategy):
         return any(overrides(part, stage) for part in self.defenses if not isinstance(part, FedAvg) for stage in stages)
 
     def _changed(self, updates: Updates, result: Aggregate) -> bool:
-        if not self._acting("transform", "select", "combine"):
+        if not self._acting(*RAW):
             return False
         total = updates.num_examples.sum()
         if total > 0 and not torch.allclose(result.weights, updates.num_examples / total, atol=1e-12, rtol=1e-9):

@@ -57,6 +57,7 @@ class Publication:
         noise_multiplier: sd of the noise over the largest contribution of ONE record (see ``Release``).
         rounds: in which rounds it leaves.
         per_round: how often in such a round.
+        reads: what is clipped: each client's own data, or what the server's rules make of raw messages.
         sampling_rate, sampling: share of the records that each sees, and how it is drawn.
         sampled: who is drawn: ``cohort``: clients, which the server and all who see the cohort know; ``batch``:
             examples, which nobody but their client knows.
@@ -68,6 +69,7 @@ class Publication:
     noise_multiplier: float
     rounds: Sequence[int]
     per_round: int = 1
+    reads: Literal["each client's own data", "raw messages"] = "each client's own data"
     sampling_rate: float = 1.0
     sampling: Sampling = "poisson"
     sampled: Literal["cohort", "batch"] = "batch"
@@ -98,8 +100,9 @@ class Mechanism(Protocol):
     """The part that adds the noise. Class attributes with other values than these defaults are looked up by name:
 
     ``full_participation = True``: every client takes part in every round; ``sends_buffers = False``: batch-norm
-    statistics leave the clients beside the update; ``diagnostics = ()``: metrics of private data that the clients
-    send along where the server is trusted.
+    statistics leave the clients beside the update; ``bounds_aggregate = False``: it clips what other rules made of the
+    rows, so that these need bound nothing; ``diagnostics = ()``: metrics of private data that the clients send along
+    where the server is trusted.
     """
 
     def set_up(self, setting: Setting) -> None:

@@ -43,7 +43,7 @@ class Stage(NamedTuple):
 def stages(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = ()) -> list[Stage]:
     """The run from the clients' data to what is published, in order."""
     trust = guarantee.privacy.trust
-    clips = [Stage(f"clip: {each.clip}", "each client's own data", each.sensitivity) for each in guarantee.publications]
+    clips = [Stage(f"clip: {each.clip}", each.reads, each.sensitivity) for each in guarantee.publications]
     noises = [
         Stage(f"noise on {each.name}", {"central": RAW}.get(trust, "its own message"), UNCHANGED, *_noise(each))
         for each in guarantee.publications
@@ -56,6 +56,8 @@ def stages(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = 
     noises = [each._replace(stage=f"{each.stage}: {drawn}") for each in noises]
     middle = list(_server(scenario, trust))
     found = [*clips, *middle, *noises] if trust == "central" else [*clips, *noises, *middle]
+    if any(each.reads == RAW for each in guarantee.publications):
+        found = [*middle, *clips, *noises]
     return [*found, *_afterwards(scenario, diagnostics, trust)]
 
 

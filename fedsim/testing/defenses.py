@@ -70,6 +70,12 @@ def gives_what_stages_give(make: Make) -> None:
         shape = tuple(given.update.shape)
         assert shape == (rows.d,), f"combine gave an update of shape {shape} for {rows.d} parameters"
         assert given.weights.shape == (n,), f"combine gave weights of shape {tuple(given.weights.shape)} for {n} rows"
+    if overrides(part, "bound"):
+        plain = Aggregate(rows.mean(), rows.num_examples / rows.num_examples.sum())
+        given = part.bound(plain, ctx)
+        assert isinstance(given, Aggregate), f"bound gave a {type(given).__name__}, an Aggregate is needed"
+        shape = tuple(given.update.shape)
+        assert shape == (rows.d,), f"bound gave an update of shape {shape} for {rows.d} parameters"
     given = part.finish(updates().reference, ctx)
     assert isinstance(given, Tensor), f"finish gave a {type(given).__name__}, a tensor is needed"
     assert given.shape == (DIMENSION,), f"finish gave shape {tuple(given.shape)} for {DIMENSION} parameters"

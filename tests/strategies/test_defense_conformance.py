@@ -24,6 +24,7 @@ VARIANTS = [
     ("nnm", {"malicious": 4}),
     ("centered_clipping", {"radius": 1.0, "iterations": 3}),
     ("norm_bound", {"radius": 0.5}),
+    ("reclip", {"radius": 0.5}),
     ("multi_metrics", {"variant": "paper"}),
     ("multi_metrics", {"weighting": "max"}),
     ("multi_metrics", {"metrics": ["manhattan"], "keep": 5}),
