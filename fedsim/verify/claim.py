@@ -27,10 +27,12 @@ class Measured:
     Args:
         values: numbers by name, those that rows are about.
         series: curves by name, for the figure.
+        facts: what else the page should say, in words by name, e.g. the hash of a text.
     """
 
     values: dict[str, float]
     series: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from fedsim.verify.claim import Expected, Measured, claim
 from fedsim.verify.digits import split
 
 PARTS = ("fedsim.analysis.coherence", "fedsim.optim.robust_gradients")
-DRAWN = ("memorised", "over_training")
+MORE = ("fedsim.verify.coherence_examples",)
+SIZE = (10, 3.2)
+DRAWN = ("over_training",)
 Array = Any
 
 
@@ -176,11 +178,20 @@ def over_training(seed: int) -> Measured:
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
-    left, right = figure.subplots(1, 2)
-    values = found["memorised"][0].values
-    left.barh(METHODS, [values[f"{name}_memorised"] for name in METHODS])
+    left, middle, right = figure.subplots(1, 3)
+    if "memorised" in found:
+        values = found["memorised"][0].values
+        left.barh(METHODS, [values[f"{name}_memorised"] for name in METHODS], height=0.5)
+        known = [name for name in METHODS if name in _published]
+        left.plot([float(_published[name]) for name in known], known, "k|", markersize=12, label="known")
+        left.legend(fontsize=7)
     left.set(xlabel="wrong labels memorised")
     for name, curve in found["over_training"][0].series.items():
-        right.plot(curve, label=f"{name} labels")
-    right.set(xlabel="epoch", ylabel="m-coherence")
-    right.legend(fontsize=7)
+        middle.plot(curve, label=f"{name} labels")
+    middle.set(xlabel="epoch", ylabel="m-coherence")
+    middle.legend(fontsize=7)
+    for name, curve in found["easy_first"][0].series.items() if "easy_first" in found else ():
+        right.plot(range(1, len(curve) + 1), curve, label=f"{name.removeprefix('learned ')} labels")
+    right.set(xlabel="epoch", ylabel="share learned for good")
+    if "easy_first" in found:
+        right.legend(fontsize=7)

@@ -19,6 +19,8 @@ from fedsim.simulation import simulate
 from fedsim.verify.claim import Expected, Measured, claim
 
 PARTS = ("fedsim.analysis.generalization", "fedsim.data.teacher_student", "strategies.generalization")
+MORE = ("fedsim.verify.generalization_width",)
+SIZE = (10, 3.2)
 DRAWN = ("course",)
 _best = {0.5: (2.707, 0.8261), 1.0: (3.067, 0.5670), 2.0: (2.394, 0.3541)}
 
@@ -166,7 +168,7 @@ def ten_draws(seed: int) -> Measured:
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
-    left, right = figure.subplots(1, 2)
+    left, right, wide = figure.subplots(1, 3)
     times = np.linspace(0, 20, 200)
     for alpha in (0.25, 0.5, 1.0, 2.0, 4.0):
         left.plot(times, generalization_error(times, alpha), label=f"α = {alpha:g}", linewidth=1)
@@ -177,3 +179,7 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
         right.plot(np.arange(len(values)) * every, values, "--" if name == "theory" else "-", label=name, linewidth=1)
     right.set(xlabel="local steps", ylabel="test error, α = 1")
     right.legend(fontsize=6)
+    for result in found.get("width", []):
+        wide.semilogx(result.series["width"], result.series["width last"], ".-", color="C0", linewidth=1)
+        wide.semilogx(result.series["width"], result.series["width least"], ".:", color="C1", linewidth=1)
+    wide.set(xlabel="width of a ReLU student", ylabel="relative test error; dotted: least on the way")

@@ -12,6 +12,8 @@ from fedsim.losses import MongeMap, fit_monge_map, linear_monge_gap, monge_gap
 from fedsim.verify.claim import Expected, Measured, claim
 
 PARTS = ("fedsim.losses.monge_gap", "fedsim.losses.monge_map", "fedsim.losses.sinkhorn")
+MORE = ("fedsim.verify.monge_costs",)
+SIZE = (10, 5.6)
 DRAWN = ("gaussians",)
 
 
@@ -123,11 +125,17 @@ def adapter(seed: int) -> Measured:
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
-    series = found["gaussians"][0].series
-    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("without", "with_gap"), strict=True):
-        for point in range(len(series["source 0"])):
-            x, y = ([series[f"{part} {axis}"][point] for part in ("source", name)] for axis in (0, 1))
-            axes.plot(x, y, color="0.8", linewidth=0.7)
-        axes.plot(series["source 0"], series["source 1"], ".", markersize=3)
-        axes.plot(series[f"{name} 0"], series[f"{name} 1"], ".", markersize=3)
-        axes.set(title={"without": "divergence alone", "with_gap": "with the gap"}[name])
+    panels = figure.subplots(2, 4).ravel()
+    curves = {name: values for results in found.values() for name, values in results[0].series.items()}
+    shown = [("source", "without", "Gaussians, divergence alone"), ("source", "with_gap", "Gaussians, with the gap")]
+    for cost in ("squared_euclidean", "euclidean", "manhattan"):
+        said = cost.replace("_", " ")
+        shown += [("ring", f"{cost} without", f"{said}, alone"), ("ring", f"{cost} gap", f"{said}, with the gap")]
+    for axes, (start, end, title) in zip(panels, shown, strict=True):
+        axes.set_title(title, fontsize=8)
+        if f"{end} 0" not in curves:
+            continue
+        (a, b), (c, d) = ((curves[f"{part} 0"], curves[f"{part} 1"]) for part in (start, end))
+        axes.plot([a, c], [b, d], color="0.8", linewidth=0.7, zorder=0)
+        axes.plot(a, b, ".", markersize=3)
+        axes.plot(c, d, ".", markersize=3)

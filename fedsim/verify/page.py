@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.record import make_folder, write_bytes
-from fedsim.verify.claim import MEANING, Measured, Row, claims_of
+from fedsim.verify.claim import MEANING, Claim, Measured, Row, claims_of
 from fedsim.verify.runner import PAPERS, load, results_of
 
 FIGURES = "verify"
@@ -39,9 +39,22 @@ def write_page(rows: Sequence[Row], runs: str | Path, out: str | Path) -> Path:
             parts.append(f"![{paper}]({FIGURES}/{paper}.png)")
         parts.append(table(own))
         parts += [f"- `{row.key}`: {row.expected.differs}" for row in own if row.expected.differs]
+        parts += [f"- `{each.key}`: {name} {said}" for each, name, said in facts_of(paper, Path(runs))]
     page = folder / "verify.md"
     write_bytes(page, ("\n\n".join(parts) + "\n").encode())
     return page
+
+
+def facts_of(paper: str, runs: Path) -> list[tuple[Claim, str, str]]:
+    """What the first results of a paper's claims say in words."""
+    found = [(each, results_of(runs, load(paper), each)) for each in claims_of(paper)]
+    return [
+        (each, name, said)
+        for each, results in found
+        for first, _ in results[:1]
+        if first is not None
+        for name, said in first.facts.items()
+    ]
 
 
 def table(rows: Sequence[Row]) -> str:

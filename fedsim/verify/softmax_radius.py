@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedsim.optim.softmax_radius import RadiusControl, binary_radius, radius_bound
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
 from fedsim.verify.claim import Expected, Measured, claim
 from fedsim.verify.digits import split
+from fedsim.verify.softmax_models import architecture
 
 PARTS = ("fedsim.optim.softmax_radius", "strategies.softmax_cap", "strategies.softmax_radius")
+MORE = ("fedsim.verify.softmax_sweep",)
 DRAWN = ("lrspike",)
+SIZE = (9, 5.6)
 RATES = (1e-4, 1e-3, 1e-2)
 
 
@@ -100,37 +103,6 @@ def zeros(seed: int) -> Measured:
     return Measured({"binary": binary, "inside": float(inside)})
 
 
-class _Transformer(nn.Module):
-    """A digit's rows as eight tokens, one layer, a head; torch's own fused layer has no forward derivative."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.place = nn.Linear(8, 32), nn.Parameter(0.02 * torch.randn(8, 32))
-        self.attend, self.project = nn.Linear(32, 96), nn.Linear(32, 32)
-        self.first, self.second = nn.LayerNorm(32), nn.LayerNorm(32)
-        self.wide = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.embed(x.view(-1, 8, 8)) + self.place
-        q, k, v = (part.view(-1, 8, 4, 8).transpose(1, 2) for part in self.attend(self.first(tokens)).chunk(3, dim=-1))
-        mixed = (q @ k.transpose(-1, -2) / math.sqrt(8)).softmax(-1) @ v
-        tokens = tokens + self.project(mixed.transpose(1, 2).reshape(-1, 8, 32))
-        logits: Tensor = self.head((tokens + self.wide(self.second(tokens))).mean(1))
-        return logits
-
-
-def _architecture(name: str) -> nn.Module:
-    if name == "transformer":
-        return _Transformer()
-    if name == "mlp_ln":
-        return nn.Sequential(nn.Linear(64, 128), nn.LayerNorm(128), nn.ReLU(), nn.Linear(128, 10))
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(),
-        nn.Linear(1024, 10),
-    )  # fmt: skip
-
-
 _spiked = {"transformer": (".953", ".376"), "mlp_ln": (".939", ".515"), "cnn_bn": (".699", ".111")}
 
 
@@ -155,7 +127,7 @@ def one_step(seed: int) -> Measured:
         for how in ("controlled", "clipped"):
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                model = _architecture(name)
+                model = architecture(name)
             adam = torch.optim.Adam(model.parameters(), lr=1e-3)
             control = RadiusControl(adam, model)
             generator = np.random.default_rng(seed)
@@ -214,10 +186,25 @@ def server_cap(seed: int) -> Measured:
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
-    for axes, lr in zip(figure.subplots(1, 3, sharey=True), RATES, strict=True):
+    panels = figure.subplots(2, 3)
+    for axes, lr in zip(panels[0], RATES, strict=True):
         for name in ("plain", "controlled"):
             losses = found["lrspike"][0].series[f"{name} {lr:g}"]
             axes.semilogy([min(max(loss, 1e-4), 1e6) for loss in losses], label=name, linewidth=1)
         axes.axvline(50, color="0.8", linewidth=1)
-        axes.set(title=f"η = {lr:g}, ×1000 from step 50", xlabel="step")
+        axes.set(title=f"η = {lr:g}, ×1000 from step 50", xlabel="step", ylabel="loss")
         axes.legend(fontsize=6)
+    if "sweep" not in found:
+        return
+    series = found["sweep"][0].series
+    names = [name.removeprefix("fails ") for name in series if name.startswith("fails ")]
+    for name in names:
+        panels[1][0].semilogx(series["r"], series[f"fails {name}"], linewidth=1, label=name)
+        panels[1][1].semilogy(series[f"onset {name}"], ".-", linewidth=1)
+        panels[1][2].semilogy(series[f"r {name}"], ".-", linewidth=1)
+    panels[1][0].axvline(1, color="0.8", linewidth=1)
+    panels[1][0].set(xlabel="r", ylabel="share of failures")
+    panels[1][0].legend(fontsize=6)
+    for axes, label in zip(panels[1][1:], ("onset, length", "onset, in ρ_a(T)"), strict=True):
+        axes.set_xticks(range(5), ("¼", "½", "1", "2", "4"))
+        axes.set(xlabel="temperature", ylabel=label)

@@ -1,0 +1,102 @@
+"""Pieces of the claims on heads, maps, coherence and width, at toy size; figures with what there is."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.losses import fit_monge_map
+from fedsim.verify import coherence_examples, generalization_width, harmonic_language, monge_costs, softmax_sweep
+from fedsim.verify.claim import Measured, claims_of
+from fedsim.verify.page import draw, facts_of
+from fedsim.verify.runner import load, verify
+from fedsim.verify.softmax_models import NAMES, architecture
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_architectures_map_digits_to_ten_logits(name: str) -> None:
+    torch.manual_seed(0)
+    model = architecture(name).eval()
+    x = torch.rand(3, 64)
+    assert model(x).shape == (3, 10)
+    assert torch.allclose(model(x)[:1], model(x[:1]), atol=1e-5)
+
+
+def test_a_line_starts_at_the_loss_and_has_the_bound_of_the_linear_model() -> None:
+    torch.manual_seed(0)
+    model, x, y = torch.nn.Linear(64, 10), torch.rand(20, 64), torch.arange(20) % 10
+    bound, losses, hits = softmax_sweep._line(model, x, y, 2.0)
+    loss = torch.nn.functional.cross_entropy(model(x) / 2, y)
+    assert losses[0] == pytest.approx(float(loss.detach()))
+    assert len(losses) == len(hits) == len(softmax_sweep.STEPS) + 1
+    weight, bias = torch.autograd.grad(loss, list(model.parameters()))
+    length = float((weight.square().sum() + bias.square().sum()).sqrt())
+    moved = -(x @ weight.T + bias) / length
+    assert bound == pytest.approx(2 * math.pi / float((moved.amax(1) - moved.amin(1)).max()), rel=1e-4)
+
+
+def test_the_text_is_the_same_twice_and_its_hash_is_of_it() -> None:
+    texts, digest = harmonic_language.library()
+    again, same = harmonic_language.library()
+    assert (digest, list(texts)) == (same, list(harmonic_language.PACKAGES))
+    assert all(torch.equal(texts[name], again[name]) for name in texts)
+    assert all(int(text.min()) >= 0 and int(text.max()) < harmonic_language.VOCABULARY for text in texts.values())
+    assert min(map(len, texts.values())) > 20_000
+
+
+@pytest.mark.parametrize("distance", harmonic_language.HEADS.values())
+def test_a_character_does_not_see_what_follows(distance: str) -> None:
+    torch.manual_seed(0)
+    model = harmonic_language.Language(distance)
+    codes = torch.randint(97, (2, 12))
+    later = codes.clone()
+    later[:, 8:] = (later[:, 8:] + 1) % 97
+    with torch.no_grad():
+        assert torch.allclose(model(codes)[:, :8], model(later)[:, :8], atol=1e-4)
+        assert not torch.allclose(model(codes)[:, 8:], model(later)[:, 8:], atol=1e-2)
+
+
+def test_what_no_example_reaches_stays() -> None:
+    values = generalization_width.frozen(3).values
+    assert values["moved"] < 1e-12
+    assert values["error"] == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_student_has_an_error_for_each_width_no_smaller_than_on_the_way() -> None:
+    last, least = generalization_width.student(0, (2, 32), steps=200)
+    assert len(last) == 2
+    assert all(0 < low <= end < 2 for low, end in zip(least, last, strict=True))
+    assert last[1] < last[0]
+
+
+def test_maps_for_three_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monge_costs, "fit_monge_map", partial(fit_monge_map, steps=3, batch_size=16))
+    found = monge_costs.costs(0)
+    claim = next(each for each in claims_of("monge_gap") if each.key == "costs")
+    assert set(claim.rows) <= set(found.values)
+    assert all(math.isfinite(value) for value in found.values.values())
+
+
+def test_an_example_is_learned_at_the_epoch_since_which_it_is_right() -> None:
+    epochs = coherence_examples._learned(0, 0, epochs=2)
+    assert set(np.unique(epochs)) <= {1, 2, 3}
+
+
+def test_figures_and_facts_with_results_of_each_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for paper in ("softmax_radius", "harmonic", "monge_gap", "coherence", "generalization"):
+        load(paper)
+        keys = {each.key for each in claims_of(paper)}
+        assert set(load(paper).DRAWN) <= keys
+    found = Measured({"x": 1.0}, {"norm harmonic": [1.0, 2.0]}, {"text": "of a test"})
+    monkeypatch.setattr("fedsim.verify.page.results_of", lambda runs, module, each: [(found, "")])
+    assert ("text", "of a test") in [(name, said) for _, name, said in facts_of("harmonic", tmp_path)]
+    monkeypatch.undo()
+    verify(["multi_metrics"], tmp_path, quick=True)
+    drawn = draw("multi_metrics", tmp_path, tmp_path / "figures")
+    assert drawn is not None
+    assert drawn.read_bytes().startswith(b"\x89PNG")
