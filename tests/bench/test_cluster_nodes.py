@@ -22,7 +22,7 @@ from fedsim.grids.ray import import_ray
 sys.path.insert(0, str(Path(__file__).parent))
 from matrices import matrix
 
-ROUNDS = 500
+ROUNDS = 800
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def ask(out: Path, query: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def in_the_middle(out: Path) -> set[str]:
-    """Folders of the cells that are being played and have some rounds behind them and some before them."""
+def in_the_middle(out: Path, last: int) -> set[str]:
+    """Folders of the cells that are being played and have between 1 and ``last`` rounds behind them."""
     if not (out / "results.sqlite").exists():
         return set()
     try:
@@ -66,7 +66,7 @@ def in_the_middle(out: Path) -> set[str]:
     return {
         folder
         for folder, state in states.items()
-        if state.exists() and 0 < json.loads(state.read_text())["round"] < ROUNDS
+        if state.exists() and 0 < json.loads(state.read_text())["round"] <= last
     }
 
 
@@ -77,12 +77,12 @@ def test_a_node_that_is_lost_loses_no_cell_and_none_is_played_twice(tmp_path: Pa
     command = [sys.executable, "-m", "fedsim", "bench", str(file), "--out", str(out), "--quiet"]
     process = subprocess.Popen([*command, "--runner", "ray", "--address", cluster.address], stderr=subprocess.PIPE)
     try:
-        while len(hit := in_the_middle(out)) < 2:
+        while len(hit := in_the_middle(out, ROUNDS // 2)) < 2:
             assert process.poll() is None, "the bench ended before a node was lost"
             time.sleep(0.01)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         # Each node had one of the two: one of them was in the middle of a round on the node that is gone.
-        assert in_the_middle(out) >= hit
+        assert in_the_middle(out, ROUNDS - 1) >= hit
         _, said = process.communicate(timeout=240)
     finally:
         process.kill()
