@@ -6,7 +6,8 @@ defenses and attacks (they are paired), and w is computed anew each time, its ma
 
 A defense's place is 1 + the number of defenses that are surely ahead of it: in at least ``confidence`` of the resamples
 AND by Student's paired test, each under its own worst attack; the bootstrap alone claims an order too readily at few
-seeds. Equal places are ties. With one seed all tie. The maximum over noisy means lies above the maximum
+seeds. It never stands before one whose worst harm is less, however much it strays. Equal places are ties. With one seed
+all tie. The maximum over noisy means lies above the maximum
 of the true means: w is, if anything, too pessimistic, more so with more attacks and fewer seeds.
 
 Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 6; the percentile interval, chapter 13.
@@ -76,9 +77,11 @@ def rank_by_worst(
     again = _resampled(values, known, draws, seed)
     order = sorted(range(len(names)), key=lambda d: (worst[d], names[d]))
     found: list[Ranked] = []
+    place = 1
     for position, d in enumerate(order):
         before = [e for e in order[:position] if _ahead(again, e, d) >= confidence]
-        place = 1 + sum(_apart(values, attacks, e, d) <= 1 - confidence for e in before)
+        surely = sum(_apart(values, attacks, e, d) <= 1 - confidence for e in before)
+        place = max(place, 1 + surely)
         following = order[position + 1] if position + 1 < len(order) else None
         ahead = math.nan if following is None else _ahead(again, d, following)
         low, high = np.quantile(again[:, d], [0.025, 0.975]) if again is not None else (math.nan, math.nan)
