@@ -44,9 +44,11 @@ class _Commands(TyperGroup):
             from fedsim import registry
 
             place = registry.where(error)
-            if ctx.meta.get(cli_tools.VERBOSE) or not place:
+            file = error.filename if isinstance(error, OSError) else None
+            if ctx.meta.get(cli_tools.VERBOSE) or not (place or file):
                 raise
-            typer.echo(f"fedsim: {type(error).__name__}{place}: {one_line(error)} (--verbose: all of it)", err=True)
+            told = f"{type(error).__name__}{place}: {one_line(error)} (--verbose: all of it)"
+            typer.echo(f"fedsim: {told if place else one_line(f'{file}: {error.strerror}')}", err=True)
             raise typer.Exit(FAILED) from error
 
 
@@ -189,6 +191,8 @@ def bench(
 
     if runner not in ("local", "ray"):
         raise typer.BadParameter(f"--runner: given '{runner}'; accepted: local, ray")
+    if address is not None and runner != "ray":
+        raise typer.BadParameter(f"--address: given '{address}' without a cluster; accepted: with --runner ray")
     folder = out or Path("runs") / Path(file).stem
     again = ["fedsim", "bench", file, *_as_options(sets), "--out", str(folder)]
     again += ["--jobs", str(jobs)] if jobs else []

@@ -102,12 +102,24 @@ def noise(ctx: typer.Context, wanted: bool) -> bool:
 
 
 def trackers(given: Sequence[str] | None) -> list[str | dict[str, Any]]:
-    """What ``--tracker`` gives: names, or TOML tables with a name and options."""
+    """What ``--tracker`` gives: names, or TOML tables with a name and options.
+
+    Raises:
+        FedsimError: a table without a name, or no such tracker.
+    """
     if not given:
         return []
+    from fedsim import registry
     from fedsim.scenario import toml_value
 
-    return [value if isinstance(value, dict) else text for text in given for value in [toml_value(text)]]
+    found = [value if isinstance(value, dict) else text for text in given for value in [toml_value(text)]]
+    for text, each in zip(given, found, strict=True):
+        name = str(each.get("name", "")) if isinstance(each, dict) else each
+        try:
+            registry.get("tracker", name)
+        except FedsimError as error:
+            raise FedsimError(f"--tracker: given '{text}'; {error}") from error
+    return found
 
 
 def complete_scenario(incomplete: str) -> list[str]:

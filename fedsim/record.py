@@ -254,4 +254,6 @@ class _writing:
             if (self.folder / "state.json").exists():
                 space = "free some space and " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
                 hint += f"; the last whole round is safe, {space}go on with --resume"
+            else:
+                hint += "; accepted: a folder, there or not, that can be written"
             raise RecordError(f"{self.folder}: cannot be written: {hint}") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fedsim.errors import Fault, ScenarioError
-from fedsim.scenario_check import examine, flat_matrix
+from fedsim.scenario_check import examine, flat_matrix, matrix_fault
 from fedsim.scenario_file import override, read, read_with_faults, toml_value
 from fedsim.scenario_schema import json_schema
 from fedsim.tables import Part, Tables
@@ -89,7 +89,7 @@ def cells(data: Mapping[str, Any], where: str) -> list[tuple[dict[str, Any], Sce
     """
     matrix: Any = data.get("matrix", {})
     flat = dict(flat_matrix(matrix)) if isinstance(matrix, Mapping) else {}
-    if not isinstance(matrix, Mapping) or not all(isinstance(values, list) and values for values in flat.values()):
+    if not isinstance(matrix, Mapping) or any(map(matrix_fault, flat.values())):
         return [({}, Scenario._checked(data, where))]
     base = {key: value for key, value in data.items() if key != "matrix"}
     found, faults = [], dict[str, Fault]()

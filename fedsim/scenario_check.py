@@ -54,6 +54,15 @@ def flat_matrix(matrix: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield f"{prefix}{key}", value
 
 
+def matrix_fault(values: object) -> str:
+    """What a key of a ``[matrix]`` would accept in place of these values; nothing where they are fine."""
+    if not isinstance(values, list) or not values:
+        return "a list of one value or more"
+    shown = [repr(value) for value in values]
+    twice = [each for each in dict.fromkeys(shown) if shown.count(each) > 1]
+    return f"each value once; {', '.join(twice)} is there twice" if twice else ""
+
+
 class _Examination:
     def __init__(self) -> None:
         self.faults: list[Fault] = []
@@ -202,9 +211,9 @@ class _Examination:
             self.faults.append(Fault("matrix", given, "a table: key → list of values"))
             return {}
         flat = dict(flat_matrix(given))
-        wrong = {key: value for key, value in flat.items() if not isinstance(value, list) or not value}
-        for key, value in wrong.items():
-            self.faults.append(Fault(f"matrix.{quoted(key)}", value, "a list of one value or more"))
+        wrong = {key: fault for key, value in flat.items() if (fault := matrix_fault(value))}
+        for key, fault in wrong.items():
+            self.faults.append(Fault(f"matrix.{quoted(key)}", flat[key], fault))
         return {key: value for key, value in flat.items() if key not in wrong}
 
     def _unknown(self, key: str, prefix: str, given: Any, known: Sequence[str]) -> None:

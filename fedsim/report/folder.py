@@ -81,7 +81,8 @@ class RunFolder:
             FedsimError: there is no rounds.jsonl, or a file is not what its name says.
         """
         if not (path / "rounds.jsonl").is_file():
-            raise FedsimError(f"{path} holds no run: there is no rounds.jsonl in it")
+            missing = "there is no rounds.jsonl in it" if path.is_dir() else "there is no such folder"
+            raise FedsimError(f"{path} holds no run: {missing}; accepted: the folder of a run, or of a benchmark")
         text = (path / "scenario.toml").read_text("utf-8") if (path / "scenario.toml").is_file() else ""
         try:
             scenario = tomllib.loads(text)
