@@ -44,11 +44,12 @@ class _Commands(TyperGroup):
             from fedsim import registry
 
             place = registry.where(error)
-            file = error.filename if isinstance(error, OSError) else None
-            if ctx.meta.get(cli_tools.VERBOSE) or not (place or file):
+            said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else ""
+            if ctx.meta.get(cli_tools.VERBOSE) or not (place or said):
                 raise
-            told = f"{type(error).__name__}{place}: {one_line(error)} (--verbose: all of it)"
-            typer.echo(f"fedsim: {told if place else one_line(f'{file}: {error.strerror}')}", err=True)
+            if place:
+                said = f"{type(error).__name__}{place}: {one_line(error)} (--verbose: all of it)"
+            typer.echo(f"fedsim: {said}", err=True)
             raise typer.Exit(FAILED) from error
 
 
