@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -155,7 +156,10 @@ def table(lines: list[Line], machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("flwr", "torch", "numpy", "ray"))
     text = [
         f"Measured on {time.strftime('%Y-%m-%d')} on {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['system']}, Python {machine['python']}; {versions}.",
+        f"{machine['system']}, Python {machine['python']}; {versions}. "
+        f"Load average before it began: {machine['load']:.1f}. [The numbers](results/scale.json).",
+        "",
+        "![ms per round over population, cohort and parameters; cells per minute](scale.png)",
     ]
     heads = {"population": "clients in all", "cohort": "clients a round", "width": "parameters d"}
     for what, head in heads.items():
@@ -217,7 +221,8 @@ def main() -> None:
     chosen = parser.parse_args()
     from fedsim import runtime
 
-    machine = runtime.describe()
+    # What else ran on the machine when it began: figures from a busy one say so.
+    machine = runtime.describe() | {"load": os.getloadavg()[0]}
     lines: list[Line] = []
     for name, series in SERIES.items():
         if name not in chosen.only or (name == "nodes" and not chosen.cluster):
