@@ -380,8 +380,8 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5.0).close()
     except OSError as error:
         raise FedsimError(
-            f"Ray: given engine.address = '{address}'; accepted: a cluster that can be reached ({error}), or no address, "
-            "which starts one here; `ray start --head` starts one that stays"
+            f"Ray: given engine.address = '{address}'; accepted: a cluster that can be reached ({error}), "
+            "or no address, which starts one here; `ray start --head` starts one that stays"
         ) from error
 
 

@@ -193,7 +193,8 @@ def _formed(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, index
 def _square(values: Tensor) -> Tensor:
     if values.numel() <= CACHED_NUMBERS:
         whole = exact(values)
-        return torch.linalg.vecdot(whole, whole)
+        norms: Tensor = torch.linalg.vecdot(whole, whole)
+        return norms
     blocks = (exact(block) for block in torch.split(values, max(1, CACHED_NUMBERS // max(values.shape[1], 1))))
     return torch.cat([torch.linalg.vecdot(block, block) for block in blocks])
 

@@ -258,7 +258,8 @@ def test_an_error_stands_alone(small: Path, tmp_path: Path) -> None:
     taken.write_text("a file")
     done = call("run", str(small), "--out", str(taken))
     assert done.exit_code == 1
-    assert done.stderr == f"fedsim: {taken}: cannot be written: File exists; accepted: a folder, there or not, that can be written\n"
+    said = "cannot be written: File exists; accepted: a folder, there or not, that can be written"
+    assert done.stderr == f"fedsim: {taken}: {said}\n"
     column = call("run", str(small), "--set", "data.partition={name='natural', column='writer'}", "--out", str(taken))
     assert column.exit_code == 2
     assert column.stderr == f"{small}: data.partition.column: given 'writer'; accepted: target\n"
