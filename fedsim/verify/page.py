@@ -71,7 +71,7 @@ def draw(paper: str, runs: Path, out: Path) -> Path | None:
     """The paper's figure, ``NAME.png``, if its file draws one and the claims that it needs have results.
 
     The file has ``draw(figure, found)``, given a matplotlib figure and what each claim found, by seed; ``DRAWN`` names
-    the claims that must be among them, ``SIZE`` the figure's in inches (7 × 3.2 without).
+    the claims that must be among them (all without), ``SIZE`` the figure's in inches (7 × 3.2 without).
     """
     module: Any = load(paper)
     if not hasattr(module, "draw"):
@@ -81,7 +81,8 @@ def draw(paper: str, runs: Path, out: Path) -> Path | None:
         results = [result for result, _ in results_of(runs, module, each) if result is not None]
         if results:
             found[each.key] = results
-    if not set(module.DRAWN) <= found.keys():
+    needed = getattr(module, "DRAWN", [each.key for each in claims_of(paper)])
+    if not set(needed) <= found.keys():
         return None
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
