@@ -83,8 +83,15 @@ LOSSES: dict[str, Any] = {
         "cross_entropy": Expected("accuracy after 40 rounds, cross-entropy", "–"),
         "harmonic": Expected("the same, harmonic", "–"),
         "masked": Expected("the same, harmonic, classes that a client does not hold masked", "–"),
-        "masking": Expected("masked less not masked, mean over the rounds 1 to 40", "> 0", 0.0),
-        "heads": Expected("harmonic less cross-entropy, mean over the rounds 1 to 40", "–"),
+        "masking": Expected(
+            "masked less not masked, mean over the rounds 1 to 40",
+            "> 0",
+            -0.15,
+            0.0,
+            differs="masking costs 2 to 5 points in the mean over rounds: with two labels a client, the push that absent "
+            "prototypes get from everyone else is what keeps the two that are pulled apart from all others",
+        ),
+        "heads": Expected("harmonic less cross-entropy, mean over the rounds 1 to 40", "> 0", 0.1),
     },
     source="label skew, ours: digits, 20 clients of two labels, 10 a round, 2 epochs, MLP 64-32-10",
     quick=False,
