@@ -131,7 +131,6 @@ def federated(distance: str, seed: int, rounds: int = ROUNDS) -> tuple[float, fl
         "cosine_gain": Expected("perplexity by cross-entropy over that of the cosine head", "–"),
     },
     source="language, ours: two layers of width 64, FedAvg over ten packages, 30 rounds of 5 local steps of Adam 3e-3",
-    seeds=1,
     quick=False,
     paper="harmonic",
 )

@@ -88,8 +88,8 @@ LOSSES: dict[str, Any] = {
             "> 0",
             -0.15,
             0.0,
-            differs="masking costs 2 to 5 points in the mean over rounds: with two labels a client, the push that absent "
-            "prototypes get from everyone else is what keeps the two that are pulled apart from all others",
+            differs="masking costs 2 to 5 points in the mean over rounds; we believe that with two labels a client the "
+            "push that absent prototypes get is what keeps them apart from the two that are pulled",
         ),
         "heads": Expected("harmonic less cross-entropy, mean over the rounds 1 to 40", "> 0", 0.1),
     },
