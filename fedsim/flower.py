@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ FIRST_NODE = 2
 """Node id of partition 0 on our grids; Flower reserves 0 and 1."""
 
 _ids = itertools.count(1)
+_parsing = threading.Lock()
 
 
 def set_identity() -> None:
@@ -145,6 +147,30 @@ def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array)
 
 
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """What an Array holds, as a copy; one thread at a time.
+
+    NumPy reads the header of an Array's bytes with ``ast.literal_eval``, and in CPython 3.11 two threads that parse at
+    once can fail: "SystemError: AST constructor recursion depth mismatch" (python/cpython#106905).
+    """
+    if isinstance(array, SharedArray):
+        return array.numpy()
+    with _parsing:
+        return np.array(array.numpy())
+
+
+def as_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Named tensors as a record of a message."""
+    return ArrayRecord(
+        {name: Array(np.array(each.detach().cpu().numpy(), order="C")) for name, each in tensors.items()}
+    )
+
+
+def as_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Named tensors from a record, copies."""
+    return {name: torch.from_numpy(to_numpy(array)) for name, array in record.items()}
+
+
 def flatten(record: ArrayRecord, layout: Layout, dtype: torch.dtype = torch.float32) -> Tensor:
     """The (d + b,) vector in a record, whoever sent it.
 
@@ -166,7 +192,7 @@ def flatten(record: ArrayRecord, layout: Layout, dtype: torch.dtype = torch.floa
     vector = torch.empty(size, dtype=dtype)
     for name, start, stop, shape in layout.slices:
         array = record[name]
-        tensor = array.tensor if isinstance(array, SharedArray) else torch.as_tensor(np.array(array.numpy()))
+        tensor = array.tensor if isinstance(array, SharedArray) else torch.as_tensor(to_numpy(array))
         if tuple(tensor.shape) != shape:
             raise ValueError(f"array '{name}' has shape {tuple(tensor.shape)} instead of {shape}")
         if tensor.is_complex():

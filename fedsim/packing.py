@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import RecordError, ResumeError
+from fedsim.flower import to_numpy
 
 DTYPES = {
     "bool",
@@ -47,7 +48,7 @@ def pack(tree: Any, tensors: dict[str, NDArray[Any]], path: str = "state") -> An
     if isinstance(tree, bytes):
         return {"$bytes": tree.hex()}
     if isinstance(tree, ArrayRecord):
-        return {"$arrays": pack({name: array.numpy() for name, array in tree.items()}, tensors, path)}
+        return {"$arrays": pack({name: to_numpy(array) for name, array in tree.items()}, tensors, path)}
     if isinstance(tree, ConfigRecord):
         return {"$config": pack(dict(tree), tensors, path)}
     if isinstance(tree, MetricRecord):

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsim.client.orders import REGULARIZER
-from fedsim.client.received import as_record, as_tensors
+from fedsim.flower import as_record, as_tensors
 from fedsim.losses.regularizer import DOMAINS, WEIGHT, Regularizer
 from strategies.defense import TRAIN, Defense, Reply, Request, Round
 

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsim.errors import ResumeError
+from fedsim.flower import to_numpy
 
 
 class _NotMemory(Exception):
@@ -58,7 +59,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, np.generic):
         return {"type": "scalar", "items": {"value": torch.from_numpy(np.array(value))}}
     if isinstance(value, Array):
-        return {"type": "array", "items": {"value": torch.from_numpy(np.array(value.numpy()))}}
+        return {"type": "array", "items": {"value": torch.from_numpy(to_numpy(value))}}
     if isinstance(value, Strategy):
         return {"type": "strategy", "items": saved(value)}
     for kind, name in ((ArrayRecord, "arrays"), (ConfigRecord, "config"), (MetricRecord, "metrics")):

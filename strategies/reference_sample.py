@@ -9,7 +9,7 @@ from collections.abc import Generator
 from typing import Any
 
 from fedsim.client.adapted import ADAPT, REFERENCE
-from fedsim.client.received import as_record
+from fedsim.flower import as_record
 from strategies.defense import TRAIN, Defense, Request, Round
 
 

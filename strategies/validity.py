@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsim.errors import FedsimError
-from fedsim.flower import flatten
+from fedsim.flower import flatten, to_numpy
 from fedsim.updates import Layout
 
 EXAMPLES = "num-examples"
@@ -100,7 +100,7 @@ def check_answer(message: Message, limit: float = math.inf) -> None:
     for key, arrays in message.content.array_records.items():
         for name, array in arrays.items():
             try:
-                values = array.numpy()
+                values = to_numpy(array)
             except Exception as error:
                 raise InvalidReply(f"record '{key}': array '{name}': {error}") from error
             if values.dtype.kind not in "fiub":

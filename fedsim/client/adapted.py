@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.client.randomness import seeded_globally
-from fedsim.client.received import as_record, as_tensors
 from fedsim.client.workload import Workload
+from fedsim.flower import as_record, as_tensors
 
 if TYPE_CHECKING:
     from fedsim.client.node import Node

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from fedsim.errors import FedsimError
+from fedsim.flower import as_record, as_tensors
 
 RECORD = "client.optimizer"
 """Key of the record in a client's state."""
@@ -28,14 +28,13 @@ def recall(state: RecordDict) -> Memory:
     record = state.get(RECORD)
     if not isinstance(record, ArrayRecord):
         return {}
-    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}
+    return as_tensors(record)
 
 
 def remember(state: RecordDict, memory: Memory) -> None:
     """Keep it in the client's state."""
     if memory:
-        arrays = {name: Array(np.array(each.detach().cpu().numpy(), order="C")) for name, each in memory.items()}
-        state[RECORD] = ArrayRecord(arrays)
+        state[RECORD] = as_record(memory)
 
 
 def signature(memory: Memory) -> tuple[tuple[str, float | None], ...]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from attacks.attack import Compromised
 from fedsim.client.objective import References
-from fedsim.client.received import LEARNED, PREVIOUS, Models, as_tensors
+from fedsim.client.received import LEARNED, PREVIOUS, Models
 from fedsim.client.workload import Workload
-from fedsim.flower import Flat, flatten
+from fedsim.flower import Flat, as_tensors, flatten
 
 _NOTHING = ConfigRecord()
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import RecordDict
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from attacks.attack import Received
 from fedsim.client.workload import Workload
+from fedsim.flower import as_record
 
 if TYPE_CHECKING:
     from fedsim.client.node import Node
@@ -73,15 +72,3 @@ def learn(node: Node, content: RecordDict) -> RecordDict:
     for attack in node.app.attacks:
         found |= attack.learn(examples, node.compromised)
     return RecordDict({LEARNED: as_record(found)})
-
-
-def as_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Named tensors as a record of a message."""
-    return ArrayRecord(
-        {name: Array(np.array(each.detach().cpu().numpy(), order="C")) for name, each in tensors.items()}
-    )
-
-
-def as_tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    """Named tensors from a record."""
-    return {name: torch.from_numpy(np.array(array.numpy())) for name, array in record.items()}

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from attacks.adversary import Adversary
 from attacks.attack import overrides
-from fedsim.client.received import LEARN, LEARNED, PREVIOUS, as_record, as_tensors
-from fedsim.flower import Directory, Flat, flatten, send, with_content
+from fedsim.client.received import LEARN, LEARNED, PREVIOUS
+from fedsim.flower import Directory, Flat, as_record, as_tensors, flatten, send, with_content
 from fedsim.updates import Layout, Updates
 
 log = logging.getLogger("fedsim")

@@ -13,10 +13,10 @@ from fedsim import registry
 from fedsim.client.adapted import RECORD, learn_adapter
 from fedsim.client.app import FederatedClient
 from fedsim.client.node import Node
-from fedsim.client.received import as_record
 from fedsim.data.examples import Examples
 from fedsim.errors import ScenarioError
 from fedsim.federation import build
+from fedsim.flower import as_record
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
 from fedsim.testing.federation import CLASSES, initial, workload
