@@ -22,7 +22,7 @@ from fedsim.flower import as_record, as_tensors
 from fedsim.losses.regularizer import DOMAINS, WEIGHT, Regularizer
 from strategies.defense import TRAIN, Defense, Reply, Request, Round
 
-STATISTICS, MEANS, COUNT = "statistics", "means", "num-examples"
+STATISTICS, MEANS, DRAWN, COUNT = "statistics", "means", "draws", "num-examples"
 
 
 class ClientStatistics(Defense):
@@ -45,25 +45,26 @@ class ClientStatistics(Defense):
             self._tell(ctx, {DOMAINS: torch.tensor(float(ctx.num_clients))})
             yield TRAIN
         elif self.part.references == "fresh":
-            self._tell(ctx, (yield from self._means(None)))
+            self._tell(ctx, (yield from self._means(ctx, None)))
             yield TRAIN
         else:
             if MEANS in ctx.state:
                 self._tell(ctx, ctx.state[MEANS])
             yield TRAIN
-            ctx.state[MEANS] = yield from self._means(ctx.parameters)
+            ctx.state[MEANS] = yield from self._means(ctx, ctx.parameters)
 
     def _tell(self, ctx: Round, means: Mapping[str, Tensor]) -> None:
         weight = {WEIGHT: torch.tensor(self.part.weight_in(ctx.round))}
         ctx.records[f"{REGULARIZER}{self.position}"] = as_record({**means, **weight})
 
-    def _means(self, parameters: Tensor | None) -> Generator[Request, list[Reply], dict[str, Tensor]]:
-        replies = yield Request(self.name, self.query, parameters=parameters)
-        means = self._mean(replies)
+    def _means(self, ctx: Round, parameters: Tensor | None) -> Generator[Request, list[Reply], dict[str, Tensor]]:
+        draws = self.part.draws(ctx.stream("draws"))
+        told = {DRAWN: as_record(draws)} if draws else {}
+        means = self._mean((yield Request(self.name, self.query, told, parameters=parameters)))
         if self.part.second:
             records = {MEANS: as_record(means)}
             means |= self._mean((yield Request(f"{self.name}, again", self.query, records, parameters=parameters)))
-        return means
+        return means | draws
 
     def _mean(self, replies: list[Reply]) -> dict[str, Tensor]:
         """The mean over clients, added in float64, and over how many."""
@@ -95,5 +96,7 @@ class ClientStatistics(Defense):
             found = self.part.again(features, logits, named)
         else:
             loss = workload.example_loss(logits, examples.targets).mean()
-            found = self.part.statistics(features, logits, examples.targets, loss)
+            drawn = content.get(DRAWN)
+            told = as_tensors(drawn) if isinstance(drawn, ArrayRecord) else {}
+            found = self.part.statistics(features, logits, examples.targets, loss, told)
         return RecordDict({STATISTICS: as_record(found), "metrics": MetricRecord({COUNT: len(examples)})})

@@ -1,7 +1,7 @@
 """Regularizers by name: Hessian alignment, and the ones that it is compared with.
 
 ``hessian_alignment``  α·|h_k - h̄|² + β·|g_k - ḡ|² of the head's gradient g and h = H g (``hgp``) or diag H
-                       (``diagonal``)
+                       (``diagonal``, exact or by Hutchinson's draws)
 ``coral``              means and covariances of the features      ``fishr``  variances of the head's gradients
 ``vrex``               the mean losses                            ``irm``    (∂/∂s L_k(s·logits))², needs no one else
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -31,7 +32,7 @@ from fedsim.losses.hessian_alignment import (
     hessian_vector_product,
 )
 from fedsim.losses.irm import irm_penalty
-from fedsim.losses.regularizer import DOMAINS, Regularizer, regularizer
+from fedsim.losses.regularizer import DOMAINS, DRAWS, Regularizer, Told, regularizer
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -45,6 +46,8 @@ class HessianAlignment(Regularizer):
         alpha: α, weight of the Hessians' distance.
         beta: β, weight of the gradients' distance.
         reference: for ``hgp``, h̄ = H̄ ḡ by a second exchange, or the mean of the h_k.
+        hutchinson_samples: for ``diagonal``, draws of Hutchinson's estimate (the paper: 300); without it, exact. All
+            clients of a round share the draws: by these their estimates do not differ.
         weight: λ.
         warmup: rounds in which λ is at most 1.
         form: mean over clients, or sum against the mean of their losses.
@@ -57,6 +60,7 @@ class HessianAlignment(Regularizer):
     alpha: NonNegative = 1e-4
     beta: NonNegative = 0.005
     reference: Literal["mean", "exact"] = "mean"
+    hutchinson_samples: Annotated[int, Field(ge=1)] | None = None
     weight: NonNegative = 1.0
     warmup: Annotated[int, Field(ge=0)] = 0
     form: Literal["mean", "sum"] = "mean"
@@ -72,12 +76,24 @@ class HessianAlignment(Regularizer):
         yield from super().check(scenario)
         if self.method == "diagonal" and self.reference == "exact":
             yield Fault("reference", "exact", "'mean' with method = 'diagonal', for which it is exact")
+        if self.method != "diagonal" and self.hutchinson_samples is not None:
+            yield Fault("hutchinson_samples", self.hutchinson_samples, "none without method = 'diagonal'")
 
-    def statistics(self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    def statistics(
+        self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor, told: Told
+    ) -> dict[str, Tensor]:
         gradient = head_gradient(features, logits, targets)
         if self.method == "hgp":
             return {"gradient": gradient, "hessian": hessian_vector_product(features, logits, gradient)}
-        return {"gradient": gradient, "hessian": hessian_diagonal(features, logits)}
+        seed = told.get(DRAWS)
+        samples = None if seed is None else self.hutchinson_samples
+        return {
+            "gradient": gradient,
+            "hessian": hessian_diagonal(features, logits, hutchinson_samples=samples, seed=seed),
+        }
+
+    def draws(self, generator: np.random.Generator) -> dict[str, Tensor]:
+        return {} if self.hutchinson_samples is None else {DRAWS: torch.tensor(int(generator.integers(2**32)))}
 
     def again(self, features: Tensor, logits: Tensor, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"hessian": hessian_vector_product(features, logits, means["gradient"])}
@@ -85,7 +101,7 @@ class HessianAlignment(Regularizer):
     def penalty(
         self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor, reference: Mapping[str, Tensor]
     ) -> Tensor:
-        own = self.statistics(features, logits, targets, loss)
+        own = self.statistics(features, logits, targets, loss, reference)
         means = reference["gradient"], reference["hessian"]
         return alignment_penalty(own["gradient"], own["hessian"], *means, alpha=self.alpha, beta=self.beta)
 
@@ -110,7 +126,9 @@ class Coral(Regularizer):
     references: Literal["fresh", "lagged"] = "fresh"
     average: Literal["equal", "examples"] = "equal"
 
-    def statistics(self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    def statistics(
+        self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor, told: Told
+    ) -> dict[str, Tensor]:
         mean = features.mean(0)
         centred = features - mean
         return {"mean": mean, "covariance": centred.T @ centred / max(len(features) - 1, 1)}
@@ -121,7 +139,7 @@ class Coral(Regularizer):
         """Its share of the mean over pairs of clients: 2E/(E - 1) times its distance from the mean."""
         if len(features) < 2:
             return features.sum() * 0
-        own, domains = self.statistics(features, logits, targets, loss), reference[DOMAINS]
+        own, domains = self.statistics(features, logits, targets, loss, reference), reference[DOMAINS]
         distance = torch.stack([(own[name] - reference[name]).square().mean() for name in own]).sum()
         return distance * 2 * domains / (domains - 1).clamp(min=1)
 
@@ -146,7 +164,9 @@ class Fishr(Regularizer):
     references: Literal["fresh", "lagged"] = "fresh"
     average: Literal["equal", "examples"] = "equal"
 
-    def statistics(self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    def statistics(
+        self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor, told: Told
+    ) -> dict[str, Tensor]:
         return {"variance": gradient_variance(features, logits, targets)}
 
     def penalty(
@@ -175,7 +195,9 @@ class Vrex(Regularizer):
     references: Literal["fresh", "lagged"] = "fresh"
     average: Literal["equal", "examples"] = "equal"
 
-    def statistics(self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    def statistics(
+        self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor, told: Told
+    ) -> dict[str, Tensor]:
         return {"loss": loss.reshape(1)}
 
     def penalty(

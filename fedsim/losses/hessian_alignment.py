@@ -24,6 +24,7 @@ Hemati, Zhang, Estiri & Chen, "Understanding Hessian alignment for domain genera
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -40,6 +41,7 @@ Domain = tuple[Tensor, Tensor, Tensor]
 
 CHUNK = 2**22
 """Numbers that Hutchinson's draws may hold at once."""
+_WORD = 2**32 - 1
 
 
 def head_gradient(features: Tensor, logits: Tensor, labels: Tensor, *, head: Head = "softmax") -> Tensor:
@@ -88,6 +90,7 @@ def hessian_diagonal(
     head: Head = "softmax",
     hutchinson_samples: int | None = None,
     generator: torch.Generator | None = None,
+    seed: Tensor | None = None,
 ) -> Tensor:
     """diag(H) of the mean loss, (C, m + 1), the bias last: exact, or Hutchinson's estimate mean_j z_j ⊙ (H z_j).
 
@@ -98,6 +101,7 @@ def hessian_diagonal(
         head: what turns logits into probabilities.
         hutchinson_samples: draws of z ∈ {±1}; by default the exact diagonal.
         generator: of the draws, on the features' device.
+        seed: a whole number, (); the draws are :func:`signs` of it, in place of a generator's.
     """
     inputs, probabilities, _ = head_terms(features, logits, labels, head)
     if hutchinson_samples is None:
@@ -109,9 +113,32 @@ def hessian_diagonal(
     total = torch.zeros(shape, dtype=inputs.dtype, device=inputs.device)
     for start in range(0, hutchinson_samples, each):
         draws = (min(each, hutchinson_samples - start), *shape)
-        z = torch.randint(0, 2, draws, generator=generator, device=inputs.device).to(inputs.dtype) * 2 - 1
+        if seed is None:
+            z = torch.randint(0, 2, draws, generator=generator, device=inputs.device).to(inputs.dtype) * 2 - 1
+        else:
+            z = signs(seed.to(inputs.device), draws, start * shape[0] * shape[1]).to(inputs.dtype)
         total = total + (z * _product(inputs, probabilities, z, head)).sum(0)
     return total / hutchinson_samples
+
+
+def signs(seed: Tensor, shape: Sequence[int], start: int = 0) -> Tensor:
+    """z ∈ {±1}, a function of the seed and of each number's position: the same on every device, and under ``vmap``.
+
+    Args:
+        seed: a whole number, ().
+        shape: of z.
+        start: position of its first number.
+    """
+    position = torch.arange(start, start + math.prod(shape), device=seed.device)
+    bits = _scrambled(_scrambled(seed.long() & _WORD) ^ _scrambled(position & _WORD))
+    return ((bits >> 15 & 1) * 2 - 1).reshape(tuple(shape))
+
+
+def _scrambled(word: Tensor) -> Tensor:
+    """32 bits hashed to 32 bits: ``lowbias32`` of C. Wellons' hash-prospector, one to one."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        word = (word ^ word >> shift) * factor & _WORD
+    return word ^ word >> 16
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,10 @@ from fedsim.scenario_privacy import claims
 
 regularizer = partial(register, "regularizer")
 
-WEIGHT, DOMAINS = "weight", "domains"
-"""What the server always tells: λ, and how many clients' statistics s̄ is the mean of."""
+WEIGHT, DOMAINS, DRAWS = "weight", "domains", "draws"
+"""What the server tells beside s̄: λ, how many clients' statistics s̄ is the mean of, a seed for those that draw."""
+Told = Mapping[str, Tensor]
+"""What the server told, by name."""
 BY_SIZE = ("sgd", "rm3", "m3", "ra3", "winsorized", "langevin")
 """Optimizers whose steps are as large as the gradient."""
 
@@ -58,8 +61,14 @@ class Regularizer:
             accepted = "none for targets that are numbers: there is no softmax"
             raise FedsimError(f"client.regularizers: given '{self.name}'; accepted: {accepted}")  # type: ignore[attr-defined]
 
-    def statistics(self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
-        """s_k of examples; nothing where a client needs nothing of the others."""
+    def statistics(
+        self, features: Tensor, logits: Tensor, targets: Tensor, loss: Tensor, told: Told
+    ) -> dict[str, Tensor]:
+        """s_k of examples; nothing where a client needs nothing of the others. ``told`` holds the round's draws."""
+        return {}
+
+    def draws(self, generator: np.random.Generator) -> dict[str, Tensor]:
+        """What the server draws anew with each s̄, for statistics that are estimates; all clients are told the same."""
         return {}
 
     def again(self, features: Tensor, logits: Tensor, means: Mapping[str, Tensor]) -> dict[str, Tensor]:

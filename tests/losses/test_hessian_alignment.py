@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedsim import losses
 from fedsim.errors import FedsimError
-from fedsim.losses.hessian_alignment import Domain, Statistics, alignment_penalty
+from fedsim.losses.hessian_alignment import Domain, Statistics, alignment_penalty, signs
 
 N, M, C = 40, 5, 3
 
@@ -241,3 +241,27 @@ def test_synthetic_analogue_of_coloured_mnist(method: str) -> None:
         optimizer.step()
     accuracy = float(((head(body(x_test)).squeeze(1) > 0) == y_test.bool()).float().mean())
     assert accuracy < 0.2 if method == "erm" else accuracy > 0.5
+
+
+def test_signs_of_a_seed_are_fair_coins_wherever_they_are_cut() -> None:
+    z = signs(torch.tensor(5), (200_000,)).double()
+    assert set(z.tolist()) == {-1.0, 1.0}
+    assert abs(float(z.mean())) < 5 / 200_000**0.5
+    for lag in (1, 2, 7, 64):
+        assert abs(float((z[:-lag] * z[lag:]).mean())) < 5 / 200_000**0.5
+    other = signs(torch.tensor(6), (200_000,)).double()
+    assert abs(float((z * other).mean())) < 5 / 200_000**0.5
+    assert torch.equal(signs(torch.tensor(5), (10, 7), start=30).double().flatten(), z[30:100])
+
+
+def test_the_estimate_from_a_seed_is_within_its_error_of_the_exact_diagonal() -> None:
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    logits = torch.randn(40, 4, generator=generator, dtype=torch.float64)
+    exact = losses.hessian_diagonal(features, logits)
+    z = signs(torch.tensor(11), (4000, 4, 7)).double()
+    single = z * losses.hessian_vector_product(features, logits, z)
+    error = single.std(0) / 4000**0.5
+    estimate = losses.hessian_diagonal(features, logits, hutchinson_samples=4000, seed=torch.tensor(11))
+    torch.testing.assert_close(estimate, single.mean(0))
+    assert bool(((estimate - exact).abs() < 5 * error).all())

@@ -18,12 +18,15 @@ from fedsim.losses import (
     domainbed_penalty,
     fishr_penalty,
     gradient_variance,
+    hessian_vector_product,
     hgp_statistics,
     irm_penalty,
     vrex_penalty,
 )
+from fedsim.losses.hessian_alignment import Statistics, signs
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
+from strategies.defense import Round
 from tests.simulation.test_same_bits import interrupted
 
 LR = 0.5
@@ -62,6 +65,19 @@ def one_round(at: Scenario) -> torch.Tensor:
     return torch.cat([each.flatten() for each in after.values()]) - before
 
 
+def hutchinson_statistics(domains: list[Any], samples: int) -> Statistics:
+    """Each domain's estimate from the draws that all clients share in the first round."""
+    ctx = Round(round=1, seed=Scenario().seed, part="1.regularizer.0")
+    draws = signs(torch.tensor(int(ctx.stream("draws").integers(2**32))), (samples, 3, 6)).double()
+    estimates = []
+    for features, logits, _ in domains:
+        products = torch.stack([hessian_vector_product(features, logits, z) for z in draws])
+        estimates.append((draws * products).mean(0))
+    exact, hessians = diagonal_statistics(domains), torch.stack(estimates)
+    assert (hessians - exact.hessians).abs().max() > 1e-3
+    return Statistics(exact.gradients, hessians, exact.mean_gradient, hessians.mean(0))
+
+
 PENALTIES: dict[str, tuple[dict[str, Any], Any]] = {
     "hgp": (
         {"name": "hessian_alignment", "alpha": 2.0, "beta": 3.0, "weight": 5.0, "reference": "exact"},
@@ -70,6 +86,10 @@ PENALTIES: dict[str, tuple[dict[str, Any], Any]] = {
     "diagonal": (
         {"name": "hessian_alignment", "method": "diagonal", "alpha": 2.0, "beta": 3.0, "form": "sum"},
         lambda domains, losses: cmnist_penalty(diagonal_statistics(domains), alpha=2.0, beta=3.0),
+    ),
+    "hutchinson": (
+        {"name": "hessian_alignment", "method": "diagonal", "alpha": 2.0, "beta": 3.0, "hutchinson_samples": 7},
+        lambda domains, losses: domainbed_penalty(hutchinson_statistics(domains, 7), alpha=2.0, beta=3.0),
     ),
     "coral": ({"name": "coral"}, lambda domains, losses: coral_penalty([each[0] for each in domains])),
     "vrex": ({"name": "vrex", "weight": 10.0}, lambda domains, losses: 10 * vrex_penalty(losses)),
@@ -122,6 +142,24 @@ def test_the_weight_warms_up_and_the_loss_is_rescaled() -> None:
     torch.testing.assert_close(plain, rescaled, rtol=1e-3, atol=1e-6)
 
 
+def test_hutchinson_draws_anew_in_each_round() -> None:
+    part = {"name": "hessian_alignment", "method": "diagonal", "alpha": 50.0}
+    few, many, exact = (
+        simulate(scenario([{**part, **more}], rounds=3)).parameters
+        for more in ({"hutchinson_samples": 2}, {"hutchinson_samples": 5000}, {})
+    )
+    far, near = (max(float((each[name] - exact[name]).abs().max()) for name in exact) for each in (few, many))
+    assert near < far / 5
+
+
+@pytest.mark.parametrize("references", ["fresh", "lagged"])
+def test_hutchinson_in_several_workers_and_resumed(references: str, tmp_path: Path) -> None:
+    part = {"name": "hessian_alignment", "method": "diagonal", "hutchinson_samples": 3, "references": references}
+    at = scenario([part], **{"rounds": 3, "client.steps": 2, "client.batch_size": 8})
+    digests = [simulate(at.changed(**{"engine.workers": workers})).digest for workers in (1, 2)]
+    assert len({*digests, interrupted(at, tmp_path)}) == 1
+
+
 @pytest.mark.parametrize("references", ["fresh", "lagged"])
 def test_workers_and_interruptions_change_no_bit(references: str, tmp_path: Path) -> None:
     part = {"name": "hessian_alignment", "references": references, "reference": "exact", "weight": 10.0}
@@ -132,6 +170,10 @@ def test_workers_and_interruptions_change_no_bit(references: str, tmp_path: Path
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "draws of what is no diagonal": (
+        {"client.regularizers": [{"name": "hessian_alignment", "hutchinson_samples": 9}]},
+        r"client.regularizers\[0\].hutchinson_samples.*diagonal",
+    ),
     "a stock strategy": ({"server.defenses": ["flwr:FedAvg"]}, "client.regularizers.*stock Flower strategy"),
     "squared error": ({"client.loss": "squared_error"}, "client.regularizers.*softmax"),
     "rescaled gradients": (
