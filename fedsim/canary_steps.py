@@ -82,7 +82,8 @@ class NoisySteps:
         seen = []
         for number in range(1, self.rounds + 1):
             key = {"round": number, "client": self.client}
-            draws, noise = (rng.stream(seed, purpose, **key) for purpose in ("client.shuffle", "privacy.noise"))
+            draws = rng.stream(seed, "client.shuffle", **key)
+            noise = rng.normal_stream(seed, "privacy.noise", **key)
             order, sizes = self.part.batches(self.count, self.steps, self.batch, draws)
             for chosen in torch.split(torch.from_numpy(order), sizes):
                 inputs = self.marks[chosen]

@@ -42,6 +42,11 @@ def stream(seed: int, purpose: str, *, round: int = 0, client: int = -1) -> np.r
     return np.random.Generator(np.random.PCG64(_sequence(seed, purpose, round, client)))
 
 
+def normal_stream(seed: int, purpose: str, *, round: int = 0, client: int = -1) -> np.random.Generator:
+    """As :func:`stream`, for many normal numbers: SFC64 draws them a fifth faster than PCG64."""
+    return np.random.Generator(np.random.SFC64(_sequence(seed, purpose, round, client)))
+
+
 def integer(seed: int, purpose: str, *, round: int = 0, client: int = -1) -> int:
     """A 63-bit seed from the same key, for libraries that take one."""
     return int(_sequence(seed, purpose, round, client).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -51,7 +51,7 @@ def train(
     position = 0
     private = hasattr(workload.optimizer, "noisy_gradients")
     noisy = workload.optimizer.noisy_gradients(replica.module, workload.example_loss) if private else None
-    noise = rng.stream(workload.seed, "privacy.noise", round=job.round, client=job.client)
+    noise = rng.normal_stream(workload.seed, "privacy.noise", round=job.round, client=job.client)
     with contextlib.nullcontext() if private else replica.randomness(job):
         for step, size in enumerate(job.sizes, start=1):
             chosen = order[position : position + size]
