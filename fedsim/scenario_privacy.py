@@ -74,6 +74,9 @@ def faults(scenario: Tables) -> Iterator[Fault]:
         )
         return
     if found:
+        if privacy.epsilon == "inf" and any(privacy.noise or ()):
+            accepted = 'none with privacy.epsilon = "inf", which is free of noise; or no privacy.epsilon'
+            yield Fault("privacy.noise", privacy.noise, accepted, ("privacy.epsilon",))
         yield from _shares(scenario)
         if claims(scenario):
             yield from unprotected(scenario)
@@ -162,6 +165,10 @@ def _measurements(scenario: Tables) -> Iterator[Fault]:
             f"test set is nobody's); {NO_CLAIM}"
         )
         yield Fault("evaluate.clients", scenario.evaluate.clients, accepted)
+    asked = scenario.server.defenses[0].options.get("fraction_evaluate", 0.0) if scenario.guest else 0.0
+    if asked:
+        accepted = f"0.0: the accuracies with which the clients would answer carry no noise; {NO_CLAIM}"
+        yield Fault("server.defenses[0].fraction_evaluate", asked, accepted)
 
 
 def _adversary(scenario: Tables) -> Iterator[Fault]:

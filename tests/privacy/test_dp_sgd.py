@@ -209,6 +209,10 @@ def test_workers_and_interruptions_change_no_bit(tmp_path: Path) -> None:
         ({"engine": {"path": "stacked"}}, r"engine\.path: given 'stacked'; accepted: 'auto' or 'reference'"),
         ({"engine": {"precision": "bfloat16"}}, r"engine\.precision: given 'bfloat16'"),
         ({"client": {"optimizer": "dp_sgd", "per_round": 3, "clip_norm": 1.0}}, r"client\.clip_norm: given 1\.0"),
+        (
+            {"server": {"defenses": [{"name": "flwr:FedAvg", "fraction_evaluate": 0.5}]}},
+            r"server\.defenses\[0\]\.fraction_evaluate: given 0\.5; accepted: 0\.0",
+        ),
     ],
 )
 def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], said: str) -> None:

@@ -81,6 +81,15 @@ REFUSED: list[tuple[dict[str, Any], str, list[str]]] = [
     ),
     ({"privacy": {"noise": NOISE, "colluding": 1}}, "privacy.colluding", ["trust = 'distributed'"]),
     ({"privacy": {"noise": NOISE, "trust": "distributed", "colluding": 4}}, "privacy.colluding", ["0 to 3"]),
+    ({"privacy": {"noise": NOISE, "epsilon": "inf"}}, "privacy.noise", ["free of noise"]),
+    (
+        {
+            "server": {"estimator": {**DIFF2, "subroutine": "bvr_l_sgd"}},
+            "privacy": {"noise": NOISE, "epsilon": "inf"},
+        },
+        "privacy.noise",
+        ["free of noise"],
+    ),
     ({"server": {}}, "privacy.noise", ["no part reads", "diff2"]),
     ({"server": {}, "privacy": {"claim": "none"}}, "privacy.claim", ["no part reads"]),
     ({"client": {"per_round": 4, "epochs": 3}}, "client.epochs", ["do not train"]),
