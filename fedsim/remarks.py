@@ -41,6 +41,12 @@ def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
         notes.append(
             f"{len(skipped)} rounds changed nothing, since no rule could work on their replies: {_few(skipped)}."
         )
+    broken = sum(line.get("nonfinite") or 0 for line in played)
+    if broken:
+        notes.append(
+            f"{broken} gradients of single examples were not finite and counted as zero: a diagnostic outside any "
+            "guarantee of privacy."
+        )
     notes += _slips(played, scenario)
     return notes
 

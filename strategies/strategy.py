@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -446,6 +446,7 @@ class DefendedStrategy(Strategy):
         rows: dict[int, tuple[Tensor, int]] = {}
         refused: dict[int, str] = {}
         losses: dict[int, tuple[float, int]] = {}
+        told: list[tuple[int, dict[str, Any]]] = []
         for reply in replies:
             client = self._sender(reply)
             if client not in asked:
@@ -460,11 +461,14 @@ class DefendedStrategy(Strategy):
                 refused[client] = str(error)
                 continue
             rows[client] = (vector, count)
+            told.append((count, metrics))
             loss = metrics.get("loss")
             if isinstance(loss, (int, float)) and math.isfinite(loss) and count > 0:
                 losses[client] = (float(loss), count)
         refused |= dict.fromkeys(asked - rows.keys() - refused.keys(), "no reply")
         outcome.faults += [(client, refused[client]) for client in sorted(refused)]
+        if self.estimator is not None:
+            outcome.measures |= clipping(told)
         total = sum(count for _, count in losses.values())
         if total:
             outcome.train_loss = sum(losses[client][0] * losses[client][1] for client in sorted(losses)) / total
@@ -585,6 +589,31 @@ class DefendedStrategy(Strategy):
 def label_of(part: Any) -> str:
     """A part's name in the record."""
     return str(getattr(part, "name", type(part).__name__))
+
+
+def clipping(told: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, float | None]:
+    """What clients that clip their examples tell of it, which they do only where the server is trusted.
+
+    Args:
+        told: (example count, metrics) of each valid reply.
+
+    Returns:
+        ``clipped``, the share of the examples that were longer than the radius, and ``nonfinite``, how many had no
+        finite gradient and counted as zero; nothing where nobody tells.
+    """
+    shares = [(n, each["clipped"]) for n, each in told if _is_number(each.get("clipped")) and each["clipped"] <= 1]
+    counts = [each["nonfinite"] for _, each in told if _is_number(each.get("nonfinite"))]
+    found: dict[str, float | None] = {}
+    total = sum(n for n, _ in shares)
+    if total:
+        found["clipped"] = sum(n * share for n, share in shares) / total
+    if counts:
+        found["nonfinite"] = int(sum(counts))
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
 
 
 def stack(rows: Sequence[Tensor], size: int) -> Tensor:

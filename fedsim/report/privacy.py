@@ -11,6 +11,7 @@ FIGURES = {
     "worst10": "the accuracy of single clients",
     "gradient_norm": "the gradient norm on all training data",
     "clipped": "the share of clipped examples",
+    "nonfinite": "the number of gradients that were not finite",
 }
 """Measures of private data, as rounds.jsonl names them."""
 ROWS = {

@@ -16,6 +16,7 @@ from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
 from strategies.defense import Round
 
+RUNS: list[dict[str, Any]] = [{"rounds": rounds, "privacy": {"noise": [1e6, 1e6]}} for rounds in (1, 2, 3, 4)]
 DIFF2: dict[str, Any] = {"name": "diff2", "restart": 3, "c1": 1.0, "c2": 5.0, "lr": 0.5}
 
 
@@ -221,3 +222,33 @@ def test_a_slip_is_told_with_the_rounds_that_it_lasts() -> None:
     assert any("of the kept set changed" in note for note in noisy.notes)
     plain = simulate(private(**tables, server={"estimator": part}))
     assert not any("slipped" in note or "kept set" in note for note in plain.notes)
+
+
+def test_the_central_noise_has_its_variance_and_no_memory() -> None:
+    part = {"name": "dp_gd", "c1": 1e-6, "lr": 1.0}  # gradients move nothing beside noise of sd 1
+    seen = [
+        torch.cat([value.flatten() for value in simulate(private(part, **run)).parameters.values()]) for run in RUNS
+    ]
+    noise = torch.stack(seen).double().diff(dim=0)
+    count = noise.numel()
+    assert abs(float(noise.mean())) < 5 / math.sqrt(count)
+    assert abs(float(noise.var()) - 1) < 5 * math.sqrt(2 / count)
+    correlations = torch.corrcoef(noise) - torch.eye(len(noise), dtype=torch.float64)
+    assert float(correlations.abs().max()) < 5 / math.sqrt(noise.shape[1])
+    assert abs(float((noise[:, 1:] * noise[:, :-1]).mean())) < 5 / math.sqrt(count)
+
+
+@pytest.mark.parametrize("trust", ["central", "distributed", "local"])
+def test_an_example_that_is_not_finite_decides_nothing(trust: str, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    inputs, labels = draw.random((40, 1, 4, 4), dtype=np.float32), draw.integers(0, 2, 40)
+    inputs[7] = np.nan
+    np.savez(tmp_path / "d.npz", x_train=inputs, y_train=labels, x_test=inputs[:8] % 1, y_test=labels[:8])
+    data = {"clients": 4, "dataset": {"name": "npz", "path": str(tmp_path / "d.npz")}}
+    found = simulate(private(data=data, privacy={"noise": [0.1, 0.1], "trust": trust}))
+    assert not any(line["faults"] for line in found.lines)
+    assert all(line["kept"] == [0, 1, 2, 3] for line in found.lines[1:])
+    assert all(bool(value.isfinite().all()) for value in found.parameters.values())
+    told = [line.get("nonfinite") for line in found.lines[1:]]
+    assert told == ([1] * 5 if trust == "central" else [None] * 5)
+    assert any("not finite and counted as zero" in note for note in found.notes) == (trust == "central")
