@@ -249,6 +249,9 @@ class Tables(Section):
     @property
     def cohort(self) -> int:
         """Clients asked in a round."""
+        named = self.server.sampler.options.get("clients") if self.server.sampler.name == "fixed" else None
+        if isinstance(named, list):
+            return len(named)
         if isinstance(self.client.per_round, float):
             return max(1, int(self.client.per_round * self.data.clients + 1e-9))
         return self.client.per_round

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fedsim import registry
+from fedsim.errors import ScenarioError
 from fedsim.federation import build
 from fedsim.scenario import Scenario
 from fedsim.simulation import Result, simulate
@@ -104,6 +105,14 @@ def test_every_sampler_runs(sampler: Any, sizes: set[int]) -> None:
 
 def test_every_sampler_is_tried_here() -> None:
     assert set(registry.names("sampler")) == {part if isinstance(part, str) else part["name"] for part, _ in SAMPLERS}
+
+
+def test_a_rule_is_held_against_the_clients_that_the_sampler_names() -> None:
+    sampler = {"name": "fixed", "clients": [0, 1, 2, 3, 4, 5]}
+    rule = {"name": "bulyan", "malicious": 1}
+    with pytest.raises(ScenarioError, match="n = 6"):
+        quick(server={"sampler": sampler, "defenses": [rule]})
+    played(quick(server={"sampler": {**sampler, "clients": list(range(7))}, "defenses": [rule]}))
 
 
 def test_rounds_without_anyone_change_nothing() -> None:
