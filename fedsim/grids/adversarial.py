@@ -74,6 +74,7 @@ class AdversarialGrid(Grid):
         self.state: dict[str, Any] = {}
         self.acted = False
         self.attacking: list[int] = []
+        self._round, self._asked = -1, False
         self._previous: Tensor | None = None
         self._directory: Directory | None = None
         self._crafts = any(
@@ -127,19 +128,28 @@ class AdversarialGrid(Grid):
             server_round = _round_of(sent[0])
             clients = [self._directory.partition(message.metadata.dst_node_id) for message in sent]
             malicious = self.adversary.malicious(clients, server_round)
-            if kind == self._trains and self._learns and malicious:
+            if kind == self._trains:
+                self._begin(server_round)
+            if kind == self._trains and self._learns and malicious and not self._asked:
                 self._learn(sent[clients.index(malicious[0])], malicious[0], timeout)
             sent = self._marked(sent, clients, set(malicious))
         replies = list(self.inner.send_and_receive(sent, timeout=timeout))
         if kind == self._trains:
-            self.attacking = malicious
-            self.acted = False
+            self.attacking = sorted({*self.attacking, *malicious})
             if malicious:
                 replies = self._crafted(sent, replies, set(malicious), server_round)
-            self._previous = self._received(sent[0])
+            if not self._asked:
+                self._previous = self._received(sent[0])
+            self._asked = True
         for attack in self._observers:
             self._show(attack, sent, replies)
         return replies
+
+    def _begin(self, server_round: int) -> None:
+        """A round may ask for training several times, as an estimator does with its trials."""
+        if self._round != server_round:
+            self._round, self._asked = server_round, False
+            self.attacking, self.acted = [], False
 
     def client_of(self, reply: Message) -> int | None:
         """The partition that answers; None for a node that is not of this federation."""
@@ -185,7 +195,7 @@ class AdversarialGrid(Grid):
         assert self._directory is not None
         hooks = ("poison", "objective", "after_step")
         trained = {self._directory.find(reply.metadata.src_node_id) for reply in replies if reply.has_content()}
-        self.acted = bool(malicious & trained) and any(
+        self.acted |= bool(malicious & trained) and any(
             overrides(attack, hook) for attack in self.adversary.attacks for hook in hooks
         )
         if not self._crafts and not self._claims:

@@ -118,6 +118,7 @@ def test_a_client_that_fails_in_the_midst_of_a_gns_round_lets_the_round_change_n
     scenario = newton(adversary={"count": 1, "attacks": ["non_finite"]})
     result = simulate(scenario)
     assert all(line["faults"] for line in result.lines[1:])
+    assert all(line["malicious"] and line["attack_acted"] for line in result.lines[1:]), "trials ask it no more"
     assert result.lines[-1]["loss"] < result.lines[0]["loss"], "the others go on without it"
 
 
