@@ -34,6 +34,7 @@ from fedsim.scenario_privacy import claims, mechanisms
 from fedsim.updates import Layout, share
 from strategies.client_statistics import ClientStatistics
 from strategies.estimator import Estimator, Setting
+from strategies.gns import MOST
 from strategies.reference_sample import ReferenceSample
 from strategies.strategy import DefendedStrategy
 
@@ -199,7 +200,7 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
         deployed: whether the nodes are others' machines, where noise comes from the operating system's entropy.
 
     Raises:
-        ScenarioError: a claim of privacy that does not hold for these clients and this model.
+        ScenarioError: what does not fit these clients and this model, a claim of privacy among it.
         DataMissing: the data set is not on this machine.
         FedsimError: a part cannot be built.
     """
@@ -223,6 +224,9 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     adversary = Adversary.of(scenario)
     adversary.prepare(dataset.train, dataset.test, num_classes=dataset.info.num_classes)
+    faults = [*_unmapped(scenario, shares), *_too_large(scenario, layout)]
+    if faults:
+        raise ScenarioError(faults)
     estimator = make_estimator(scenario, shares.sizes, deployed)
     guarantee = protected(scenario, estimator, shares, layout, deployed)
     client = scenario.client
@@ -286,6 +290,32 @@ def statistics(scenario: Scenario) -> list[ClientStatistics]:
     """The server's sides of the clients' regularizers."""
     parts = [make("regularizer", part) for part in scenario.client.regularizers]
     return [ClientStatistics(part, position) for position, part in enumerate(parts)]
+
+
+def _unmapped(scenario: Scenario, shares: Shares) -> Iterator[Fault]:
+    """Clients that train, and hold too little for the adapter to be learned."""
+    if scenario.client.adapter is None:
+        return
+    single = [
+        client for client, n in enumerate(shares.sizes) if int(n) - share(float(scenario.data.holdout), int(n)) == 1
+    ]
+    if single:
+        accepted = (
+            f"a partition that gives each client 2 examples to train on, or none: client {single[0]} holds 1, of which "
+            f"'{scenario.client.adapter.name}' learns no map"
+        )
+        yield Fault("data.partition", scenario.data.partition.name, accepted)
+
+
+def _too_large(scenario: Scenario, layout: Layout) -> Iterator[Fault]:
+    """A model for whose parameters there is no matrix."""
+    part = scenario.server.estimator
+    if part is not None and part.name == "gns" and part.options["curvature"] != "zero" and layout.d > MOST:
+        accepted = (
+            f"a model of {MOST} parameters or fewer with the curvature '{part.options['curvature']}', or curvature = "
+            f"'zero': it has {layout.d}"
+        )
+        yield Fault("model.name", scenario.model.name, accepted)
 
 
 def make_estimator(scenario: Scenario, sizes: NDArray[Any], deployed: bool = False) -> Estimator | None:

@@ -38,18 +38,20 @@ def adapt_of(workload: Workload, state: RecordDict) -> Adapt | None:
 
 
 def learn_adapter(node: Node, content: RecordDict) -> RecordDict:
-    """The client's handler: learn the map, unless it has one, from its own inputs to the reference.
+    """The client's handler: learn the map, unless it has one or holds nothing, from its own inputs to the reference.
 
     Raises:
-        ValueError: it holds fewer than two examples.
+        ValueError: it holds one example alone.
     """
     workload = node.workload
     told = RecordDict({"metrics": MetricRecord({"num-examples": len(workload.rows(node.client))})})
     if RECORD in node.state:
         return told
     examples = node.clean()
+    if len(examples) == 0:
+        return told
     if len(examples) < 2:
-        raise ValueError(f"holds {len(examples)} examples; a map is learned from 2 or more")
+        raise ValueError("holds 1 example; a map is learned from 2 or more")
     reference = workload.inputs(as_tensors(content.array_records[REFERENCE])["inputs"])
     seed, key = workload.seed, {"round": node.round, "client": node.client}
     with seeded_globally(rng.integer(seed, "client.adapter.init", **key)):

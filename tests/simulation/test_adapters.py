@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,13 @@ def test_what_does_not_fit_is_refused(fault: str) -> None:
     changes, said = FAULTS[fault]
     with pytest.raises(ScenarioError, match=said):
         scenario(**changes)
+
+
+def test_a_client_of_one_example_learns_no_map(tmp_path: Path) -> None:
+    file = tmp_path / "shares.json"
+    file.write_text(json.dumps([list(range(20)), [20], [], list(range(21, 60))]))
+    partition = {"name": "file", "path": str(file), "partial": True}
+    with pytest.raises(ScenarioError, match=r"data\.partition: given 'file'; accepted: .*client 1 holds 1"):
+        build(scenario(**{"data.partition": partition}))
+    file.write_text(json.dumps([list(range(20)), [20, 60], [], list(range(21, 60))]))
+    assert not any(line["faults"] for line in simulate(scenario(**{"data.partition": partition, "rounds": 1})).lines)

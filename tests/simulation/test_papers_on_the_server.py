@@ -229,10 +229,8 @@ def test_what_cannot_combine_is_refused(tables: dict[str, Any], key: str) -> Non
 
 
 def test_a_model_too_large_for_a_matrix_is_an_error() -> None:
-    from fedsim.errors import FedsimError
-
-    with pytest.raises(FedsimError, match="2000"):
-        simulate(newton(data={"dataset": "digits", "clients": 5}, model={"name": "mlp", "hidden": [64]}))
+    with pytest.raises(ScenarioError, match=r"model\.name: given 'mlp'; accepted: .*2000.*it has 4810"):
+        build(newton(data={"dataset": "digits", "clients": 5}, model={"name": "mlp", "hidden": [64]}))
     assert math.isfinite(
         simulate(
             newton(
