@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedsim import registry, scenario_privacy
-from fedsim.errors import NOTHING, Fault, FedsimError
-from fedsim.tables import Tables
+from fedsim.errors import NOTHING, Fault, FedsimError, ScenarioError
+from fedsim.tables import Part, Tables
 
 KNOWLEDGE = ("own", "colluding", "omniscient")
 
@@ -16,6 +16,7 @@ def rules(scenario: Tables) -> Iterator[Fault]:
     """The faults of a scenario whose keys are right one by one."""
     yield from _clients(scenario)
     yield from _training(scenario)
+    yield from _targets(scenario)
     yield from _adversary(scenario)
     yield from _needs_of_attacks(scenario)
     yield from _stock_strategy(scenario)
@@ -45,6 +46,34 @@ def _training(scenario: Tables) -> Iterator[Fault]:
         if averages:
             accepted = f"'reset': '{client.optimizer.name}' sends the average of one round's steps"
             yield Fault("client.optimizer_state", "persist", accepted, ("client.optimizer",))
+
+
+def _targets(scenario: Tables) -> Iterator[Fault]:
+    """Parts that are not for such targets (``fit``), wherever it is known what these are."""
+    client, dataset = scenario.client, scenario.data.dataset
+    try:
+        info = registry.make("dataset", dataset.name, **dataset.options).info()
+    except FedsimError:
+        return
+    if info is None:
+        return
+    named: list[tuple[str, str, Part | None]] = [
+        ("loss", "loss", client.loss),
+        ("step_control", "step_control", client.step_control),
+    ]
+    named += [(f"regularizers[{i}]", "regularizer", part) for i, part in enumerate(client.regularizers)]
+    for key, kind, part in named:
+        if part is None:
+            continue
+        try:
+            fit = getattr(registry.make(kind, part.name, **part.options), "fit", None)
+            if fit is not None:
+                fit(info.num_classes)
+        except ScenarioError:
+            continue
+        except FedsimError as error:
+            accepted = str(error).partition("accepted: ")[2] or str(error)
+            yield Fault(f"client.{key}", part.name, accepted, ("data.dataset",))
 
 
 def _adversary(scenario: Tables) -> Iterator[Fault]:

@@ -29,7 +29,7 @@ from fedsim.registry import register
 
 loss = partial(register, "loss")
 
-NO_CLASSES = "client.loss: given a loss of classes for targets that are numbers; accepted: 'squared_error'"
+NO_CLASSES = "client.loss: given a loss of classes; accepted: 'squared_error' for targets that are numbers"
 
 
 class Loss:
