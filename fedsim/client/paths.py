@@ -20,7 +20,7 @@ from fedsim.client.randomness import replace_dropout, uses_global_generator
 from fedsim.client.stacked import Stacked
 from fedsim.client.vmapped import Vmapped
 from fedsim.client.workload import Workload
-from fedsim.errors import FedsimError
+from fedsim.errors import Fault, ScenarioError
 
 log = logging.getLogger("fedsim")
 
@@ -51,7 +51,7 @@ def choose(workload: Workload) -> Path:
     """The path of a workload, said in the log.
 
     Raises:
-        FedsimError: the path that was asked for cannot serve the model.
+        ScenarioError: the path that was asked for cannot serve the model.
     """
     asked = workload.path
     found = _reference("engine.path asks for it") if asked == "reference" else None
@@ -59,12 +59,12 @@ def choose(workload: Workload) -> Path:
     if found is None and asked in ("auto", "stacked"):
         found, why = (None, obstacle) if obstacle else _stacked(workload)
         if found is None and asked == "stacked":
-            raise FedsimError(f"engine.path: given 'stacked'; accepted: 'vmap' or 'reference', since {why}")
+            raise ScenarioError([Fault("engine.path", asked, f"'vmap' or 'reference', since {why}")])
     if found is None:
         why_not = obstacle or (_loop_is_better(workload.fresh_module()) if asked == "auto" else "")
         why_not = why_not or _vmap_obstacle(workload)
         if why_not and asked == "vmap":
-            raise FedsimError(f"engine.path: given 'vmap'; accepted: 'reference', since {why_not}")
+            raise ScenarioError([Fault("engine.path", asked, f"'reference', since {why_not}")])
         found = (
             _reference(why_not) if why_not else Path("vmap", why or "engine.path asks for it", lambda: _vmap(workload))
         )
