@@ -18,7 +18,7 @@ from fedsim.report.folder import RunFolder, finite
 from fedsim.report.maps import kept_map, partition_map
 from fedsim.report.measures import Latest, Measures, measure
 from fedsim.report.observations import observed
-from fedsim.report.privacy import marked, outside, spent
+from fedsim.report.privacy import MARK, marked, outside, spent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -67,11 +67,12 @@ def contents(run: RunFolder) -> dict[str, Any]:
         "cards": cards(run, measures),
         "notes": [str(note) for note in run.summary.get("notes") or ()],
         "progress": progress(run, measures),
-        "kept": None if run.guest else kept_map(run),
+        "kept": None if run.guest else marked(kept_map(run), "kept" in private),
         "passed": measures.passed,
-        "weight": weight(run, measures),
+        "weight": marked(weight(run, measures), "kept" in private),
         "detection": detection(measures),
-        "scores": [marked(chart, "auc" in private) for chart in scores(run)],
+        "detection_note": MARK if "kept" in private else "",
+        "scores": [marked(chart, "scores" in private) for chart in scores(run)],
         "norms": marked(norms(run), "norm_honest" in private),
         "losses": marked(losses(run), "train_loss" in private),
         "partition": marked(partition_map(run), "partition" in private),
@@ -173,11 +174,12 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
             found.append(Card("Its floor, without attack", "not measured", meaning))
     if run.attacked:
         passed = measures.passed
+        aside = "; outside the guarantee" if "kept" in outside(run) else ""
         found.append(
             Card(
                 "Attackers kept",
                 words.percent(passed.share) if passed else words.UNKNOWN,
-                f"{passed.kept} of {passed.seen}; by chance (kept / n) {words.percent(passed.chance)}"
+                f"{passed.kept} of {passed.seen}; by chance (kept / n) {words.percent(passed.chance)}{aside}"
                 if passed
                 else "the strategy does not tell",
                 "attack",
@@ -187,7 +189,7 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
             Card(
                 "Weight they got",
                 words.percent(measures.weight),
-                f"their share of the cohort: {words.percent(measures.cohort_share)}"
+                f"their share of the cohort: {words.percent(measures.cohort_share)}{aside}"
                 if measures.weight is not None
                 else "the strategy does not tell"
                 if run.guest

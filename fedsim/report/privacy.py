@@ -16,17 +16,24 @@ FIGURES = {
 """Measures of private data, as rounds.jsonl names them."""
 ROWS = {
     "norm_honest": "the norms of the updates",
-    "auc": "the scores of the updates",
+    "scores": "the scores of the updates",
+    "kept": "who was kept, with which weight",
 }
-"""Measures of what clients sent, private only where the noise comes after it."""
+"""What is told of single messages, private only where the noise comes after them."""
 
 
 def outside(run: RunFolder) -> dict[str, str]:
     """Measure → name, of what the page shows though no guarantee covers it; nothing where no part adds noise."""
     if not run.privacy:
         return {}
-    raw = run.privacy.get("none") or run.privacy.get("trust") != "local"
-    found = {key: name for key, name in {**FIGURES, **(ROWS if raw else {})}.items() if run.series(key)[0]}
+    found = {key: name for key, name in FIGURES.items() if run.series(key)[0]}
+    if run.privacy.get("none") or run.privacy.get("trust") != "local":
+        shown = {
+            "norm_honest": bool(run.series("norm_honest")[0]),
+            "scores": bool(run.clients.scores),
+            "kept": any(0 < len(line.get("kept") or ()) < len(line.get("cohort") or ()) for line in run.rounds),
+        }
+        found |= {key: name for key, name in ROWS.items() if shown[key]}
     if run.partition.get("counts"):
         found["partition"] = "who holds how many examples of which label"
     return found
