@@ -154,9 +154,16 @@ class Federation:
             evaluate_clients=fixed,
             evaluate_every=scenario.evaluate.every if fixed else 0,
             last_round=scenario.rounds,
+            secret_cohorts=self.deployed and self._counts_on_hidden_cohorts,
             dtype=self.dtype,
             device=runtime.prepare_device(scenario.engine.device),
         )
+
+    @property
+    def _counts_on_hidden_cohorts(self) -> bool:
+        """Whether an epsilon is claimed that holds only where nobody knows who was drawn."""
+        claim = self.guarantee
+        return claim is not None and not claim.none and any(each.hidden_cohort for each in claim.publications)
 
     def adversarial(self, grid: Grid, strategy: Strategy) -> AdversarialGrid:
         """The grid with the adversary's nodes on it."""

@@ -92,6 +92,7 @@ class DefendedStrategy(Strategy):
         evaluate_clients: fixed partition ids for per-client accuracy.
         evaluate_every: rounds between such evaluations; 0: never.
         last_round: the round in which they are evaluated in any case.
+        secret_cohorts: draw cohorts from the operating system's entropy, since a claim counts on nobody knowing them.
         dtype: precision of what is exchanged.
         device: where the server computes.
     """
@@ -117,6 +118,7 @@ class DefendedStrategy(Strategy):
         evaluate_clients: Sequence[int] = (),
         evaluate_every: int = 0,
         last_round: int = 0,
+        secret_cohorts: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -128,6 +130,7 @@ class DefendedStrategy(Strategy):
         self.layout = layout
         self.sizes = sizes
         self.per_round = per_round
+        self.secret_cohorts = secret_cohorts
         self.seed = self._drawing = seed
         self.limit = limit
         self.timeout = timeout
@@ -159,7 +162,8 @@ class DefendedStrategy(Strategy):
         """Draw the cohort, let the parts talk first, and address the training message."""
         self._connect(grid)
         self._vector = flatten(arrays, self.layout, self.dtype).to(self.device)
-        generator = rng.stream(self.seed, "server.sample", round=server_round)
+        secret = self.secret_cohorts
+        generator = np.random.default_rng() if secret else rng.stream(self.seed, "server.sample", round=server_round)
         drawn = np.asarray(self.sampler.sample(server_round, self.sizes, self.per_round, generator), dtype=np.int64)
         forced: list[tuple[int, int]] = []
         if self.force is not None:

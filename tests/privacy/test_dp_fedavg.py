@@ -11,9 +11,11 @@ import pytest
 import torch
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
+from flwr.app import ConfigRecord
 
 from fedsim.errors import ScenarioError
 from fedsim.federation import build
+from fedsim.flower import Flat
 from fedsim.privacy import epsilon
 from fedsim.privacy.mechanism import Setting
 from fedsim.registry import make
@@ -235,3 +237,27 @@ UNIFORM = {"defenses": ["dp_fedavg"]}
 def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ScenarioError, match=said):
         private(**changes)
+
+
+def test_a_deployment_draws_its_cohorts_from_no_seed() -> None:
+    def cohorts(deployed: bool, sampler: dict[str, Any]) -> list[list[int]]:
+        federation = build(
+            private(data={"clients": 40}, server={"defenses": ["dp_fedavg"], "sampler": sampler}), deployed
+        )
+        evaluator, engine = federation.evaluator(), federation.engine()
+        try:
+            strategy: Any = federation.strategy(evaluator)
+            arrays, drawn = Flat(federation.initial, federation.layout), []
+            for server_round in range(1, 6):
+                strategy.configure_train(server_round, arrays, ConfigRecord(), engine)
+                drawn.append(strategy.outcome.cohort)
+            return drawn
+        finally:
+            evaluator.close()
+            engine.close()
+
+    assert cohorts(False, POISSON) == cohorts(False, POISSON)
+    assert cohorts(True, POISSON) != cohorts(False, POISSON)
+    assert cohorts(True, POISSON) != cohorts(True, POISSON)
+    fixed = {"name": "fixed", "clients": list(range(40))}
+    assert cohorts(True, fixed) == cohorts(False, fixed)
