@@ -78,6 +78,10 @@ Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="FILE", help="A Python file whose registered parts are known by name."),
 ]
+Tracker = Annotated[
+    list[str] | None,
+    typer.Option("--tracker", metavar="NAME", help="tensorboard or mlflow; with options as a TOML table."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
 Verbose = Annotated[
     bool,
@@ -120,10 +124,7 @@ def run(
         bool, typer.Option("--floor", help="Also run without the attack: what ASR is without one.")
     ] = False,
     plugins: Plugins = None,
-    trackers: Annotated[
-        list[str] | None,
-        typer.Option("--tracker", metavar="NAME", help="tensorboard or mlflow; with options as a TOML table."),
-    ] = None,
+    trackers: Tracker = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -178,6 +179,7 @@ def bench(
         str | None, typer.Option(help="With --runner ray: HOST:PORT of the cluster, or auto; none starts one.")
     ] = None,
     plugins: Plugins = None,
+    trackers: Tracker = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -199,6 +201,7 @@ def bench(
     again += ["--jobs", str(jobs)] if jobs else []
     again += ["--runner", runner] if runner != "local" else []
     again += ["--address", address] if address else []
+    again += [part for tracker in trackers or () for part in ("--tracker", tracker)]
     try:
         with board(quiet) as shown:
             cells = run_matrix(
@@ -210,6 +213,7 @@ def bench(
                 runner=runner,  # type: ignore[arg-type]
                 address=address,
                 begun=shown.begin,
+                trackers=cli_tools.trackers(trackers),
             )
     except KeyboardInterrupt:
         _interrupted("stopped at once", again)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim import registry
 from fedsim.errors import FedsimError
@@ -14,6 +14,9 @@ from fedsim.record import write_json
 from fedsim.scenario import Part, Scenario
 from fedsim.simulation import Progress, Result, simulate
 
+if TYPE_CHECKING:
+    from fedsim.report.tracker import Trackers
+
 
 def run(
     scenario: Scenario | dict[str, Any],
@@ -21,7 +24,7 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
     floor: bool = False,
-    trackers: Sequence[str | Mapping[str, Any]] = (),
+    trackers: Sequence[str | Mapping[str, Any]] | Trackers = (),
 ) -> Result:
     """Run a scenario and write its report.
 
@@ -42,7 +45,10 @@ def run(
     if isinstance(scenario, dict):
         scenario = Scenario(**scenario)
     if trackers:
-        return _tracked(scenario, out, resume, progress, floor, trackers)
+        from fedsim.report.tracker import Trackers
+
+        found = trackers if isinstance(trackers, Trackers) else Trackers(trackers)
+        return _tracked(scenario, out, resume, progress, floor, found)
     return _reported(simulate(scenario, out, resume, progress), floor)
 
 
@@ -62,11 +68,8 @@ def _tracked(
     resume: bool,
     progress: Progress | None,
     floor: bool,
-    given: Sequence[str | Mapping[str, Any]],
+    trackers: Trackers,
 ) -> Result:
-    from fedsim.report.tracker import Trackers
-
-    trackers = Trackers(given)
     trackers.begin(scenario, None if out is None else Path(out))
 
     def tell(line: dict[str, Any]) -> None:

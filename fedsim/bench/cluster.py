@@ -27,7 +27,7 @@ from fedsim import runtime
 from fedsim.bench.cell import Cell, complete, summary
 from fedsim.bench.locks import take
 from fedsim.bench.store import TRIES, Store
-from fedsim.bench.work import Tell, run_cell
+from fedsim.bench.work import Tell, Tracked, run_cell
 from fedsim.data import reading
 from fedsim.data.examples import DataInfo, Dataset, Examples
 from fedsim.launch import twin, twin_key
@@ -45,12 +45,14 @@ class Task:
         folder: of the cell, on the caller's machine.
         token: a file there that tells whether a node sees it.
         content: what the caller has of the cell, packed.
+        trackers: where else its measures go.
     """
 
     scenario: dict[str, Any]
     folder: str
     token: str
     content: bytes
+    trackers: Tracked = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,14 @@ class Done:
 Arrays = dict[Hashable, tuple[tuple[Any, ...], DataInfo, dict[str, Any], str]]
 
 
-def work_on_ray(cells: Sequence[Cell], store: Store, session: str, tell: Tell, address: str | None = None) -> None:
+def work_on_ray(
+    cells: Sequence[Cell],
+    store: Store,
+    session: str,
+    tell: Tell,
+    address: str | None = None,
+    trackers: Tracked = (),
+) -> None:
     """Play the cells on a cluster; what failed once comes last, once more.
 
     Raises:
@@ -87,7 +96,9 @@ def work_on_ray(cells: Sequence[Cell], store: Store, session: str, tell: Tell, a
                     number = store.begin(cell, session)
                     cell.state, cell.error = "running", ""
                     tell(cell, None)
-                    task = Task(cell.scenario.table(), str(cell.folder), str(token), _pack(_parts(cell, store.out)))
+                    task = Task(
+                        cell.scenario.table(), str(cell.folder), str(token), _pack(_parts(cell, store.out)), trackers
+                    )
                     flying[remote.remote(task, shared)] = (cell, lock, number)
                 if not flying and not waiting[1]:
                     return
@@ -153,7 +164,7 @@ def play_remote(task: Task, shared: Arrays) -> Done:
         if not seen:
             _unpack(task.content, place)
         cell = Cell(1, 1, {}, scenario, place / folder.name)
-        run_cell(cell, place / "floors", lambda line: None, workers=1)
+        run_cell(cell, place / "floors", lambda line: None, 1, task.trackers)
         content = b"" if seen else _pack(_parts(cell, place))
         return Done(cell.state, cell.error, content)
     finally:

@@ -38,7 +38,7 @@ def serve(plan: Mapping[str, Any], events: int, caller: int) -> None:
 
     Args:
         plan: ``cells`` (number, total, values, scenario's table, folder, key), ``out``, ``session``, ``jobs``,
-            ``workers``, ``datasets``.
+            ``workers``, ``datasets``, ``trackers``.
         events: file descriptor to which events go.
         caller: id of the process that wants them.
     """
@@ -131,7 +131,7 @@ def _play(plan: Mapping[str, Any], events: int, host: int) -> None:
 
     store = Store(Path(plan["out"]))
     try:
-        work(cells, store, plan["session"], tell, plan["workers"], go_on=lambda: os.getppid() == host)
+        work(cells, store, plan["session"], tell, plan["workers"], lambda: os.getppid() == host, plan["trackers"])
     finally:
         store.close()
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from fedsim import runtime
 from fedsim.bench.cell import Cell, complete, data_sets, finished, summary
 from fedsim.bench.store import Store
-from fedsim.bench.work import work
+from fedsim.bench.work import Tracked, work
 from fedsim.errors import FedsimError
 from fedsim.record import make_folder, write_json
 from fedsim.scenario import cells, read
@@ -41,6 +41,7 @@ def run_matrix(
     runner: Literal["local", "ray"] = "local",
     address: str | None = None,
     begun: Begun | None = None,
+    trackers: Tracked = (),
 ) -> list[Cell]:
     """Run every cell that is not finished yet.
 
@@ -55,6 +56,7 @@ def run_matrix(
         runner: ``ray`` plays each cell as a task on a Ray cluster.
         address: of the cluster (``auto``: the one on this machine); None starts one here.
         begun: called once with all cells, those that are finished marked ``skipped``.
+        trackers: where else the measures of each cell that is played go: names, or tables with a name and options.
 
     Returns:
         The cells; a failed one was tried twice, says why and does not stop the others.
@@ -62,7 +64,12 @@ def run_matrix(
     Raises:
         ScenarioError: the faults of all cells at once; nothing was run.
         RecordError: the folder cannot be written.
+        FedsimError: a tracker cannot be used; nothing was run.
     """
+    if trackers:
+        from fedsim.report.tracker import Trackers
+
+        Trackers(trackers).ready()
     folder = Path(out)
     with _host() if runner == "local" and jobs != 1 else _nobody() as host:
         product = cells(read(file, overrides, sets), str(file))
@@ -86,12 +93,12 @@ def run_matrix(
             if left and runner == "ray":
                 from fedsim.bench.cluster import work_on_ray
 
-                work_on_ray(left, store, session, tell, address)
+                work_on_ray(left, store, session, tell, address, trackers)
             elif left and host is not None:
                 count = min(jobs or runtime.cores(), len(left))
-                host.play(left, folder, session, count, tell)
+                host.play(left, folder, session, count, tell, trackers)
             elif left:
-                work(left, store, session, tell)
+                work(left, store, session, tell, trackers=trackers)
             _settle(left, store)
             write_json(folder / "summary.json", [summary(each) for each in found])
         finally:
@@ -143,7 +150,9 @@ class _Host:
         )
         os.close(write)
 
-    def play(self, left: list[Cell], folder: Path, session: str, jobs: int, tell: CellProgress) -> None:
+    def play(
+        self, left: list[Cell], folder: Path, session: str, jobs: int, tell: CellProgress, trackers: Tracked
+    ) -> None:
         """Have the cells played; returns when all are settled or the processes were stopped."""
         plan = {
             "out": str(folder),
@@ -152,6 +161,7 @@ class _Host:
             "workers": max(1, runtime.cores() // jobs),
             "datasets": data_sets(left),
             "total": left[0].total,
+            "trackers": [each if isinstance(each, str) else dict(each) for each in trackers],
             "cells": [
                 {
                     "number": cell.number,

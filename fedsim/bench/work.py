@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from fedsim.bench.locks import held
 from fedsim.bench.store import TRIES, Store
 from fedsim.errors import FedsimError
 from fedsim.launch import add_floor, run, twin, twin_key
+from fedsim.report.tracker import CellTrackers
 
 Tell = Callable[[Cell, dict[str, Any] | None], None]
+Tracked = Sequence[str | Mapping[str, Any]]
+"""Trackers: names, or tables with a name and options."""
 PAUSE = 0.5
 """Seconds between looks at cells that others play."""
 
@@ -25,6 +28,7 @@ def work(
     tell: Tell,
     workers: int = 0,
     go_on: Callable[[], bool] = lambda: True,
+    trackers: Tracked = (),
 ) -> bool:
     """Play what nobody plays, until every cell is settled; what failed once comes last, once more.
 
@@ -35,6 +39,7 @@ def work(
         tell: called with the cell and each round's line, and with None when the cell's state changes.
         workers: threads of a cell; 0: as its scenario says.
         go_on: asked while waiting for others; False ends.
+        trackers: where else the measures of each cell go.
 
     Returns:
         False where it was interrupted.
@@ -48,7 +53,7 @@ def work(
             with held(store.lock(cell)) as ours:
                 if not ours or store.settled(cell, session):
                     continue
-                play(cell, store, session, tell, workers)
+                play(cell, store, session, tell, workers, trackers)
             if cell.state == "interrupted":
                 return False
             break
@@ -58,7 +63,7 @@ def work(
             time.sleep(PAUSE)
 
 
-def play(cell: Cell, store: Store, session: str, tell: Tell, workers: int = 0) -> None:
+def play(cell: Cell, store: Store, session: str, tell: Tell, workers: int = 0, trackers: Tracked = ()) -> None:
     """Play one cell, whose lock is held, from where it stands; its state says how it ended."""
     store.bury(cell)
     if store.failures(cell, session) >= TRIES:
@@ -71,19 +76,26 @@ def play(cell: Cell, store: Store, session: str, tell: Tell, workers: int = 0) -
         number = store.begin(cell, session)
         cell.state, cell.error = "running", ""
         tell(cell, None)
-        run_cell(cell, store.out / "floors", lambda line: tell(cell, line), workers)
+        run_cell(cell, store.out / "floors", lambda line: tell(cell, line), workers, trackers)
         store.end(cell, number)
     cell.row = summary(cell)
     tell(cell, None)
 
 
-def run_cell(cell: Cell, floors: Path, progress: Callable[[dict[str, Any]], None], workers: int = 0) -> None:
+def run_cell(
+    cell: Cell,
+    floors: Path,
+    progress: Callable[[dict[str, Any]], None],
+    workers: int = 0,
+    trackers: Tracked = (),
+) -> None:
     """Run a cell and the floor of its trigger; an error is told in the cell."""
     try:
         scenario = cell.scenario
         if workers and scenario.engine.name == "local":
             scenario = scenario.changed(**{"engine.workers": workers})
-        result = run(scenario, cell.folder, resume=True, progress=progress)
+        told = CellTrackers(trackers, cell.folder) if trackers else ()
+        result = run(scenario, cell.folder, resume=True, progress=progress, trackers=told)
         cell.state = "finished" if result.finished else "interrupted"
         if result.finished:
             other = twin(scenario)
@@ -98,4 +110,4 @@ def run_cell(cell: Cell, floors: Path, progress: Callable[[dict[str, Any]], None
         cell.state, cell.error = "failed", f"{type(error).__name__}: {error}"
 
 
-__all__ = ["Tell", "play", "run_cell", "work"]
+__all__ = ["Tell", "Tracked", "play", "run_cell", "work"]

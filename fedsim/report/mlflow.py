@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 REMEMBERED = "mlflow.json"
 """Holds the id of MLflow's run in the run's folder, so that a resumed run goes on with it."""
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description."""
 MOST_PARAMETERS, LONGEST_VALUE = 100, 500
 
 
@@ -30,24 +32,22 @@ class MLflow(Tracker):
 
     Args:
         uri: of the tracking server, by default ``$MLFLOW_TRACKING_URI``.
-        experiment: name of the experiment, made where there is none.
+        experiment: its name, made where there is none; by default ``fedsim``, in a benchmark the name of its folder.
     """
 
     uri: str | None = None
-    experiment: str = "fedsim"
+    experiment: str | None = None
+
+    def ready(self) -> None:
+        self._connected().search_experiments(max_results=1)
+
+    def in_cell(self, cell: Path) -> None:
+        if self.experiment is None:
+            self.experiment = cell.absolute().parent.name
 
     def begin(self, scenario: Scenario, folder: Path | None) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        try:
-            from mlflow import MlflowClient
-        except ImportError as error:
-            raise FedsimError(f"tracker 'mlflow': is not installed: {EXTRA}") from error
-        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        if not uri:
-            raise FedsimError("tracker 'mlflow': given no server; accepted: uri = 'http://HOST:PORT'")
-        self._client: Any = MlflowClient(uri)
-        self._folder = folder
-        self._run = self._remembered(uri) or self._new(scenario, uri)
+        self._client, self._folder = self._connected(), folder
+        self._run = self._remembered() or self._new(scenario)
 
     def round(self, line: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
@@ -62,26 +62,59 @@ class MLflow(Tracker):
             self._client.log_artifact(self._run, str(self._folder / "report.html"))
         self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
 
-    def _new(self, scenario: Scenario, uri: str) -> str:
+    def _connected(self) -> Any:
+        """A client of the server; where it listens is asked by its first call."""
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        try:
+            from mlflow import MlflowClient
+        except ImportError as error:
+            raise FedsimError(f"tracker 'mlflow': is not installed: {EXTRA}") from error
+        return MlflowClient(self._server())
+
+    def _server(self) -> str:
+        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            raise FedsimError("tracker 'mlflow': given no server; accepted: uri = 'http://HOST:PORT'")
+        return uri
+
+    def _new(self, scenario: Scenario) -> str:
         from mlflow.entities import Param
 
-        found = self._client.get_experiment_by_name(self.experiment)
-        experiment = self._client.create_experiment(self.experiment) if found is None else found.experiment_id
-        run = str(self._client.create_run(experiment, run_name=scenario.title or None).info.run_id)
+        name = None if self._folder is None else self._folder.name
+        tags = {NOTE: scenario.title} if scenario.title else {}
+        run = str(self._client.create_run(self._experiment(), run_name=name, tags=tags).info.run_id)
         flat = list(_flat(scenario.table()))[:MOST_PARAMETERS]
         self._client.log_batch(run, params=[Param(key, value[:LONGEST_VALUE]) for key, value in flat])
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / REMEMBERED).write_text(json.dumps({"uri": uri, "run": run}), "utf-8")
+            (self._folder / REMEMBERED).write_text(json.dumps({"uri": self._server(), "run": run}), "utf-8")
         return run
 
-    def _remembered(self, uri: str) -> str | None:
+    def _experiment(self) -> str:
+        """Its id. Cells begin at one time: what another has just made is found, not made again."""
+        from mlflow.exceptions import MlflowException
+
+        name = self.experiment or "fedsim"
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except MlflowException:
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    def _remembered(self) -> str | None:
         """The run that a resumed run began, if it began it on this server."""
         file = None if self._folder is None else self._folder / REMEMBERED
         if file is None or not file.is_file() or not (file.parent / "state.json").is_file():
             return None
         said = json.loads(file.read_text("utf-8"))
-        return str(said["run"]) if said.get("uri") == uri else None
+        if said.get("uri") != self._server():
+            return None
+        self._client.update_run(said["run"], status="RUNNING")
+        return str(said["run"])
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

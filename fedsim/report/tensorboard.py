@@ -22,16 +22,24 @@ class TensorBoard(Tracker):
     """Writes event files: ``tensorboard --logdir runs`` shows them.
 
     Args:
-        folder: of the event files; by default ``tensorboard`` in the run's folder.
+        folder: of the event files, in a benchmark of a folder for each cell; by default ``tensorboard`` in the run's.
     """
 
     folder: str | None = None
 
-    def begin(self, scenario: Scenario, folder: Path | None) -> None:
+    def ready(self) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
             raise FedsimError(f"tracker 'tensorboard': is not installed: {EXTRA}") from error
+
+    def in_cell(self, cell: Path) -> None:
+        if self.folder is not None:
+            self.folder = str(Path(self.folder) / cell.name)
+
+    def begin(self, scenario: Scenario, folder: Path | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         if self.folder is None and folder is None:
             raise FedsimError("tracker 'tensorboard': given no folder; accepted: folder = '…', or a run with a folder")
         place = Path(self.folder).expanduser() if self.folder is not None else Path(folder or "") / "tensorboard"

@@ -3,6 +3,10 @@
 ``fedsim run FILE --tracker tensorboard``, ``--tracker '{ name = "mlflow", uri = "http://127.0.0.1:5000" }'``, or
 ``fedsim.run(scenario, trackers=["tensorboard"])``. They change no result and are no part of the scenario. One that
 cannot begin is an error before the first round; one that fails later is left out with a warning, and the run goes on.
+
+``fedsim bench FILE --tracker …`` tracks each cell as a run of its own: TensorBoard's in a folder of its own, MLflow's
+in one experiment that has the name of the benchmark's folder. What cannot be reached is an error before the first cell;
+a tracker that fails in one cell is left out there.
 """
 
 from __future__ import annotations
@@ -29,8 +33,14 @@ class Tracker:
 
     name: str
 
+    def ready(self) -> None:
+        """Called before ``begin``, and once before the cells of a benchmark: raises where it cannot be used at all."""
+
     def begin(self, scenario: Scenario, folder: Path | None) -> None:
         """Called before the first round, also when a run is resumed."""
+
+    def in_cell(self, cell: Path) -> None:
+        """Called before ``begin`` in a benchmark: many runs share this tracker's options and must not mix."""
 
     def round(self, line: Mapping[str, Any]) -> None:
         """Called with each round's line, as in rounds.jsonl."""
@@ -53,19 +63,22 @@ class Trackers:
         tables = [{"name": each} if isinstance(each, str) else dict(each) for each in given]
         self.parts: list[Tracker] = [registry.make("tracker", table.pop("name", ""), **table) for table in tables]
 
+    def ready(self) -> None:
+        """Whether all can be used.
+
+        Raises:
+            FedsimError: one cannot.
+        """
+        self._must("ready")
+
     def begin(self, scenario: Scenario, folder: Path | None) -> None:
         """Begin all.
 
         Raises:
             FedsimError: one cannot.
         """
-        for part in self.parts:
-            try:
-                part.begin(scenario, folder)
-            except FedsimError:
-                raise
-            except Exception as error:
-                raise FedsimError(f"tracker '{part.name}': cannot begin: {one_line(error)}") from error
+        self.ready()
+        self._must("begin", scenario, folder)
 
     def round(self, line: Mapping[str, Any]) -> None:
         """Tell all of a round."""
@@ -75,6 +88,15 @@ class Trackers:
         """End all."""
         self._each("end", finished, facts)
 
+    def _must(self, what: str, *given: Any) -> None:
+        for part in self.parts:
+            try:
+                getattr(part, what)(*given)
+            except FedsimError:
+                raise
+            except Exception as error:
+                raise FedsimError(f"tracker '{part.name}': cannot begin: {one_line(error)}") from error
+
     def _each(self, what: str, *given: Any) -> None:
         for part in list(self.parts):
             try:
@@ -82,6 +104,24 @@ class Trackers:
             except Exception as error:
                 self.parts.remove(part)
                 log.warning("tracker '%s' failed and is left out from here on: %s", part.name, one_line(error))
+
+
+class CellTrackers(Trackers):
+    """The trackers of a benchmark's cell: none of them makes it fail, not even in the beginning.
+
+    Args:
+        given: as for :class:`Trackers`.
+        cell: folder of the cell; the benchmark's is the one above it.
+    """
+
+    def __init__(self, given: Sequence[str | Mapping[str, Any]], cell: Path) -> None:
+        super().__init__(given)
+        for part in self.parts:
+            part.in_cell(cell)
+
+    def begin(self, scenario: Scenario, folder: Path | None) -> None:
+        """Begin those that can."""
+        self._each("begin", scenario, folder)
 
 
 def measures(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -97,4 +137,4 @@ def measures(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield f"{prefix}{key}", float(value)
 
 
-__all__ = ["EXTRA", "Tracker", "Trackers", "measures"]
+__all__ = ["EXTRA", "CellTrackers", "Tracker", "Trackers", "measures"]

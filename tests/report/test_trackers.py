@@ -162,3 +162,24 @@ def test_mlflow_gets_parameters_measures_and_the_report(server: str, tmp_path: P
     assert "report.html" in [each.path for each in client.list_artifacts(run.info.run_id)]
     fedsim.run(SMALL, tmp_path / "run", resume=True, trackers=[tracker])
     assert len(client.search_runs([experiment.experiment_id])) == 1, "a resumed run goes on with its own"
+
+
+@pytest.mark.slow
+def test_mlflow_gets_the_cells_of_a_benchmark_in_one_experiment(server: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    text = fedsim.Scenario(**SMALL).toml() + '\n[matrix]\nseed = [0, 1]\n"server.defenses" = [["fedavg"], ["median"]]\n'
+    (tmp_path / "cells.toml").write_text(text)
+    tracker = f'{{ name = "mlflow", uri = "{server}" }}'
+    command = ["bench", str(tmp_path / "cells.toml"), "--out", str(tmp_path / "quick"), "--jobs", "2", "--quiet"]
+    done = CliRunner().invoke(app, [*command, "--tracker", tracker])
+    assert done.exit_code == 0, done.stderr
+    client = MlflowClient(server)
+    runs = client.search_runs([client.get_experiment_by_name("quick").experiment_id])
+    folders = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "quick").glob("*/summary.json")}
+    assert {run.info.run_name for run in runs} == set(folders)
+    assert len(runs) == 4
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["fedsim.digest"] == folders[run.info.run_name]["digest"]
+        assert [each.step for each in client.get_metric_history(run.info.run_id, "accuracy")] == [0, 1, 2]
