@@ -3,7 +3,7 @@
 ``configure_train`` draws the cohort and addresses it, ``aggregate_train`` turns the valid replies into an
 :class:`~fedsim.updates.Updates` matrix, runs the defenses, steps the server's optimizer and lets each defense finish
 the model. It runs on any Flower grid, in ``fedsim.run`` as in Flower's own ``start``. Parts that need further
-exchanges get them around the training: through the grid that ``configure_train`` is handed.
+exchanges get them around the training (:mod:`strategies.exchanges`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.app.message_type import MessageType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -26,15 +26,16 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.data.examples import Examples
-from fedsim.errors import FedsimError, UpdatesError
-from fedsim.flower import Directory, Flat, flatten, send
+from fedsim.errors import UpdatesError
+from fedsim.flower import Flat, flatten
 from fedsim.updates import Aggregate, Layout, Updates
 from strategies.analysis import Analysis
-from strategies.defense import RAW, TRAIN, Defense, Reply, Request, Round, overrides
+from strategies.defense import RAW, Defense, Request, Round, overrides
 from strategies.estimator import Estimator
+from strategies.exchanges import Exchanges, Post
 from strategies.fedavg import FedAvg
 from strategies.pipeline import aggregate
-from strategies.validity import SECOND, InvalidReply, check_answer, check_reply, form, uninvited, usual
+from strategies.validity import SECOND, InvalidReply, check_reply, uninvited
 
 log = logging.getLogger("fedsim")
 
@@ -134,7 +135,6 @@ class DefendedStrategy(Strategy):
         self.seed = self._drawing = seed
         self.limit = limit
         self.timeout = timeout
-        self.scale = scale
         self.force = force
         self.root = root
         self.predict = predict
@@ -148,19 +148,19 @@ class DefendedStrategy(Strategy):
         self.estimator_state: dict[str, Any] = {}
         self.analysis_states: list[dict[str, Any]] = [{} for _ in self.analyses]
         self.outcome = Outcome(0)
-        self.directory: Directory | None = None
+        self._post = Post(layout, len(sizes), scale)
+        self._exchanges = Exchanges(self._post, torch.zeros(0), [], [], limit=limit, timeout=timeout)
         self._vector = torch.zeros(layout.d + layout.b, dtype=dtype)
         self._contexts: list[Round] = []
         self._watching: list[Round] = []
         self._talks: list[tuple[Generator[Request, Any, None], Round]] = []
-        self._grid: Grid | None = None
         self._skipped = False
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Draw the cohort, let the parts talk first, and address the training message."""
-        self._connect(grid)
+        self._post.connect(grid)
         self._vector = flatten(arrays, self.layout, self.dtype).to(self.device)
         secret = self.secret_cohorts
         generator = np.random.default_rng() if secret else rng.stream(self.seed, "server.sample", round=server_round)
@@ -172,13 +172,16 @@ class DefendedStrategy(Strategy):
         cohort = [int(client) for client in np.sort(drawn)]
         self.outcome = Outcome(server_round, cohort, forced)
         self._contexts = [self._context(i, server_round, len(cohort)) for i in range(len(self.defenses))]
+        self._exchanges = Exchanges(
+            self._post, self._vector, cohort, self.outcome.faults, limit=self.limit, timeout=self.timeout
+        )
         self._talks = []
         self._skipped = False
         try:
             for part, ctx in zip(self.defenses, self._contexts, strict=True):
                 if overrides(part, "exchanges"):
                     talk = part.exchanges(ctx)
-                    self._advance(talk, None, ctx, until_train=True)
+                    self._exchanges.advance(talk, None, ctx, until_train=True)
                     self._talks.append((talk, ctx))
         except UpdatesError as error:
             self.outcome.faults.append((-1, f"round skipped: {error}"))
@@ -190,7 +193,7 @@ class DefendedStrategy(Strategy):
         if self.estimator is not None:
             kind = self.estimator.message
             records |= self.estimator.request(self._estimator_context(server_round, len(cohort)))
-        return self._messages(kind, cohort, self._vector, records, server_round)
+        return self._post.messages(kind, cohort, self._vector, records, server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -266,16 +269,16 @@ class DefendedStrategy(Strategy):
         due = self.evaluate_every and (server_round % self.evaluate_every == 0 or server_round == self.last_round)
         if not due or not self.evaluate_clients:
             return []
-        self._connect(grid)
+        self._post.connect(grid)
         vector = flatten(arrays, self.layout, self.dtype)
-        return self._messages(MessageType.EVALUATE, self.evaluate_clients, vector, {}, server_round)
+        return self._post.messages(MessageType.EVALUATE, self.evaluate_clients, vector, {}, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Mean accuracy of the clients, and of the worst tenth of them (at least one)."""
         accuracies = []
         awaited = set(self.evaluate_clients)
         for reply in replies:
-            client = self._sender(reply)
+            client = self._post.sender(reply)
             if client not in awaited:
                 continue
             awaited.discard(client)
@@ -309,11 +312,6 @@ class DefendedStrategy(Strategy):
         self.estimator_state = dict(state.get("estimator", {}))
         self.analysis_states = list(state.get("analyses", self.analysis_states))
 
-    def _connect(self, grid: Grid) -> None:
-        if self._grid is not grid:
-            self._grid = grid
-            self.directory = Directory(grid, len(self.sizes))
-
     def _context(self, position: int, server_round: int, num_clients: int) -> Round:
         part = self.defenses[position]
         name = f"{position}.{getattr(part, 'name', type(part).__name__)}"
@@ -326,7 +324,7 @@ class DefendedStrategy(Strategy):
             ctx = self._round_of(f"analysis.{position}.{label_of(part)}", state, server_round, num_clients)
             self._watching.append(ctx)
             try:
-                ctx.measures |= self._played(part.before(ctx), ctx) or {}
+                ctx.measures |= self._exchanges.played(part.before(ctx), ctx) or {}
             except UpdatesError as error:
                 self.outcome.faults.append((-1, f"analysis {label_of(part)}: {error}"))
 
@@ -373,76 +371,6 @@ class DefendedStrategy(Strategy):
         )
         return self.predict(vector, inputs)
 
-    def _messages(
-        self, kind: str, cohort: Sequence[int], vector: Tensor, records: dict[str, Any], server_round: int
-    ) -> list[Message]:
-        assert self.directory is not None
-        arrays = Flat(vector, self.layout)
-        config = ConfigRecord(
-            {"server-round": server_round, "reply": "delta", "scale": float(self.scale(server_round))}
-        )
-        parts = {"arrays": arrays, "config": config, **records}
-        if not self.directory.ours:
-            parts = {key: part.plain() if isinstance(part, Flat) else part for key, part in parts.items()}
-        content = RecordDict(parts)
-        return [send(content, self.directory.node(client), kind, group=str(server_round)) for client in cohort]
-
-    def _advance(self, talk: Generator[Request, Any, None], first: Any, ctx: Round, *, until_train: bool) -> None:
-        """Play a part's requests until it yields ``TRAIN`` (or, after the training, until it ends)."""
-        assert self._grid is not None and self.directory is not None
-        answer = first
-        while True:
-            try:
-                request = talk.send(answer)
-            except StopIteration:
-                if until_train:
-                    raise FedsimError(f"defense '{ctx.part}': its exchanges ended without yielding TRAIN") from None
-                return
-            if request is TRAIN:
-                if not until_train:
-                    raise FedsimError(f"defense '{ctx.part}': its exchanges yield TRAIN twice")
-                return
-            answer = self._play(request, ctx)
-
-    def _play(self, request: Request, ctx: Round) -> list[Reply]:
-        assert self._grid is not None and self.directory is not None
-        cohort = self.outcome.cohort if request.cohort is None else [int(client) for client in request.cohort]
-        vector = self._vector
-        if request.parameters is not None:
-            vector = torch.cat([request.parameters.to(self._vector), self._vector[self.layout.d :]])
-        messages = self._messages(request.handler, cohort, vector, dict(request.records), ctx.round)
-        answered: dict[int, Reply] = {}
-        refused: dict[int, str] = {}
-        for reply in self._grid.send_and_receive(messages=messages, timeout=self.timeout):
-            client = self._sender(reply)
-            if client not in cohort:
-                self.outcome.faults.append((client, f"{request.name}: {uninvited(reply)}"))
-            elif client in answered or client in refused:
-                self.outcome.faults.append((client, f"{request.name}: {SECOND}"))
-            else:
-                try:
-                    check_answer(reply, self.limit)
-                    answered[client] = Reply(client, reply.content)
-                except InvalidReply as error:
-                    refused[client] = str(error)
-        if request.uniform:
-            forms = {client: form(reply.content) for client, reply in answered.items()}
-            expected = usual(forms.values())
-            for client in [client for client, found in forms.items() if found != expected]:
-                refused[client] = "its records are not like those of most clients"
-                del answered[client]
-        refused |= dict.fromkeys(set(cohort) - answered.keys() - refused.keys(), "no reply")
-        self.outcome.faults += [(client, f"{request.name}: {refused[client]}") for client in sorted(refused)]
-        if cohort and not answered:
-            raise UpdatesError(f"{request.name}: no valid reply")
-        return [answered[client] for client in sorted(answered)]
-
-    def _sender(self, reply: Message) -> int:
-        """The partition that answers; -1 for a node that is not of this federation."""
-        assert self.directory is not None
-        partition = self.directory.find(reply.metadata.src_node_id)
-        return -1 if partition is None else partition
-
     def _collect(self, replies: Iterable[Message]) -> Updates | None:
         """The valid rows in ascending partition id; everything else is named in the outcome's faults."""
         outcome, size = self.outcome, self.layout.d + self.layout.b
@@ -452,7 +380,7 @@ class DefendedStrategy(Strategy):
         losses: dict[int, tuple[float, int]] = {}
         told: list[tuple[int, dict[str, Any]]] = []
         for reply in replies:
-            client = self._sender(reply)
+            client = self._post.sender(reply)
             if client not in asked:
                 outcome.faults.append((client, uninvited(reply)))
                 continue
@@ -517,7 +445,7 @@ class DefendedStrategy(Strategy):
         for talk, ctx in self._talks if talks else ():
             ctx.aggregate = result
             ctx.server_step = self._server_step
-            self._advance(talk, updates, ctx, until_train=False)
+            self._exchanges.advance(talk, updates, ctx, until_train=False)
             outcome.acted |= ctx.aggregate is not result
             result = ctx.aggregate
         outcome.aggregate = result
@@ -553,20 +481,10 @@ class DefendedStrategy(Strategy):
                 row = row * (answered / self.estimator.divisor(len(rows)))
         step = self.estimator.step(row, ctx)
         if talks:
-            changed = self._played(self.estimator.afterwards(ctx), ctx)
+            changed = self._exchanges.played(self.estimator.afterwards(ctx), ctx)
             step = step if changed is None else changed
         self._note(self.estimator, ctx)
         return step
-
-    def _played(self, talk: Generator[Request, list[Reply], Any], ctx: Round) -> Any:
-        """What a part's exchanges end with."""
-        replies = None
-        while True:
-            try:
-                request = talk.send(replies) if replies is not None else next(talk)
-            except StopIteration as end:
-                return end.value
-            replies = self._play(request, ctx)
 
     def _server_step(self, update: Tensor) -> Tensor:
         parameters, state = self._vector[: self.layout.d], copy.deepcopy(self.optimizer_state)
