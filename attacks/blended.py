@@ -40,6 +40,9 @@ class Blend(WholeImage):
         seed: which pattern.
     """
 
+    cost = "C·H·W"
+    sees = "its options, the image it is mixed into"
+
     alpha: Share = 0.2
     seed: Annotated[int, Field(ge=0)] = 0
 

@@ -31,6 +31,9 @@ class Learned(Trigger):
         seed: the noise that it starts as.
     """
 
+    cost = "C·rows·columns; learning it is the attack's"
+    sees = "its options; what the attack learns from its data and model"
+
     value: ClassVar[float] = 0.0  # type: ignore[misc]
 
     size: Annotated[int, Field(ge=1)] | Position = 4

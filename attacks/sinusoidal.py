@@ -43,6 +43,9 @@ class Sinusoid(WholeImage):
         frequency: f, periods across the image.
     """
 
+    cost = "C·H·W"
+    sees = "its options, the image it is added to"
+
     amplitude: Positive = 20 / 255
     frequency: Positive = 6.0
 

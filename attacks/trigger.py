@@ -34,6 +34,11 @@ Position = Annotated[list[int], Field(min_length=2, max_length=2)]
 class Trigger:
     """Base of all triggers: say which pixels, and their value."""
 
+    cost: ClassVar[str] = ""
+    """What it costs an image (C, H, W), for the catalogue."""
+    sees: ClassVar[str] = ""
+    """What it is made from, for the catalogue."""
+
     value: float | list[float]
 
     def pixels(self, shape: Sequence[int]) -> list[tuple[int, int]]:
@@ -116,6 +121,9 @@ class Patch(Trigger):
         value: what its pixels are set to, one number or one a channel.
     """
 
+    cost = "C·rows·columns"
+    sees = "its options"
+
     size: Annotated[int, Field(ge=1)] | Position = 3
     corner: Corner = "bottom_right"
     margin: Annotated[int, Field(ge=0)] = 0
@@ -145,6 +153,9 @@ class Pixels(Trigger):
         value: what they are set to, one number or one a channel.
     """
 
+    cost = "C·pixels"
+    sees = "its options"
+
     positions: list[Position] = field(default_factory=lambda: [[-2, -2], [-2, -4], [-4, -2], [-3, -3]])
     value: float | list[float] = 1.0
 
@@ -166,6 +177,9 @@ class Bars(Trigger):
         position: [row, column] of the first pixel.
         value: what the pixels are set to, one number or one a channel.
     """
+
+    cost = "4·C·length"
+    sees = "its options"
 
     length: Annotated[int, Field(ge=1)] = 3
     gap: Annotated[int, Field(ge=0)] = 1

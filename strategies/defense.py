@@ -155,6 +155,12 @@ class Defense:
     scale_equivariant: ClassVar[bool] = False
     """True if updates times a positive number give the aggregate times it; the conformance suite tests it."""
 
+    cost: ClassVar[str] = ""
+    """What it costs beside the mean, in n clients and d parameters; for the catalogue."""
+
+    sees: ClassVar[str] = "updates"
+    """What it reads, in words; for the catalogue."""
+
     sensitivity: ClassVar[Literal["unbounded", "row clip", "sum", "reclip"]] = "unbounded"
     """What one client's row can do to what comes out, for the pipeline's privacy (fedsim/scenario_privacy.py);
     counts only where the class itself declares it."""

@@ -57,6 +57,7 @@ class DpFedAvg(Defense):
     sends_buffers: ClassVar[bool] = False
     answers_nobody: ClassVar[bool] = True
     cost: ClassVar[str] = "n·d"
+    sees: ClassVar[str] = "updates, its clip of the last round"
 
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     adaptive: bool = False

@@ -45,6 +45,7 @@ class Reclip(Defense):
     bounds_aggregate: ClassVar[bool] = True
     sensitivity = "reclip"
     cost: ClassVar[str] = "d"
+    sees: ClassVar[str] = "the aggregate"
 
     radius: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 

@@ -32,6 +32,7 @@ class WeakDP(Defense):
     """
 
     cost = "n·d"
+    sees = "updates, the model"
 
     sensitivity = "row clip"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks import attack as attacks
+from attacks import trigger as triggers
 from fedsim import registry
 from strategies import defense as defenses
 
@@ -34,12 +35,15 @@ KNOWN = {
     "colluding": "the updates of all attackers",
     "omniscient": "all updates",
 }
+COLUMNS = ("name", "what", "kind", "sees", "options", "cost", "source")
+OBSERVED = "what its standpoint shows: messages, their sum, or the models"
 INTRODUCTION = """\
 # Catalogue
 
 Every attack, trigger, defense and observer of fedsim, written by `python -m fedsim.report.catalogue` from the
 registry. `fedsim list attack NAME` prints the options of one with their meanings. Costs are in n clients of a round,
-f malicious ones and d parameters, beside local training and the mean.
+f malicious ones and d parameters, beside local training and the mean; a trigger's in the C channels of an image of
+H · W pixels.
 """
 
 
@@ -52,7 +56,7 @@ def markdown() -> str:
         ("Defenses", "defense", _defense),
         ("Observers", "observer", _observer),
     ):
-        rows = [columns(name, part) for name, part in _own(kind)]
+        rows = [_ordered(columns(name, part) | _choices(part)) for name, part in _own(kind)]
         pieces.append(f"## {title}\n\n{_table(rows)}\n\n{_details(kind)}")
     return "\n".join(pieces).rstrip() + "\n"
 
@@ -63,6 +67,15 @@ def _own(kind: str) -> Iterator[tuple[str, Any]]:
     for name, part in registry.iterate(kind):
         if part.__module__.startswith(tuple(f"{home}." for home in homes)):
             yield name, part
+
+
+def _ordered(row: dict[str, str]) -> dict[str, str]:
+    return {column: row[column] for column in COLUMNS}
+
+
+def _choices(part: Any) -> dict[str, str]:
+    """The column of options, whose meanings stand below the table."""
+    return {"options": ", ".join(f"`{option.name}`" for option in registry.options(part)) or "none"}
 
 
 def _attack(name: str, part: Any) -> dict[str, str]:
@@ -83,7 +96,18 @@ def _attack(name: str, part: Any) -> dict[str, str]:
 
 
 def _trigger(name: str, part: Any) -> dict[str, str]:
-    return {"name": f"`{name}`", "what": registry.summary(part), "source": registry.source(part)}
+    if issubclass(part, triggers.WholeImage):
+        kind = "every pixel"
+    else:
+        kind = "some pixels" if part.stamp is triggers.Trigger.stamp else "some pixels, with values of their own"
+    return {
+        "name": f"`{name}`",
+        "what": registry.summary(part),
+        "kind": kind,
+        "sees": part.sees,
+        "cost": part.cost,
+        "source": registry.source(part),
+    }
 
 
 def _defense(name: str, part: Any) -> dict[str, str]:
@@ -92,8 +116,8 @@ def _defense(name: str, part: Any) -> dict[str, str]:
         "name": f"`{name}`",
         "what": registry.summary(part),
         "kind": ", ".join(stages),
-        "sees": getattr(part, "sees", "updates"),
-        "cost": getattr(part, "cost", ""),
+        "sees": part.sees,
+        "cost": part.cost,
         "source": registry.source(part),
     }
 
@@ -102,7 +126,8 @@ def _observer(name: str, part: Any) -> dict[str, str]:
     return {
         "name": f"`{name}`",
         "what": registry.summary(part),
-        "goal": part.goal,
+        "kind": part.goal,
+        "sees": OBSERVED,
         "cost": part.cost,
         "source": registry.source(part),
     }

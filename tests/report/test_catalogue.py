@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,10 +21,44 @@ def test_the_committed_page_is_up_to_date():
 def rows(title):
     section = markdown().split(f"## {title}\n")[1].split("\n### ")[0]
     lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
-    return [dict(zip(lines[0], line, strict=False)) for line in lines[2:]]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
-@pytest.mark.parametrize(("title", "kind"), [("Attacks", "attack"), ("Triggers", "trigger"), ("Defenses", "defense")])
+KINDS = [("Attacks", "attack"), ("Triggers", "trigger"), ("Defenses", "defense"), ("Observers", "observer")]
+
+
+@pytest.mark.parametrize(("title", "kind"), KINDS)
+def test_no_column_of_any_part_is_empty(title, kind):
+    for row in rows(title):
+        assert list(row) == ["name", "what", "kind", "sees", "options", "cost", "source"]
+        empty = [column for column, cell in row.items() if not cell.strip()]
+        assert not empty, f"{kind} {row['name']} has nothing under {', '.join(empty)}"
+        assert not row["kind"].rstrip().endswith(":"), f"{kind} {row['name']} has no hook"
+
+
+def test_a_part_without_its_cost_is_seen(monkeypatch):
+    monkeypatch.setattr(registry.get("trigger", "patch"), "cost", "")
+    with pytest.raises(AssertionError, match="trigger `patch` has nothing under cost"):
+        test_no_column_of_any_part_is_empty("Triggers", "trigger")
+
+
+READS = {
+    "ctx.root": ("root data", "input's shape"),
+    "ctx.predict": ("model", "root data"),
+    "ctx.state": ("last", "earlier", "history", "momentum", "model", "one scalar"),
+}
+"""What a defense reads of its round → the words of which one stands under what it sees."""
+
+
+def test_what_a_defense_sees_is_what_its_code_reads():
+    for name, part in registry.iterate("defense"):
+        code = inspect.getsource(sys.modules[part.__module__])
+        for read, accepted in READS.items():
+            if read in code:
+                assert any(word in part.sees for word in accepted), f"{name} reads {read}, and sees '{part.sees}'"
+
+
+@pytest.mark.parametrize(("title", "kind"), KINDS)
 def test_every_part_has_a_line_with_its_source(title, kind):
     listed = {row["name"].strip("`"): row for row in rows(title)}
     assert set(listed) == {name for name, _ in registry.iterate(kind)}
