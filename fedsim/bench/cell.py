@@ -11,12 +11,11 @@ from fedsim import registry
 from fedsim.errors import FedsimError
 from fedsim.federation import key, make
 from fedsim.launch import twin
+from fedsim.report.aftermath import NEAR, aftermath
 from fedsim.scenario import Part, Scenario
 
 LAST = 5
 """Rounds over whose mean a cell's accuracy and ASR are reported."""
-NEAR = 0.02
-"""Accuracy, or ASR above its floor, that counts as none."""
 
 
 @dataclass
@@ -100,42 +99,6 @@ def measured(folder: Path) -> dict[str, Any]:
     row["seconds"] = sum(sum(line["seconds"].values()) for line in played) / max(1, len(played))
     row["digest"], row["notes"] = said["digest"], said["notes"]
     return row
-
-
-def aftermath(lines: list[dict[str, Any]], calm: dict[str, Any]) -> dict[str, int | None]:
-    """What stayed of an attack after its last round; None where it lasts to the end of the run, or nothing tells.
-
-    Args:
-        lines: of ``rounds.jsonl``.
-        calm: the run without attack: ``accuracies`` by round, ``rounds`` (its ASR) by round.
-
-    Returns:
-        ``recovery``: rounds from the last attack to the first evaluation with an accuracy within ``NEAR`` of the run
-        without attack (of the one before the attack, where there is none); ``survival``: rounds from the last attack
-        for which the ASR stayed at or above the half of what it was at its first evaluation from then on, both above
-        the floor. Each is as exact as ``evaluate.every``, and None where the run ended before it was over.
-    """
-    attacks = [line["round"] for line in lines if line.get("malicious")]
-    after = [line for line in lines if attacks and line["round"] >= attacks[-1]]
-    found: dict[str, int | None] = {"recovery": None, "survival": None}
-    if not after or after[-1]["round"] == attacks[-1]:
-        return found
-    before = [line["accuracy"] for line in lines if line["round"] < attacks[0] and line["accuracy"] is not None]
-    accuracies, floors = calm.get("accuracies") or {}, calm.get("rounds") or {}
-    for line in after:
-        wanted = accuracies.get(str(line["round"]), before[-1] if before else None)
-        if line["accuracy"] is not None and wanted is not None and line["accuracy"] >= wanted - NEAR:
-            found["recovery"] = line["round"] - attacks[-1]
-            break
-    gains = [
-        (line["round"], line["asr"] - (floors.get(str(line["round"])) or 0.0))
-        for line in after
-        if line.get("asr") is not None
-    ]
-    gone = [number for number, gain in gains if gain < gains[0][1] / 2 or gain <= NEAR]
-    if gone:
-        found["survival"] = gone[0] - attacks[-1]
-    return found
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:

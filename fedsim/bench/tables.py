@@ -31,7 +31,7 @@ def over_seeds(frame: pd.DataFrame, interval: Method = "t") -> pd.DataFrame:
         ``defense``, ``attack``, ``dataset``, ``partition``, other keys of the matrix, ``cells``, ``seeds`` (finished
         ones), ``failed``, then for each measure ``NAME``, ``NAME_low``, ``NAME_high``; ``floor``, ``seconds`` a round,
         ``worst10`` (accuracy of the worst tenth of the clients), ``recovery`` and ``survival`` (rounds, of those seeds
-        whose run saw the end, see :func:`fedsim.bench.cell.aftermath`), ``chance``, ``attacker_rows``,
+        whose run saw the end, see :func:`fedsim.report.aftermath.aftermath`), ``chance``, ``attacker_rows``,
         ``attacker_rows_kept``, ``last_rounds``, and ``marks``: ``a`` in some seed no attack took place, ``d`` in some
         seed the defense never changed an aggregate, ``1`` a single seed.
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim.errors import RecordError
-from fedsim.report import images, words
+from fedsim.report import aftermath, images, words
 from fedsim.report.charts import losses, norms, progress, scores, weight
 from fedsim.report.folder import RunFolder, finite
 from fedsim.report.maps import kept_map, partition_map
@@ -199,6 +199,7 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
                 "attack",
             )
         )
+    found += [Card(*each, "attack") for each in aftermath.told(run)]
     if measures.worst10 is not None:
         detail = "accuracy; outside the guarantee" if run.privacy else "accuracy"
         found.append(Card("Worst 10\u202f% of clients", words.percent(measures.worst10), detail))
@@ -240,7 +241,8 @@ def _seconds(measures: Measures, rounds: int) -> list[tuple[str, float, float, f
     total = sum(measures.seconds.values())
     if total <= 0:
         return []
-    return [(step, spent, spent / total, spent / max(rounds, 1)) for step, spent in measures.seconds.items()]
+    steps = [*measures.seconds.items(), ("all steps", total)]
+    return [(step, spent, spent / total, spent / max(rounds, 1)) for step, spent in steps]
 
 
 def _rows(run: RunFolder) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedsim.bench.cell import aftermath
+from fedsim.report.aftermath import aftermath
 
 
 def lines(accuracies, asrs, attacked=(3,)):

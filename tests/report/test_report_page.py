@@ -58,6 +58,26 @@ def test_tells_what_was_run_and_how_it_ended(tmp_path: Path) -> None:
     assert "[client.optimizer]" in shown.text
 
 
+def test_says_how_long_an_attack_was_felt_after_it_ended(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", rounds=6, faults=0)
+    calm = {"malicious": [], "kept_malicious": []}
+    accuracies, asrs = [0.1, 0.7, 0.8, 0.3, 0.5, 0.79, 0.8], [0.0, 0.1, 0.1, 0.9, 0.7, 0.3, 0.1]
+    lines = {n: {"accuracy": accuracies[n], "asr": asrs[n]} | ({} if n == 3 else calm) for n in range(1, 7)}
+    lines[3] |= {"cohort": [0, 3], "malicious": [3], "kept": [0, 3], "kept_malicious": [3]}
+    edit(folder, lines)
+    (folder / "summary.json").unlink()
+    assert "Recovery" not in page(folder).text, "attackers in every round may come again"
+    scenario = folder / "scenario.toml"
+    scenario.write_text(scenario.read_text().replace('name = "every_round"', 'name = "single_shot"\nround = 3'))
+    shown = page(folder).text
+    assert "Recovery 2 rounds from the last attack, round 3, to an accuracy within 2 points of before it" in shown
+    assert "Backdoor survived 2 rounds after the last attack, round 3" in shown
+    edit(folder, {n: {"accuracy": 0.3, "asr": 0.9} for n in range(4, 7)})
+    shown = page(folder).text
+    assert "Recovery not in 3 rounds" in shown
+    assert "Backdoor survived all 3 rounds" in shown
+
+
 def test_counts_the_attackers_that_were_kept_beside_chance(tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run", rounds=4, faults=0)
     base = {"cohort": [0, 1, 3, 4], "malicious": [3, 4], "kept": [0], "kept_malicious": [], "malicious_weight": 0.0}
