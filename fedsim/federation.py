@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 """What is exchanged in a run of each precision."""
 
+LEAST_LIMIT = 1e30
+"""Numbers up to here are valid in rows that hold raw gradients behind a claim of privacy."""
+
 
 def make(kind: str, part: Part) -> Any:
     """The part that a scenario names."""
@@ -145,7 +148,7 @@ class Federation:
             sizes=self.shares.sizes,
             per_round=scenario.cohort,
             seed=scenario.seed,
-            limit=scenario.server.limit,
+            limit=self._limit,
             timeout=scenario.server.timeout,
             scale=self.scale,
             force=self.adversary.force if scenario.adversary.selection == "forced" and scenario.attackers else None,
@@ -158,6 +161,17 @@ class Federation:
             dtype=self.dtype,
             device=runtime.prepare_device(scenario.engine.device),
         )
+
+    @property
+    def _limit(self) -> float:
+        """Largest number in a valid row.
+
+        Behind an estimator, the gradients of a client's examples are in its row: where the row is raw, one example
+        could decide whether its client is refused, which no noise covers.
+        """
+        limit, claim = self.scenario.server.limit, self.guarantee
+        raw = self.estimator is not None and self.scenario.privacy.trust != "local"
+        return max(limit, LEAST_LIMIT) if raw and claim is not None and not claim.none else limit
 
     @property
     def _counts_on_hidden_cohorts(self) -> bool:

@@ -252,3 +252,14 @@ def test_an_example_that_is_not_finite_decides_nothing(trust: str, tmp_path: Pat
     told = [line.get("nonfinite") for line in found.lines[1:]]
     assert told == ([1] * 5 if trust == "central" else [None] * 5)
     assert any("not finite and counted as zero" in note for note in found.notes) == (trust == "central")
+
+
+@pytest.mark.parametrize("trust", ["central", "distributed"])
+def test_no_gradient_is_so_long_that_its_client_is_refused(trust: str) -> None:
+    steep = {**DIFF2, "c1": 0.01, "c2": 50.0, "lr": 100.0}  # differences are longer than the limit, gradients are not
+    given: dict[str, Any] = {"server": {"estimator": steep, "limit": 0.01}}
+    noise = {"noise": [1e-6, 1e-6]}
+    claimed = simulate(private(**given, privacy={**noise, "trust": trust})).lines[1:]
+    assert all(line["kept"] == [0, 1, 2, 3] and not line["faults"] for line in claimed)
+    unclaimed = simulate(private(**given, privacy={**noise, "trust": trust, "claim": "none"})).lines[1:]
+    assert any("beyond the limit 0.01" in fault["reason"] for line in unclaimed for fault in line["faults"])
