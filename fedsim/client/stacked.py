@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from fedsim.client.objective import NOTHING, Aside, Objective
-from fedsim.client.twins import FlattenTwin, Sink, twins_of
+from fedsim.client.twins import FlattenTwin, HarmonicTwin, LinearTwin, Sink, twins_of
 from fedsim.updates import Layout
 
 Views = list[list[Tensor]]
@@ -33,7 +33,7 @@ class Stacked:
         compute: precision of the products, None for the rows' own.
 
     Raises:
-        ValueError: a layer without a twin; the message names it.
+        ValueError: a layer without a twin, which the message names; regularizers where the head is not the last layer.
     """
 
     name = "stacked"
@@ -49,6 +49,8 @@ class Stacked:
         self.names = [names for _, names in layers]
         self.first = next((i for i, names in enumerate(self.names) if names), len(layers))
         self.layout, self.objective = layout, objective
+        if objective.regularizers and not isinstance(self.layers[-1], (LinearTwin, HarmonicTwin)):
+            raise ValueError("regularizers look at what its head is given, and the head is not its last layer")
 
         def outputs(parameters: dict[str, Tensor], inputs: Tensor) -> Any:
             return functional_call(module, parameters, (inputs,))
@@ -85,17 +87,23 @@ class Stacked:
         aside: Aside,
     ) -> Tensor:
         kept = []
-        signal = inputs
+        signal = features = inputs
         for layer, parameters in zip(self.layers, weights, strict=True):
-            signal, keep = layer.forward(parameters, signal)
+            features = signal
+            signal, keep = layer.forward(parameters, features)
             kept.append(keep)
+        aimed = None
         if self.objective.plain:
             losses, signal = loss_and_signal(signal, targets, self.objective.num_classes)
+        elif self.objective.regularizers:
+            losses, signal, aimed = loss_and_signals(self.objective, features, signal, targets, aside)
         else:
             losses, signal = loss_and_signal_of(self.objective, signal, targets, aside.present)
         for i in range(len(self.layers) - 1, self.first - 1, -1):
             own: Sequence[Tensor | None] = [None] * len(weights[i]) if gradients is None else gradients[i]
             signal = self.layers[i].backward(weights[i], own, kept[i], signal, sink, i > self.first)
+            if aimed is not None and i > self.first:
+                signal, aimed = signal + aimed.to(signal.dtype), None
         return losses
 
 
@@ -131,3 +139,23 @@ def loss_and_signal_of(
         each = objective.example_losses(leaf.flatten(0, 1), targets.flatten(0, 1), mask).view(rows, batch)
         (signal,) = torch.autograd.grad(each.mean(1).sum(), leaf)
     return each.detach().sum(1), signal
+
+
+def loss_and_signals(
+    objective: Objective, features: Tensor, outputs: Tensor, targets: Tensor, aside: Aside
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for an objective with regularizers, and its gradient by the (r, B, …, m) inputs of the head."""
+
+    def total(logits: Tensor, seen: Tensor, labels: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        seen = seen.flatten(1) if seen.ndim > 2 else seen
+        return objective.total(logits, seen, labels, Aside(present, aside.references))
+
+    with torch.enable_grad():
+        leaves = [
+            (each.float() if each.dtype == torch.bfloat16 else each).requires_grad_()
+            for each in (outputs.detach(), features.detach())
+        ]
+        together: Any = vmap(total, in_dims=(0, 0, 0, None if aside.present is None else 0))
+        totals, losses = together(*leaves, targets, aside.present)
+        signal, aimed = torch.autograd.grad(totals.sum(), leaves, allow_unused=True, materialize_grads=True)
+    return losses.detach() * targets.shape[1], signal, aimed

@@ -107,11 +107,23 @@ PENALTIES: dict[str, tuple[dict[str, Any], Any]] = {
 @pytest.mark.parametrize("name", PENALTIES)
 def test_a_round_of_one_step_is_the_step_at_the_centre(name: str) -> None:
     part, penalty = PENALTIES[name]
-    for path in ("vmap", "reference"):
+    for path in ("stacked", "vmap", "reference"):
         at = scenario([part], **{"engine.path": path})
         expected = central_step(at, penalty)
         assert (expected - central_step(at, lambda domains, losses: 0.0)).abs().max() > 1e-4
         torch.testing.assert_close(one_round(at), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("loss", [None, {"name": "harmonic", "mask_absent": True}])
+def test_many_local_steps_are_the_same_on_every_path(name: str, loss: dict[str, Any] | None) -> None:
+    more = {"rounds": 2, "client.steps": 4, "client.batch_size": 8, "client.loss": loss}
+    model = {"name": "mlp", "hidden": [7, 5], "activation": "relu"}
+    at = scenario([PENALTIES[name][0], "coral"], **more, model=model, **{"data.partition": "dirichlet"})
+    found = [simulate(at.changed(**{"engine.path": path})).parameters for path in ("stacked", "vmap", "reference")]
+    for other in found[1:]:
+        for key, value in found[0].items():
+            torch.testing.assert_close(value, other[key], rtol=1e-7, atol=1e-9)
 
 
 def test_two_regularizers_add_up() -> None:
