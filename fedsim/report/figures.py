@@ -84,7 +84,7 @@ class Series:
         style: CSS class that gives the colour.
         x, y: rounds and values.
         low, high: a band around them.
-        form: ``line`` (with dots while they are few), ``level`` (without), ``stems``, ``dots``, ``dashes``.
+        form: ``line`` (with dots while they are few), ``level`` (without), ``stems``, ``dots``, ``rings``, ``dashes``.
     """
 
     name: str
@@ -138,9 +138,11 @@ class Axis:
 
 
 SHARES = Axis(0.0, 1.0)
+FEW = 60
+"""Marks up to this number are drawn large."""
 MANY = 150
 """Rounds beyond which marks for single rounds become too small to be told apart."""
-MARKS = {"stems": "stem", "dots": "dot", "dashes": "dash"}
+MARKS = {"stems": "stem", "dots": "dot", "rings": "dot ring", "dashes": "dash"}
 
 
 def curves(
@@ -184,9 +186,11 @@ def curves(
             lower = [f"{_x(x, px):g} {_y(y, py):g}" for px, py in zip(one.x, one.low, strict=True)]
             shapes.append(Shape("M" + "L".join(upper + lower[::-1]) + "z", f"band {one.style}"))
         points = [f"{_x(x, px):g} {_y(y, py):g}" for px, py in zip(one.x, one.y, strict=True)]
-        if one.form == "dots":
-            size = "dot" if len(points) <= MANY else "dot small"
-            shapes.append(Shape("".join(f"M{point}h0" for point in points), f"{size} {one.style}"))
+        if one.form in ("dots", "rings"):
+            size = "dot large" if len(points) <= FEW else "dot" if len(points) <= MANY else "dot small"
+            path = "".join(f"M{point}h0" for point in points)
+            shapes.append(Shape(path, f"{size}{' ring' if one.form == 'rings' else ''} {one.style}"))
+            shapes += [Shape(path, f"{size} hole")] if one.form == "rings" else []
         elif one.form == "dashes":
             half = 0.42 * SIZE / x.high
             dashes = (

@@ -97,7 +97,7 @@ def history(found: Mapping[str, Any], goal: str, bound: float) -> Chart | None:
     statics = [_mean(each[key]) for each in found["statics"] if not each["error"] and _allowed(each, goal, bound)]
     series = [Series("tried", "main", *_split(numbers[True]), form="dots")]
     if numbers[False]:
-        series.append(Series("costs more accuracy than allowed", "chance", *_split(numbers[False]), form="dots"))
+        series.append(Series("costs more accuracy than allowed", "chance", *_split(numbers[False]), form="rings"))
     if best:
         series.append(Series("best so far", "attack", *_split(best), form="level"))
     if statics:
@@ -105,7 +105,7 @@ def history(found: Mapping[str, Any], goal: str, bound: float) -> Chart | None:
     values = [value for one in series for value in one.y]
     axis = SHARES if goal == "asr" else Axis(min(0.0, *values), max(0.05, *values) * 1.1)
     chart = curves(
-        f"{_measure(goal)} of what was tried",
+        f"{_measure(goal)} {'of' if goal == 'asr' else 'by'} what was tried",
         series,
         count,
         y=axis,
