@@ -22,7 +22,7 @@ def add(app: typer.Typer) -> None:
 
 
 def new(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="attack, defense or optimizer.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="attack, defense, observer or optimizer.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The part's name in scenarios, and the file's.")],
     out: Annotated[Path, typer.Option(help="Folder of the file.")] = Path(),
 ) -> None:

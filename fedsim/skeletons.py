@@ -115,10 +115,43 @@ class {class_name}:
         return Steps(list(parameters), {{"lr": self.lr * scale}})
 '''
 
-TEXTS = {"attack": ATTACK, "defense": DEFENSE, "optimizer": OPTIMIZER}
+OBSERVER = '''"""In one sentence: what somebody who only watches learns of the clients' data, and from what.
+
+    size_i = ‖what client i sent‖, held against the number of its examples
+
+Author, "Title", venue year, arXiv number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedsim.observers.observer import Observation, Observer, Seen, Standpoint, observer
+
+
+@observer("{name}")
+class {class_name}(Observer):
+    """How long each client's message is.
+
+    Args:
+        standpoint: server or client; see fedsim/observers/observer.py for what each sees.
+    """
+
+    standpoint: Standpoint = "server"
+
+    def observe(self, seen: Seen, state: dict[str, Any]) -> Observation | None:
+        """Numbers for observations.json; memory belongs into state, random numbers come from self.watched.stream."""
+        if not seen.messages:
+            state["why"] = "no single message is shown to it"
+            return None
+        return Observation({{"lengths": {{str(i): float(sent.vector.norm()) for i, sent in seen.messages.items()}}}})
+'''
+
+TEXTS = {"attack": ATTACK, "defense": DEFENSE, "observer": OBSERVER, "optimizer": OPTIMIZER}
 KEYS = {
     "attack": 'adversary.attacks=["{name}"]',
     "defense": 'server.defenses=["{name}"]',
+    "observer": 'observe.observers=["{name}"]',
     "optimizer": "client.optimizer={name}",
 }
 """How a scenario names a part of the kind."""

@@ -24,16 +24,19 @@ from typing import Any
 from attacks.attack import Attack
 from fedsim import registry
 from fedsim.errors import FedsimError, KnowledgeError, one_line
-from fedsim.testing import attacks, defenses, optimizers, pace
+from fedsim.observers.observer import Observer
+from fedsim.testing import attacks, defenses, observers, optimizers, pace
 from fedsim.testing.words import COMPARING, FIRST, HIDDEN, RAISES, SLOW, Word, words
 from strategies.defense import Defense
 
 SUITES: dict[str, tuple[Callable[[Any], None], ...]] = {
     "attack": attacks.CHECKS,
     "defense": defenses.CHECKS,
+    "observer": observers.CHECKS,
     "optimizer": optimizers.CHECKS,
 }
 """Kind → the checks of its parts."""
+BASES: dict[str, type] = {"attack": Attack, "defense": Defense, "observer": Observer}
 LONGEST = 300
 
 
@@ -114,7 +117,7 @@ def subjects(what: str | Path) -> list[Subject]:
     for name, each in vars(module).items():
         if not inspect.isclass(each) or each.__module__ != module.__name__ or each in registered:
             continue
-        kind = next((kind for kind, base in (("attack", Attack), ("defense", Defense)) if issubclass(each, base)), "")
+        kind = next((kind for kind, base in BASES.items() if issubclass(each, base)), "")
         if kind and not any(issubclass(other, each) for other in registered if inspect.isclass(other)):
             found.append(Subject(kind, f"{path}:{name}"))
     if attribute:
@@ -122,7 +125,8 @@ def subjects(what: str | Path) -> list[Subject]:
         found = [registered.get(part, Subject(_kind_of(part, path, attribute), f"{path}:{attribute}"))]
     found = [subject for subject in found if subject.kind in SUITES]
     if not found:
-        accepted = "a class derived from attacks.attack.Attack or strategies.defense.Defense, or a registered optimizer"
+        bases = " or ".join(f"{base.__module__}.{base.__name__}" for base in BASES.values())
+        accepted = f"a class derived from {bases}, or a registered optimizer"
         raise FedsimError(f"{path}: given no part that can be checked; accepted: {accepted}")
     return found
 
@@ -178,12 +182,14 @@ def _innermost(error: BaseException) -> str:
 
 
 def _kind_of(part: Any, path: str, attribute: str) -> str:
-    for kind, base in (("attack", Attack), ("defense", Defense)):
+    for kind, base in BASES.items():
         if inspect.isclass(part) and issubclass(part, base):
             return kind
     if inspect.isclass(part) and hasattr(part, "build"):
         return "optimizer"
-    raise FedsimError(f"{path}: given '{attribute}'; accepted: an attack, a defense or an optimizer in this file")
+    raise FedsimError(
+        f"{path}: given '{attribute}'; accepted: an attack, a defense, an observer or an optimizer in this file"
+    )
 
 
 def _cut(error: BaseException) -> str:

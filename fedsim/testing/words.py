@@ -23,7 +23,14 @@ SLOW = Word(
     "is slow",
     "It costs this in every round: work on whole (n, d) tensors in place of Python loops over clients or numbers",
 )
-FIRST = {"keeps_shape", "gives_what_stages_give", "fits"}
+FIRST = {
+    "keeps_shape",
+    "gives_what_stages_give",
+    "fits",
+    "has_a_standpoint",
+    "fits_the_toy_run",
+    "finds_what_can_be_kept",
+}
 """Checks after whose failure the others have nothing to say."""
 COMPARING = {
     "permutes",
@@ -37,6 +44,7 @@ COMPARING = {
     "scales",
     "rows_are_independent",
     "paths_agree",
+    "goes_on_after_a_resume",
 }
 """Checks that compare two runs, and say nothing of a part that does not repeat itself."""
 
@@ -138,6 +146,36 @@ _WORDS: dict[tuple[str, str], Word] = {
     ),
     ("optimizers", "leaves_global_randomness"): Word(
         "uses the global random state", "Take no random numbers of torch's own"
+    ),
+    ("observers", "has_a_standpoint"): Word(
+        "has no standpoint",
+        'standpoint: Standpoint = "server" (or "client") as an option of the class says what it sees',
+    ),
+    ("observers", "fits_the_toy_run"): Word(
+        "does not fit a plain run", "Give the options with which it does: --set OPTION=VALUE; check says what it needs"
+    ),
+    ("observers", "finds_what_can_be_kept"): Word(
+        "finds what no run can keep",
+        "observe returns None, or Observation(measures, pictures): numbers and words; arrays (m, C, H, W)",
+    ),
+    ("observers", "repeats"): Word(
+        "finds not the same twice",
+        f"Draw from self.watched.stream('purpose', seen.round); what it remembers belongs into state. {_WAIT}",
+    ),
+    ("observers", "goes_on_after_a_resume"): Word(
+        "finds something else after a resume", "What it remembers from round to round belongs into state, not into self"
+    ),
+    ("observers", "leaves_what_it_is_shown"): Word("changes its input", "Work on a copy: seen.before.clone()"),
+    ("observers", "leaves_global_randomness"): Word(
+        "uses the global random state", "Draw from self.watched.stream('purpose', seen.round); never seed a global one"
+    ),
+    ("observers", "remembers_plainly"): Word(
+        "remembers what no checkpoint can hold", "state takes tensors, numbers, strings, and tables of them"
+    ),
+    ("observers", "bears_what_is_hidden"): Word(
+        "needs what its standpoint hides",
+        "seen.messages is empty and seen.total None where they are hidden: say state['why'] and return None, or refuse "
+        "such a scenario in check",
     ),
 }
 

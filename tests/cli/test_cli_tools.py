@@ -47,7 +47,7 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
 
 
-@pytest.mark.parametrize("kind", ["attack", "defense", "optimizer"])
+@pytest.mark.parametrize("kind", ["attack", "defense", "observer", "optimizer"])
 def test_what_new_writes_runs_and_is_checked_as_it_says(kind: str) -> None:
     made = call("new", kind, "my_part")
     assert made.exit_code == 0, made.stderr

@@ -312,13 +312,15 @@ def test_installed_packages_add_parts(apart: pytest.MonkeyPatch) -> None:
 
     theirs, broken = entry("theirs", Theirs), entry("broken", ImportError("no\nway"), "other.module:Part")
     loss = entry("sharp", Theirs, "third.module:Part")
-    entries(apart, attacks=[theirs, broken], losses=[loss])
+    watcher = entry("watcher", Theirs, "fourth.module:Part")
+    entries(apart, attacks=[theirs, broken], losses=[loss], observers=[watcher])
     assert {"theirs", "broken", "sign_flip"} <= set(registry.names("attack"))
     assert theirs.loads == broken.loads == 0, "a plug-in is imported when it is asked for"
     assert registry.make("attack", "theirs", strength=2).strength == 2.0
     assert registry.make("attack", "theirs").name == "theirs"
     assert theirs.loads == 1
     assert "sharp" in registry.names("loss")
+    assert registry.make("observer", "watcher", strength=3).strength == 3.0
     with pytest.raises(
         FedsimError, match=r"attack 'broken': importing other\.module:Part raised ImportError.*: no way"
     ):

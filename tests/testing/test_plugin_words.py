@@ -10,7 +10,7 @@ import pytest
 from fedsim import registry, skeletons
 from fedsim.errors import FedsimError
 from fedsim.testing import conforms, pace
-from fedsim.testing.plugin import Finding, findings, subjects
+from fedsim.testing.plugin import Finding, Subject, findings, subjects
 
 ATTACK_HEAD = (
     "import random\nimport numpy as np\nimport torch\nfrom attacks.attack import Attack\n\n\nclass Mine(Attack):\n"
@@ -208,6 +208,86 @@ def test_what_an_optimizer_gets_wrong(step: str, head: str) -> None:
     assert head in [each.head for each in findings(subject)]
 
 
+OBSERVER_HEAD = (
+    "import random\nimport numpy as np\nimport torch\nfrom fedsim.observers.observer import Observation, Observer\n\n\n"
+    "class Mine(Observer):\n"
+)
+LOOKS = 'standpoint: str = "server"\ndef observe(self, seen, state):\n    '
+
+
+@pytest.mark.parametrize(
+    ("body", "head", "said"),
+    [
+        ("def observe(self, seen, state):\n    return None", "has no standpoint", "its standpoint is None"),
+        (
+            f"{LOOKS}return None\ndef set_up(self, watched):\n    yield from super().set_up(watched)\n"
+            "    from fedsim.errors import Fault\n    yield Fault('/data.clients', 6, 'more clients')",
+            "does not fit a plain run",
+            "given 6; accepted: more clients",
+        ),
+        (f"{LOOKS}return 1.0", "finds what no run can keep", "observe gave a float"),
+        (
+            f"{LOOKS}return Observation({{'model': seen.before}})",
+            "finds what no run can keep",
+            "measures hold what no JSON file can",
+        ),
+        (
+            f"{LOOKS}return Observation({{}}, {{'images': np.zeros((3, 8, 8))}})",
+            "finds what no run can keep",
+            "picture 'images' has the shape (3, 8, 8)",
+        ),
+        (
+            f"calls = 0\n{LOOKS}Mine.calls += 1\n    return Observation({{'calls': Mine.calls}})",
+            "finds not the same twice",
+            "observe found something else in the same run",
+        ),
+        (
+            f"{LOOKS}self.heard = getattr(self, 'heard', 0) + 1\n    return Observation({{'heard': self.heard}})",
+            "finds something else after a resume",
+            "made anew after a round",
+        ),
+        (
+            f"{LOOKS}return Observation({{'norm': float(seen.before.mul_(2).norm())}})",
+            "changes its input",
+            "observe changed what it was shown in place",
+        ),
+        (
+            f"{LOOKS}return Observation({{'drawn': float(torch.rand(()))}})",
+            "uses the global random state",
+            "it used torch's global generator",
+        ),
+        (
+            f"{LOOKS}state['seen'] = {{1, 2}}\n    return None",
+            "remembers what no checkpoint can hold",
+            "state['seen'] holds a set",
+        ),
+        (
+            f"{LOOKS}return Observation({{'first': min(seen.messages)}})",
+            "needs what its standpoint hides",
+            "observe broke where the sum of the messages alone is shown: ValueError",
+        ),
+        (f"{LOOKS}return seen.missing", "raises an error", "AttributeError in line 10 of mine.py, in observe"),
+    ],
+)
+def test_what_an_observer_gets_wrong(body: str, head: str, said: str) -> None:
+    told = found(OBSERVER_HEAD, body)
+    assert any(each.head == head and said in each.said for each in told), [str(each) for each in told]
+    assert all("\n" not in str(each) and each.advice for each in told)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gradient_inversion", {"iterations": 8}),
+        ("gradient_inversion", {"iterations": 8, "standpoint": "client"}),
+        ("membership_inference", {"shadows": 4}),
+        ("membership_inference", {"shadows": 4, "round": 2, "standpoint": "client"}),
+    ],
+)
+def test_the_observers_that_come_with_it_conform(name: str, options: dict[str, object]) -> None:
+    assert [str(each) for each in findings(Subject("observer", name), **options)] == []
+
+
 SLOW = f"""
 {CRAFT}out = rows.clone()
     for column in range(rows.shape[1]):
@@ -227,7 +307,7 @@ def test_a_slow_part_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
         conforms("mine.py")
 
 
-@pytest.mark.parametrize("kind", ["attack", "defense", "optimizer"])
+@pytest.mark.parametrize("kind", ["attack", "defense", "observer", "optimizer"])
 def test_a_skeleton_is_short_and_gets_nothing_wrong(kind: str) -> None:
     file = skeletons.write(kind, f"my_{kind}")
     assert len(file.read_text().splitlines()) <= 40
@@ -272,7 +352,7 @@ def test_names_that_no_skeleton_takes() -> None:
     for kind, name, said in [
         ("attack", "sign_flip", "the name of an attack already"),
         ("defense", "My-Defense", "small letters"),
-        ("model", "mine", "accepted: attack, defense, optimizer"),
+        ("model", "mine", "accepted: attack, defense, observer, optimizer"),
     ]:
         with pytest.raises(FedsimError, match=said):
             skeletons.write(kind, name)
