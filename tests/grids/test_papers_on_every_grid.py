@@ -1,0 +1,101 @@
+"""One digest for every paper's part: on threads, on Ray, killed and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsim import registry
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+from tests.simulation.test_same_bits import cluster, interrupted
+
+__all__ = ["cluster"]
+
+TABLES: dict[str, Any] = {
+    "rounds": 2,
+    "data": {
+        "dataset": {"name": "synthetic_classification", "features": 6, "classes": 3, "examples": 160, "test": 40},
+        "partition": {"name": "dirichlet", "alpha": 1.0, "min_examples": 4},
+        "clients": 6,
+        "root": 24,
+    },
+    "model": {"name": "mlp", "hidden": [8]},
+    "client": {"per_round": 5, "steps": 3, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1}},
+    "evaluate": {"every": 1},
+}
+PERSIST = {"client.optimizer_state": "persist"}
+NUMBERS = {
+    "data.dataset": {"name": "teacher_student", "inputs": 8, "examples": 60, "test": 30},
+    "data.partition": {"name": "iid"},
+    "model": {"name": "linear"},
+}
+ALIGNED = {"name": "hessian_alignment", "alpha": 1.0, "beta": 1.0}
+CASES: dict[str, dict[str, Any]] = {
+    "hgp": {"client.regularizers": [ALIGNED]},
+    "hgp, exact": {"client.regularizers": [{**ALIGNED, "reference": "exact"}]},
+    "diagonal, lagged": {"client.regularizers": [{**ALIGNED, "method": "diagonal", "references": "lagged"}]},
+    "hutchinson": {"client.regularizers": [{**ALIGNED, "method": "diagonal", "hutchinson_samples": 3}]},
+    **{name: {"client.regularizers": [{"name": name, "weight": 1.0}]} for name in ("coral", "irm", "vrex", "fishr")},
+    "diffgrad": {"client.optimizer": {"name": "diffgrad"}, **PERSIST},
+    "diffgrad on the server": {"server.optimizer": {"name": "diffgrad"}},
+    "langevin": {"client.optimizer": {"name": "langevin", "temperature": 1e-4}},
+    "spherical_langevin": {"client.optimizer": {"name": "spherical_langevin"}},
+    **{name: {"server.defenses": [name]} for name in ("sam_gs", "pcgrad", "cagrad", "softmax_cap", "softmax_radius")},
+    **{
+        f"gns, {curvature}": {
+            "client": {"per_round": 5},
+            "model": {"name": "logistic"},
+            "server.estimator": {"name": "gns", "curvature": curvature, "l2": 1e-3},
+            "engine.precision": "float64",
+        }
+        for curvature in ("gauss_newton", "empirical_fisher", "exact", "zero")
+    },
+    "step control": {"client.step_control": {"name": "softmax_radius", "quantile": 0.9}},
+    "harmonic": {"client.loss": {"name": "harmonic", "mask_absent": True}},
+    "harmonic, cosine": {"client.loss": {"name": "harmonic", "distance": "cosine"}},
+    "monge_gap": {"client.adapter": {"name": "monge_gap", "steps": 2, "hidden": [4], "batch_size": 8}},
+    **{name: {"client.optimizer": {"name": name, "lr": 0.05}, **PERSIST} for name in ("rm3", "m3", "ra3")},
+    "winsorized": {"client.optimizer": {"name": "winsorized", "momentum": 0.9}, **PERSIST},
+    "rm3 on the server": {"server.defenses": ["rm3"]},
+    "winsorized_mean": {"server.defenses": ["winsorized_mean"]},
+    "coherence": {"server.analysis": [{"name": "coherence", "examples": True}]},
+    "generalization": {**NUMBERS, "server.analysis": ["generalization"]},
+}
+
+
+def scenario(name: str, **more: Any) -> Scenario:
+    case = {**CASES[name], **more}
+    tables = {**TABLES, **{key: value for key, value in case.items() if "." not in key}}
+    return Scenario(**tables).changed(**{key: value for key, value in case.items() if "." in key})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_and_resumed_gives_the_bits_of_the_whole(name: str, tmp_path: Path) -> None:
+    found = simulate(scenario(name))
+    assert not any(line["faults"] for line in found.lines)
+    assert interrupted(scenario(name, **{"engine.workers": 1}), tmp_path) == found.digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_ray_gives_the_digest_of_threads(name: str, cluster: None) -> None:
+    ray = scenario(name, **{"engine.name": "ray", "engine.workers": 2})
+    assert simulate(ray).digest == simulate(scenario(name)).digest
+
+
+def test_every_regularizer_step_control_adapter_and_analysis_is_tried_here() -> None:
+    named = {"regularizer": "client.regularizers", "analysis": "server.analysis"}
+    named |= {"step_control": "client.step_control", "adapter": "client.adapter", "loss": "client.loss"}
+    tried: dict[str, set[str]] = {kind: set() for kind in named}
+    for name in CASES:
+        table = scenario(name)
+        for kind, key in named.items():
+            section, field = key.split(".")
+            found = getattr(getattr(table, section), field)
+            parts = found if isinstance(found, list) else [found] if found is not None else []
+            tried[kind] |= {part.name for part in parts}
+    for kind, names in tried.items():
+        assert set(registry.names(kind)) - {"cross_entropy", "squared_error"} <= names, kind
