@@ -1,13 +1,15 @@
-"""The tutorial with a program beside fedsim: its terminal runs, its commands end well.
+"""The tutorials with programs beside fedsim: their terminals run, their commands end well.
 
-A block with the title of a terminal runs until the page ends, with a port that nobody uses in place of the page's;
-other titles are files, other ``sh`` blocks are commands.
+A block with the title of a terminal runs until the page ends, with ports that nobody uses in place of the page's; other
+titles are files, other ``sh`` blocks are commands.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +21,8 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
+ROOT = Path(__file__).resolve().parents[2]
+TUTORIALS = ROOT / "docs" / "tutorials"
 BLOCK = re.compile(r'```(\w+)(?: title="([^"]+)")?\n(.*?)```', re.DOTALL)
 PORT = "6380"
 PATIENCE = 280
@@ -45,7 +48,7 @@ def until_open(port: str, program: subprocess.Popen[bytes], log: Path) -> None:
 @contextmanager
 def terminal(commands: str, port: str, folder: Path) -> Iterator[None]:
     """Commands that run beside the page, with all that they start."""
-    log = folder / "terminal.log"
+    log = folder / f"terminal-{port}.log"
     with log.open("wb") as output:
         program = subprocess.Popen(
             ["bash", "-c", commands], cwd=folder, stdout=output, stderr=output, start_new_session=True
@@ -88,3 +91,45 @@ def test_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"4 finished in runs/{place}" in played
     (compared,) = [text for command, text in said.items() if command.startswith("fedsim compare")]
     assert "same, compared bit for bit" in compared
+
+
+CHECKOUT = ("pyproject.toml", "README.md", "LICENSE", "fedsim", "attacks", "strategies", "scenarios")
+
+
+def test_a_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SuperLink and three SuperNodes, processes of their own on the loopback interface."""
+    home, checkout = tmp_path / "home", tmp_path / "checkout"
+    home.mkdir()
+    checkout.mkdir()
+    for name in CHECKOUT:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, checkout / name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("FLWR_HOME", str(home / ".flwr"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    text = (TUTORIALS / "deployment.md").read_text("utf-8")
+    ports = {port: free_port() for port in sorted(set(re.findall(r"80\d\d", text)))}
+    text = re.sub(r"80\d\d", lambda found: ports[found.group()], text)
+    with ExitStack() as running:
+        opened = iter(ports.values())
+        for language, title, content in BLOCK.findall(text):
+            if title.startswith("terminal"):
+                running.enter_context(terminal(content, next(opened), checkout))
+            elif title:
+                file = home / title.removeprefix("~/") if title.startswith("~/") else checkout / title
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(content, "utf-8")
+            elif language == "sh":
+                for command in content.splitlines():
+                    done = subprocess.run(
+                        ["bash", "-c", command], cwd=checkout, capture_output=True, text=True, timeout=PATIENCE
+                    )
+                    logs = "".join(each.read_text()[-4000:] for each in sorted(checkout.glob("terminal-*.log")))
+                    assert done.returncode == 0, f"{command}\n{done.stdout[-5000:]}{done.stderr[-5000:]}{logs}"
+    run = checkout / "runs" / "deployed"
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    assert [line["cohort"] for line in lines[1:]] == [[0, 1, 2]] * 2
+    assert [len(line["malicious"]) for line in lines[1:]] == [1, 1]
+    assert lines[-1]["accuracy"] > lines[0]["accuracy"]
+    assert (run / "report.html").is_file()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -130,19 +132,27 @@ def server(tmp_path: Path) -> Iterator[str]:
     ]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (tmp_path / "server.log").open("w") as output:
-        process = subprocess.Popen([*command, *store], stdout=output, stderr=output, cwd=tmp_path)
+        process = subprocess.Popen(
+            [*command, *store], stdout=output, stderr=output, cwd=tmp_path, start_new_session=True
+        )
         try:
-            for _ in range(1200):
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, (tmp_path / "server.log").read_text()
-                    time.sleep(0.1)
+            for _ in range(6000):
+                assert process.poll() is None, (tmp_path / "server.log").read_text()
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            else:
+                pytest.fail(f"nobody listens on {port}: {(tmp_path / 'server.log').read_text()}")
             yield f"http://127.0.0.1:{port}"
         finally:
-            process.terminate()
-            process.wait(timeout=30)
+            # Its workers are children, which outlive it where it is killed alone.
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 @pytest.mark.slow
