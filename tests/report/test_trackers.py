@@ -132,8 +132,9 @@ def server(tmp_path: Path) -> Iterator[str]:
     ]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (tmp_path / "server.log").open("w") as output:
+        light = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         process = subprocess.Popen(
-            [*command, *store], stdout=output, stderr=output, cwd=tmp_path, start_new_session=True
+            [*command, *store], stdout=output, stderr=output, cwd=tmp_path, start_new_session=True, env=light
         )
         try:
             for _ in range(6000):
