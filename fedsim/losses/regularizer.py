@@ -6,7 +6,7 @@ penalty is a squared distance and all clients count alike: Σ_k (s_k - s̄) = 0,
 
 ``form = "sum"`` multiplies by the number of clients, for the sum over domains against the mean of their losses, as in
 the experiments on coloured digits. ``rescale`` divides the whole loss by λ once λ > 1; then only optimizers that do not
-mind the gradient's scale still move.
+mind the gradient's scale still move, the client's or the server's.
 
 Arjovsky et al., "Invariant risk minimization", 2019, arXiv 1907.02893, whose annealing of λ this is; Gulrajani &
 Lopez-Paz, "In search of lost domain generalization", ICLR 2021, arXiv 2007.01434.
@@ -34,6 +34,8 @@ Told = Mapping[str, Tensor]
 """What the server told, by name."""
 BY_SIZE = ("sgd", "rm3", "m3", "ra3", "winsorized", "langevin")
 """Optimizers whose steps are as large as the gradient."""
+NORMALIZING = ("adagrad", "adam", "diffgrad", "yogi")
+"""Server optimizers whose steps do not mind how large the clients' are, once they have all shrunk alike."""
 
 
 class Regularizer:
@@ -123,6 +125,10 @@ class Regularizer:
         if client.loss is not None and client.loss.name == "squared_error":
             accepted = "none with client.loss = 'squared_error': it looks at the softmax"
             yield Fault("", name, accepted, ("client.loss",))
-        if self.rescale and client.optimizer.name in BY_SIZE:
-            accepted = f"false with client.optimizer = '{client.optimizer.name}', whose steps shrink alike"
-            yield Fault("rescale", True, accepted, ("client.optimizer",))
+        normalized = scenario.server.optimizer.name in NORMALIZING
+        if self.rescale and client.optimizer.name in BY_SIZE and not normalized:
+            accepted = (
+                f"false with client.optimizer = '{client.optimizer.name}', whose steps shrink alike, unless "
+                f"server.optimizer is one of: {', '.join(NORMALIZING)}"
+            )
+            yield Fault("rescale", True, accepted, ("client.optimizer", "server.optimizer"))

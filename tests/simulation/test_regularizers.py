@@ -154,6 +154,15 @@ def test_the_weight_warms_up_and_the_loss_is_rescaled() -> None:
     torch.testing.assert_close(plain, rescaled, rtol=1e-3, atol=1e-6)
 
 
+def test_the_servers_adam_makes_up_for_a_rescaled_loss() -> None:
+    heavy = {"name": "vrex", "weight": 1000.0}
+    server = {"server.optimizer": {"name": "adam", "lr": 0.01, "tau": 1e-12}}
+    plain, rescaled = (one_round(scenario([{**heavy, "rescale": each}], **server)) for each in (False, True))
+    torch.testing.assert_close(plain, rescaled, rtol=1e-4, atol=1e-7)
+    alone = one_round(scenario([{**heavy, "rescale": True}], **server, **{"client.optimizer.lr": LR / 2}))
+    torch.testing.assert_close(alone, rescaled, rtol=1e-4, atol=1e-7)
+
+
 def test_hutchinson_draws_anew_in_each_round() -> None:
     part = {"name": "hessian_alignment", "method": "diagonal", "alpha": 50.0}
     few, many, exact = (
