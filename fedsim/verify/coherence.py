@@ -87,7 +87,7 @@ def _train(seed: int, method: str, epochs: int = 60) -> tuple[float, float]:
     parameters = list(model.parameters())
     three: Rule | None = method if method in ("rm3", "m3", "ra3") else None  # type: ignore[assignment]
     optimizer: torch.optim.Optimizer = (
-        LastThree(parameters, lr=0.1, rule=three) if three else torch.optim.SGD(parameters, lr=0.1)
+        LastThree(parameters, lr=1.0, rule=three) if three else torch.optim.SGD(parameters, lr=1.0)
     )
     percent = float(method.rpartition("_")[2]) if method.startswith("winsor") else None
     for _ in range(epochs):
@@ -134,7 +134,7 @@ _clean = {"sgd": ".56", "rm3": ".57", "winsor_1": ".61", "winsor_2": ".65", "win
     quick=False,
 )
 def memorised(seed: int) -> Measured:
-    """MLP 64-256-10, SGD at .1, batches of 64, 60 epochs."""
+    """MLP 64-256-10, SGD at 1, batches of 64, 60 epochs: SGD fits half of the wrong labels; at .1 it fits none."""
     values = {}
     for method in METHODS:
         values[f"{method}_memorised"], values[f"{method}_clean"] = _train(seed, method)
