@@ -179,3 +179,5 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
                 right.plot(series["angle"], values, "o-", markersize=3, linewidth=1, label=name)
         right.set(xlabel="angle left out", title="rotated MNIST, test")
         right.legend(fontsize=6)
+    else:
+        right.set_axis_off()
