@@ -91,7 +91,13 @@ def gaussians(seed: int) -> Measured:
 
 @claim(
     {
-        "shifted": Expected("accuracy of nearest centres on shifted features", ".56"),
+        "shifted": Expected(
+            "accuracy of nearest centres on shifted features",
+            ".56",
+            None,
+            0.85,
+            differs=".49, .61, .82 by seed: how far the features are moved is drawn, and some draws are easier",
+        ),
         "sinkhorn": Expected("after a map by the Sinkhorn divergence alone, random start", ".01", None, 0.5),
         "gap": Expected("after a map with the gap, λ = 1, random start", ".989", 0.96),
         "residual": Expected("the same in residual form", "–", 0.96),
