@@ -30,7 +30,7 @@ COSTS = ("squared_euclidean", "euclidean", "manhattan")
             "near 0",
             None,
             15.0,
-            differs="5 to 11 by seed, where we had asked for 5: after 400 steps the map still falls short of the target",
+            differs="5 to 11 by seed, where we had asked for 5: after 400 steps the map still falls short",
         )
         for cost in ("euclidean", "manhattan")
     }
