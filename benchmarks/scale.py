@@ -122,7 +122,8 @@ def nodes(count: int) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="nodes-", dir="/tmp")  # Ray's sockets need a short path.
-    head = {"num_cpus": 1, "include_dashboard": False, "temp_dir": folder}
+    os.environ["RAY_TMPDIR"] = folder
+    head = {"num_cpus": 1, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(count - 1):
@@ -130,6 +131,7 @@ def nodes(count: int) -> Iterator[str]:
         yield cluster.address
     finally:
         cluster.shutdown()
+        del os.environ["RAY_TMPDIR"]
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -256,6 +256,7 @@ class Chunk:
         optimizer, streams = self.workload.optimizer, lambda: [step_noise(self.workload, job) for job in self.jobs]
         remembering = self.jobs if self.workload.optimizer_state == "persist" else ()
         stepper = Stepper(optimizer, self.rows, gradient, self.scale, streams, remembering)
+        self.workload.objective.divide_decay(stepper.optimizer, self.aside.references)
         sums = torch.zeros(len(self.jobs), dtype=self.rows.dtype, device=self.rows.device)
         views: dict[Run, Any] = {}
         for step, here in enumerate(self.runs):

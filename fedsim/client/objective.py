@@ -6,6 +6,7 @@ other clients. Features are the inputs of the model's last linear layer (or harm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,13 @@ class Objective:
             assert features is not None
             total = part.combine(total, features, outputs, targets, reference, task)
         return total, task
+
+    def divide_decay(self, optimizer: torch.optim.Optimizer, references: References) -> None:
+        """Divide the L2 penalty that an optimizer adds to gradients by what the regularizers divide the loss by."""
+        divisor = math.prod(part.divisor(told) for part, told in zip(self.regularizers, references, strict=True))
+        for group in optimizer.param_groups if divisor > 1 else ():
+            if not group.get("decoupled_weight_decay", False):
+                group["weight_decay"] = group.get("weight_decay", 0.0) / divisor
 
 
 class Tap:

@@ -39,6 +39,7 @@ def train(
     received = vector[: workload.layout.d]
     start = replica.flat.clone() if proximal else None
     optimizer = workload.optimizer.build([replica.whole] if replica.one_vector else replica.parameters, scale)
+    workload.objective.divide_decay(optimizer, references)
     if hasattr(optimizer, "use_streams"):
         optimizer.use_streams([step_noise(workload, job)])
     parameters = optimizer.param_groups[0]["params"]

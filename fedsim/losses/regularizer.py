@@ -5,8 +5,9 @@ targets, s̄ the mean of all clients', which the server sends and which is held 
 penalty is a squared distance and all clients count alike: Σ_k (s_k - s̄) = 0, no gradient flows through s̄.
 
 ``form = "sum"`` multiplies by the number of clients, for the sum over domains against the mean of their losses, as in
-the experiments on coloured digits. ``rescale`` divides the whole loss by λ once λ > 1; then only optimizers that do not
-mind the gradient's scale still move, the client's or the server's.
+the experiments on coloured digits. ``rescale`` divides the whole loss by λ once λ > 1, the L2 penalty that the client's
+optimizer adds to the gradient (``weight_decay``) with it; then only optimizers that do not mind the gradient's scale
+still move, the client's or the server's.
 
 Arjovsky et al., "Invariant risk minimization", 2019, arXiv 1907.02893, whose annealing of λ this is; Gulrajani &
 Lopez-Paz, "In search of lost domain generalization", ICLR 2021, arXiv 2007.01434.
@@ -108,6 +109,10 @@ class Regularizer:
         times = weight * reference[DOMAINS] if self.form == "sum" else weight
         total = total + times * self.penalty(features, logits, targets, loss, reference)
         return total / weight.clamp(min=1.0) if self.rescale else total
+
+    def divisor(self, reference: Mapping[str, Tensor]) -> float:
+        """What :meth:`combine` divides the whole objective by."""
+        return max(1.0, float(reference[WEIGHT])) if self.rescale and reference else 1.0
 
     def weight_in(self, round: int) -> float:
         """λ of a round; at most 1 in the first ``warmup`` ones."""

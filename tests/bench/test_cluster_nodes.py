@@ -26,16 +26,15 @@ ROUNDS = 800
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Three nodes on this machine; the head has no processor, so that all cells are on the other two."""
     pytest.importorskip("ray")
     import_ray()
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="nodes-", dir="/tmp")  # Ray's sockets need a short path.
-    nodes = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": folder}
-    )
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(2):
             nodes.add_node(num_cpus=1)

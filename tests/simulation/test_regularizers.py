@@ -154,9 +154,12 @@ def test_the_weight_warms_up_and_the_loss_is_rescaled() -> None:
     torch.testing.assert_close(plain, rescaled, rtol=1e-3, atol=1e-6)
 
 
-def test_the_servers_adam_makes_up_for_a_rescaled_loss() -> None:
+@pytest.mark.parametrize("path", ["reference", "stacked"])
+@pytest.mark.parametrize("decay", [0.0, 3.0])
+def test_the_servers_adam_makes_up_for_a_rescaled_loss(decay: float, path: str) -> None:
     heavy = {"name": "vrex", "weight": 1000.0}
     server = {"server.optimizer": {"name": "adam", "lr": 0.01, "tau": 1e-12}}
+    server |= {"client.optimizer.weight_decay": decay, "engine.path": path}
     plain, rescaled = (one_round(scenario([{**heavy, "rescale": each}], **server)) for each in (False, True))
     torch.testing.assert_close(plain, rescaled, rtol=1e-4, atol=1e-7)
     alone = one_round(scenario([{**heavy, "rescale": True}], **server, **{"client.optimizer.lr": LR / 2}))
