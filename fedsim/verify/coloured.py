@@ -1,8 +1,8 @@
 """Colours that mislead: the training of Hessian alignment's coloured digits, central and in a federation of domains.
 
 Central, as in the paper's CMNIST form: 501 full-batch steps of Adam on one sigmoid output, the sum of the penalties, λ
-from step 190 on with the whole loss divided by λ, l2 .0011. In the federation, client = domain: two softmax outputs,
-references of the round's own parameters, λ in the rounds of those steps, nothing divided (Adam does not mind).
+from step 190 on with the whole loss divided by λ, l2 .0011. In the federation the same with client = domain: two
+softmax outputs, references of the round's own parameters, λ in the rounds of those steps.
 
 ``analogue`` draws coloured digits without digits: a shape in ten dimensions and a colour.
 """
@@ -26,12 +26,14 @@ from fedsim.simulation import simulate
 Examples = tuple[Tensor, Tensor]
 METHODS = ("erm", "hgp", "diagonal")
 STEPS, ANNEAL, WEIGHT, L2 = 501, 190, 91257.186, 0.0011
+RATE, HIDDEN = 4.898e-4, 390
 ALIGNED: dict[str, Any] = {
     "name": "hessian_alignment",
     "alpha": 1.0,
     "beta": 1.0,
     "form": "sum",
     "weight": WEIGHT,
+    "rescale": True,
 }
 
 
@@ -41,7 +43,6 @@ def train(
     head: nn.Module,
     method: str,
     lr: float,
-    divide: bool = True,
     after: Callable[[int], None] = lambda step: None,
 ) -> None:
     """The paper's steps on all domains at once, in place.
@@ -52,7 +53,6 @@ def train(
         head: linear, one output.
         method: of METHODS.
         lr: of Adam.
-        divide: the whole loss by λ once λ is above 1.
         after: called with the number of each step that is made.
     """
     parameters = [*body.parameters(), *head.parameters()]
@@ -65,7 +65,7 @@ def train(
             of: Any = losses.hgp_statistics if method == "hgp" else losses.diagonal_statistics
             penalty = losses.cmnist_penalty(of(found, head="sigmoid"))
             weight = losses.cmnist_weight(step, anneal=ANNEAL, weight=WEIGHT)
-            loss = losses.cmnist_objective(loss, penalty, weight) if divide else loss + weight * penalty
+            loss = losses.cmnist_objective(loss, penalty, weight)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
