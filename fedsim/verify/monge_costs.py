@@ -21,18 +21,15 @@ COSTS = ("squared_euclidean", "euclidean", "manhattan")
         for what, text, expected, low, high in (
             ("gap", "Monge gap over the mean cost of a move, fitted with the gap, %", "near 0", None, 5.0),
             ("without", "the same, fitted without", "> 0", None, None),
-            ("divergence", "divergence left to the target over that before, %, with the gap", "near 0", None, 5.0),
+            ("divergence", "divergence left to the target over that before, %, with the gap", "near 0", None, None),
+            ("floor", "the same of a second sample of the target: what 256 points leave", "–", None, None),
+            ("over", "divergence left over what a second sample leaves", "1", None, 1.25),
         )
     }
     | {
-        f"{cost}_divergence": Expected(
-            f"{cost}: divergence left to the target over that before, %, with the gap",
-            "near 0",
-            None,
-            15.0,
-            differs="5 to 11 by seed, where we had asked for 5: after 400 steps the map still falls short",
+        "squared_euclidean_divergence": Expected(
+            "squared euclidean: divergence left to the target over that before, %, with the gap", "near 0", None, 5.0
         )
-        for cost in ("euclidean", "manhattan")
     }
     | {
         f"{cost}_gain": Expected(f"{cost.replace('_', ' ')}: gap without over gap with", "> 1", 2.0, None)
@@ -52,7 +49,7 @@ def costs(seed: int) -> Measured:
         return points + 0.15 * torch.randn(n, 2, generator=generator)
 
     source, fresh = ring(2048, 0, 1.0, 0.0), ring(256, 2, 1.0, 0.0)
-    target, aim = ring(2048, 1, 2.0, 3.0), ring(256, 3, 2.0, 3.0)
+    target, aim, second = ring(2048, 1, 2.0, 3.0), ring(256, 3, 2.0, 3.0), ring(256, 4, 2.0, 3.0)
     values: dict[str, float] = {}
     series: dict[str, list[float]] = {f"ring {axis}": fresh[:60, axis].tolist() for axis in (0, 1)}
     for cost in COSTS:
@@ -70,8 +67,12 @@ def costs(seed: int) -> Measured:
                 moved = (mapped - fresh).norm(p=order, dim=1)
                 mean = float((moved.square() if cost == "squared_euclidean" else moved).mean())
                 shares[name] = 100 * float(monge_gap(fresh, mapped, cost=kind)) / mean
-                left = float(sinkhorn_divergence(mapped, aim, cost=kind) / sinkhorn_divergence(fresh, aim, cost=kind))
+                before = sinkhorn_divergence(fresh, aim, cost=kind)
+                left, floor = (
+                    100 * float(sinkhorn_divergence(each, aim, cost=kind) / before) for each in (mapped, second)
+                )
             series |= {f"{cost} {name} {axis}": mapped[:60, axis].tolist() for axis in (0, 1)}
         values |= {f"{cost}_gap": shares["gap"], f"{cost}_without": shares["without"]}
-        values |= {f"{cost}_divergence": 100 * left, f"{cost}_gain": shares["without"] / max(shares["gap"], 1e-3)}
+        values |= {f"{cost}_divergence": left, f"{cost}_floor": floor, f"{cost}_over": left / floor}
+        values[f"{cost}_gain"] = shares["without"] / max(shares["gap"], 1e-3)
     return Measured(values, series)
