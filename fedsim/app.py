@@ -9,6 +9,7 @@ Flower's simulation gives them. Run-config keys:
 ``set``       overrides as on the command line, parted by semicolons
 ``out``       folder of the run on the server's machine; empty keeps the results in memory
 ``resume``    true: go on with the run in that folder (refused where parts keep memory on the clients)
+``wait``      seconds that the nodes have, before the first round, to connect and to say which partition they hold
 ===========  ============================================================================================
 
 Under Flower's simulation, which runs its nodes as actors of Ray beside a grid in memory, privacy's noise comes from the
@@ -19,6 +20,7 @@ operating system's entropy: who starts a run cannot make a node use a seed that 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from functools import lru_cache
 from typing import Any
@@ -28,6 +30,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim import flower, runtime
+from fedsim.errors import FedsimError
 
 log = logging.getLogger("flwr")
 
@@ -65,7 +68,8 @@ def main(grid: Grid, context: Context) -> None:
     scenario = _scenario(_text(context, "scenario"), _text(context, "set"))
     out, resume = _text(context, "out") or None, bool(context.run_config.get("resume", False))
     deployed = not flower.simulates(grid)
-    result = simulate(scenario, out, resume, progress=_progress, grid=grid, deployed=deployed)
+    with flower.waiting(_seconds(context)):
+        result = simulate(scenario, out, resume, progress=_progress, grid=grid, deployed=deployed)
     log.info("finished: %s", result)
 
 
@@ -77,6 +81,22 @@ def _scenario(name: str, sets: str) -> Any:
 
 def _text(context: Context, key: str) -> str:
     return str(context.run_config.get(key, "")).strip()
+
+
+def _seconds(context: Context) -> float:
+    """The run config's ``wait``.
+
+    Raises:
+        FedsimError: it is no number of seconds.
+    """
+    given = context.run_config.get("wait", flower.WAIT)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise FedsimError(f"run config: wait: given {given!r}; accepted: a number of seconds")
+    return seconds
 
 
 def _progress(line: dict[str, Any]) -> None:

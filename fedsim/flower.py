@@ -6,9 +6,11 @@ Written against flwr 1.41 and 1.42.
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -25,6 +27,11 @@ from fedsim.updates import Layout
 FIRST_NODE = 2
 """Node id of partition 0 on our grids; Flower reserves 0 and 1."""
 
+WAIT = 300.0
+"""Seconds in which the nodes of Flower's own engines must connect, and say which partition they hold."""
+
+log = logging.getLogger("flwr")
+_wait = WAIT
 _ids = itertools.count(1)
 _parsing = threading.Lock()
 
@@ -281,22 +288,35 @@ def simulates(grid: Grid | None = None) -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
+@contextmanager
+def waiting(seconds: float) -> Iterator[None]:
+    """Until the block ends, nodes of Flower's own engines have this many seconds in place of ``WAIT``."""
+    global _wait
+    before, _wait = _wait, seconds
+    try:
+        yield
+    finally:
+        _wait = before
+
+
 class Directory:
     """Which node holds which partition; asked once, by a query, on grids that are not ours.
 
     Args:
         grid: any Flower grid.
         population: partitions there must be; nodes are waited for.
-        patience: seconds to wait for the nodes of Flower's own engines.
+
+    Raises:
+        FedsimError: not all nodes of Flower's own engine have connected and answered in time, see :func:`waiting`.
     """
 
-    def __init__(self, grid: Grid, population: int, patience: float = 120.0) -> None:
+    def __init__(self, grid: Grid, population: int) -> None:
         self.ours = bool(getattr(grid, "partitions_in_order", False))
         self.population = population
         self._node: dict[int, int] = {}
         self._partition: dict[int, int] = {}
         if not self.ours:
-            self._ask(grid, population, patience)
+            self._ask(grid, population, _wait)
 
     def node(self, partition: int) -> int:
         return partition + FIRST_NODE if self.ours else self._node[partition]
@@ -312,21 +332,12 @@ class Directory:
         return self._partition.get(node)
 
     def _ask(self, grid: Grid, population: int, patience: float) -> None:
-        import time
-
-        deadline = time.monotonic() + patience
-        nodes: list[int] = list(grid.get_node_ids())
-        while len(nodes) < population and time.monotonic() < deadline:
-            time.sleep(0.2)
-            nodes = list(grid.get_node_ids())
-        if len(nodes) < population:
-            raise FedsimError(
-                f"nodes: given {len(nodes)} connected nodes; accepted: {population} (data.clients), "
-                "each with its own partition-id"
-            )
+        nodes = _connected(grid, population, patience)
         question = RecordDict({"config": ConfigRecord({"ask": "partition"})})
-        replies = grid.send_and_receive(
-            messages=[Message(question, node, f"{MessageType.QUERY}.partition") for node in nodes], timeout=patience
+        replies = list(
+            grid.send_and_receive(
+                messages=[Message(question, node, f"{MessageType.QUERY}.partition") for node in nodes], timeout=patience
+            )
         )
         trouble = ""
         for reply in replies:
@@ -338,9 +349,36 @@ class Directory:
                 self._partition[reply.metadata.src_node_id] = partition
         absent = [p for p in range(population) if p not in self._node]
         if absent:
+            others = f" (and {len(absent) - 1} others)" if len(absent) > 1 else ""
+            if len(replies) < len(nodes):
+                trouble += f"; {len(nodes) - len(replies)} did not answer within {_slow(patience)}"
             raise FedsimError(
-                f"nodes: no node holds partition {absent[0]} (and {len(absent) - 1} others) of {population}{trouble}"
+                f"nodes: no node holds partition {absent[0]}{others} of {population}: "
+                f"{len(nodes)} are connected{trouble}; accepted: each partition-id from 0 to {population - 1} on a node"
             )
+
+
+def _connected(grid: Grid, population: int, patience: float) -> list[int]:
+    """The nodes, once there are enough of them."""
+    import time
+
+    deadline = time.monotonic() + patience
+    seen = -1
+    while len(nodes := list(grid.get_node_ids())) < population:
+        if time.monotonic() >= deadline:
+            raise FedsimError(
+                f"nodes: given {len(nodes)} connected nodes within {_slow(patience)}; "
+                f"accepted: {population} (data.clients), each with its own partition-id"
+            )
+        if len(nodes) != seen:
+            seen = len(nodes)
+            log.info("%d of %d nodes are connected, waiting for the others", seen, population)
+        time.sleep(0.2)
+    return nodes
+
+
+def _slow(patience: float) -> str:
+    return f"{patience:g} s (where nodes start slowly: a larger `wait` in the run config)"
 
 
 Handler = Callable[[Message, Context], Message]
@@ -348,6 +386,7 @@ Messages = Iterable[Message]
 
 __all__ = [
     "FIRST_NODE",
+    "WAIT",
     "Directory",
     "Flat",
     "Handler",
@@ -363,6 +402,7 @@ __all__ = [
     "owned_copy",
     "send",
     "set_identity",
+    "waiting",
     "with_content",
     "with_id",
 ]
