@@ -67,36 +67,36 @@ class ClientStatistics(Defense):
         return means | draws
 
     def _mean(self, replies: list[Reply]) -> dict[str, Tensor]:
-        """The mean over clients, added in float64, and over how many."""
-        counts = [float(reply.content.metric_records["metrics"][COUNT]) for reply in replies]  # type: ignore[arg-type]
-        weights = [max(count, 0.0) if self.part.average == "examples" else 1.0 for count in counts]
+        """The mean over clients that hold examples, added in float64, and over how many."""
+        counted = [(float(reply.content.metric_records["metrics"][COUNT]), reply) for reply in replies]  # type: ignore[arg-type]
+        counts, replies = [count for count, _ in counted if count > 0], [reply for count, reply in counted if count > 0]
+        weights = counts if self.part.average == "examples" else [1.0] * len(counts)
         total = max(sum(weights), 1.0)
         sums: dict[str, Tensor] = {}
         for reply, weight in zip(replies, weights, strict=True):
             for name, value in as_tensors(reply.content.array_records[STATISTICS]).items():
                 share = value.double() * (weight / total)
                 sums[name] = sums[name] + share if name in sums else share
-        kind = as_tensors(replies[0].content.array_records[STATISTICS])
+        kind = as_tensors(replies[0].content.array_records[STATISTICS]) if replies else {}
         means = {name: each.to(kind[name].dtype) for name, each in sums.items()}
         return {**means, DOMAINS: torch.tensor(float(len(replies)))}
 
     def answer(self, node: Any, content: RecordDict) -> RecordDict:
-        """A client's statistics of the received model on its own examples.
-
-        Raises:
-            ValueError: it holds none.
-        """
+        """A client's statistics of the received model on its own examples; zeros, which count for nothing, of none."""
         examples, workload = node.examples(), node.workload
+        seen = (*node.head_view(examples.inputs), examples.targets)
         if not len(examples):
-            raise ValueError("it holds no examples")
-        features, logits = node.head_view(examples.inputs)
+            seen = tuple(each.new_zeros(1, *each.shape[1:]) for each in seen)
+        features, logits, targets = seen
         means = content.get(MEANS)
         if isinstance(means, ArrayRecord):
             named = {name: workload.inputs(each) for name, each in as_tensors(means).items()}
             found = self.part.again(features, logits, named)
         else:
-            loss = workload.example_loss(logits, examples.targets).mean()
+            loss = workload.example_loss(logits, targets).mean()
             drawn = content.get(DRAWN)
             told = as_tensors(drawn) if isinstance(drawn, ArrayRecord) else {}
-            found = self.part.statistics(features, logits, examples.targets, loss, told)
+            found = self.part.statistics(features, logits, targets, loss, told)
+        if not len(examples):
+            found = {name: torch.zeros_like(each) for name, each in found.items()}
         return RecordDict({STATISTICS: as_record(found), "metrics": MetricRecord({COUNT: len(examples)})})

@@ -223,3 +223,18 @@ def test_what_does_not_fit_is_refused(fault: str) -> None:
 def test_numbers_are_no_classes() -> None:
     with pytest.raises(ScenarioError, match=r"client\.regularizers\[0\].*targets that are numbers"):
         scenario(["vrex"], **{"data.dataset": "diabetes"})
+
+
+@pytest.mark.parametrize("average", ["equal", "examples"])
+@pytest.mark.parametrize("name", ["hessian_alignment", "coral", "fishr", "vrex"])
+def test_a_client_without_examples_has_no_say(name: str, average: str) -> None:
+    part = {"name": name, "average": average, **({"reference": "exact"} if name == "hessian_alignment" else {})}
+    partition = {"name": "dirichlet", "alpha": 0.05, "min_examples": 0}
+    at = scenario([part], **{"data.clients": 8, "client.per_round": 8, "data.partition": partition})
+    sizes = build(at).shares.sizes
+    assert 0 < (sizes == 0).sum() < 7
+    result = simulate(at)
+    assert not result.lines[-1]["faults"]
+    weightless = simulate(at.changed(**{"client.regularizers": [{**part, "weight": 0.0}]}))
+    assert result.digest != weightless.digest
+    assert all(torch.isfinite(each).all() for each in result.parameters.values())
