@@ -55,6 +55,12 @@ def stage_of(part: Part) -> str:
     return "unbounded" if ask is None else str(ask())
 
 
+def defines(part: Part, stage: str) -> bool:
+    """Whether a defense defines this stage itself."""
+    ask = getattr(_found("defense", part.name), "defines", None)
+    return bool(ask is not None and ask(stage))
+
+
 def faults(scenario: Tables) -> Iterator[Fault]:
     """What is wrong with ``[privacy]``, and what stands against the privacy that it claims."""
     privacy, found = scenario.privacy, mechanisms(scenario)

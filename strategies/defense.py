@@ -166,12 +166,16 @@ class Defense:
     counts only where the class itself declares it."""
 
     @classmethod
+    def defines(cls, *stages: str) -> bool:
+        """Whether it defines one of these stages itself."""
+        return any(getattr(cls, stage) is not getattr(Defense, stage) for stage in stages)
+
+    @classmethod
     def privacy_stage(cls) -> str:
         """``sensitivity``; ``exchange`` where it sends messages of its own; ``released`` where it sees no row."""
         if cls.handlers or cls.exchanges is not Defense.exchanges:
             return "exchange"
-        seen = any(getattr(cls, stage) is not getattr(Defense, stage) for stage in RAW)
-        return str(vars(cls).get("sensitivity", "unbounded")) if seen else "released"
+        return str(vars(cls).get("sensitivity", "unbounded")) if cls.defines(*RAW) else "released"
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:
         """What about this defense does not fit the scenario (keys relative to the defense)."""

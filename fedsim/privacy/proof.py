@@ -13,15 +13,18 @@ from typing import Any, NamedTuple
 
 from fedsim.privacy.guarantee import Guarantee, Reader
 from fedsim.privacy.mechanism import Publication
-from fedsim.scenario_privacy import mechanisms, stage_of
+from fedsim.scenario_privacy import defines, mechanisms, stage_of
 from fedsim.tables import Tables
 
 NONE = "NONE"
 HEADS = ("stage", "reads", "sensitivity", "noise multiplier", "releases")
 EPSILON_HEADS = ("against", "relation", "ε by pld", "ε by rdp", "ε by gdp", "")
 WIDTH = 110
-UNCHANGED = "not enlarged"
+UNCHANGED, UNBOUNDED, AFTER = "not enlarged", "unbounded", "post-processing"
+EXCHANGE = "unbounded: asks the clients without noise"
+LOOSE = (UNBOUNDED, EXCHANGE)
 RAW, PRIVATE, RELEASED, NOTHING = "raw messages", "private messages", "what is released", "nothing of any client"
+ROWS = {"central": RAW, "distributed": "their sum alone", "local": PRIVATE}
 
 SEED_NOTE = (
     "In simulation the noise comes from the scenario's seed, so that runs repeat: the proof is of the mechanism, and "
@@ -43,52 +46,85 @@ class Stage(NamedTuple):
 def stages(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = ()) -> list[Stage]:
     """The run from the clients' data to what is published, in order."""
     trust = guarantee.privacy.trust
-    clips = [Stage(f"clip: {each.clip}", each.reads, each.sensitivity) for each in guarantee.publications]
-    noises = [
-        Stage(f"noise on {each.name}", {"central": RAW}.get(trust, "its own message"), UNCHANGED, *_noise(each))
-        for each in guarantee.publications
-    ]
+    middle = list(_server(scenario, trust))
+    loose = trust != "local" and not _recut(guarantee) and any(each.sensitivity in LOOSE for each in middle)
+    clips = [_clip(each, loose) for each in guarantee.publications]
+    noises = [_noise(each, trust, loose) for each in guarantee.publications]
     drawn = {
         "central": "the server's",
         "distributed": "a share of each client's",
         "local": "each client's own",
     }[trust]
     noises = [each._replace(stage=f"{each.stage}: {drawn}") for each in noises]
-    middle = list(_server(scenario, trust))
     found = [*clips, *middle, *noises] if trust == "central" else [*clips, *noises, *middle]
-    if any(each.reads == RAW for each in guarantee.publications):
+    if _recut(guarantee):
         found = [*middle, *clips, *noises]
     return [*found, *_afterwards(scenario, diagnostics, trust)]
 
 
-def _noise(each: Publication) -> tuple[str, str]:
+def _recut(guarantee: Guarantee) -> bool:
+    """Whether what the rules made of the rows is clipped, so that they themselves need bound nothing."""
+    return any(each.reads == RAW for each in guarantee.publications)
+
+
+def _clip(each: Publication, loose: bool) -> Stage:
+    return Stage(f"clip: {each.clip}", each.reads, f"{each.sensitivity}, if summed" if loose else each.sensitivity)
+
+
+def _noise(each: Publication, trust: str, loose: bool) -> Stage:
+    """``loose``: what a part in front makes of the rows has no bound that the noise could be held against."""
     sampled = f", {each.sampled} sampled at {each.sampling_rate:.4g}" if each.sampling_rate < 1 else ""
-    return f"{each.noise_multiplier:.4g}{sampled}", str(each.count)
+    reads = RAW if trust == "central" else "its own message"
+    multiplier = "unknown" if loose else f"{each.noise_multiplier:.4g}{sampled}"
+    return Stage(f"noise on {each.name}", reads, UNBOUNDED if loose else UNCHANGED, multiplier, str(each.count))
 
 
 def _server(scenario: Tables, trust: str) -> Iterator[Stage]:
-    rows = {"central": RAW, "distributed": "their sum alone", "local": PRIVATE}[trust]
+    rows = ROWS[trust]
     own = {key for key, kind, _ in mechanisms(scenario) if kind == "defense"}
     words = {
         "sum": UNCHANGED,
         "row clip": "not enlarged: shortening moves no two rows apart",
         "reclip": "twice its own radius",
-        "unbounded": "unbounded",
-        "exchange": "unbounded: asks the clients without noise",
-        "released": "post-processing",
+        "unbounded": UNBOUNDED,
+        "exchange": EXCHANGE,
+        "released": AFTER,
     }
+    rule = _rule(scenario)
     for i, part in enumerate(scenario.server.defenses):
         if f"server.defenses[{i}]" in own:
             continue
         stage = stage_of(part)
-        bound = "post-processing" if trust == "local" and stage != "exchange" else words[stage]
-        yield Stage(f"defense: {part.name}", RELEASED if stage == "released" else rows, bound)
-    if scenario.server.estimator is not None:
-        yield Stage("aggregator: sum over P, weights 1/P", rows, UNCHANGED if trust != "local" else "post-processing")
+        bound = AFTER if trust == "local" and stage != "exchange" else words[stage]
+        if i == rule and bound == UNCHANGED:
+            bound = UNBOUNDED  # weights are example counts, and no row of a trained model has a bound of its own
+        kind = "aggregator" if i == rule else "defense"
+        yield Stage(f"{kind}: {part.name}", RELEASED if stage == "released" else rows, bound)
+    if rule is None:
+        yield from _mean(scenario, trust, rows)
+
+
+def _rule(scenario: Tables) -> int | None:
+    """Place of the defense that makes one row of all; None where a mean does."""
+    equal = scenario.server.estimator is not None  # whose rows 'fedavg' leaves to it
+    for i, part in enumerate(scenario.server.defenses):
+        if scenario.guest or (defines(part, "combine") and not (equal and part.name == "fedavg")):
+            return i
+    return None
+
+
+def _mean(scenario: Tables, trust: str, rows: str) -> Iterator[Stage]:
+    chosen = any(defines(part, "select") for part in scenario.server.defenses)
+    counts = scenario.server.estimator is None
+    name = "mean weighted by example counts" if counts else "sum over P, weights 1/P"
+    if chosen:
+        name = f"mean of what is kept, {'weighted by example counts' if counts else 'equal weights'}"
+    bound = AFTER if trust == "local" else UNBOUNDED if chosen or counts else UNCHANGED
+    yield Stage(f"aggregator: {name}", rows, bound)
 
 
 def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Iterator[Stage]:
-    yield Stage(f"server optimizer: {scenario.server.optimizer.name}", RELEASED, "post-processing")
+    yield Stage(f"server optimizer: {scenario.server.optimizer.name}", RELEASED, AFTER)
     yield Stage("evaluation: the server's test set", NOTHING, "0")
     yield Stage(f"early stopping: none, {scenario.rounds} rounds are fixed", NOTHING, "0")
     if scenario.client.dropout:
@@ -104,7 +140,7 @@ def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Ite
         yield Stage("evaluation: gradient norm on all training data", "all clients' data", "outside the guarantee")
     for part in getattr(scenario.server, "analysis", ()):
         rows = {"central": RAW, "distributed": RAW, "local": PRIVATE}[trust]
-        yield Stage(f"analysis: {part.name}", rows, "post-processing" if trust == "local" else "outside the guarantee")
+        yield Stage(f"analysis: {part.name}", rows, AFTER if trust == "local" else "outside the guarantee")
     told = [*diagnostics, *(["training loss"] if scenario.server.estimator is None else [])]
     if told and trust == "central":
         yield Stage(f"metrics: {', '.join(told)}", "each client's own data", "outside the guarantee")
@@ -113,7 +149,11 @@ def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Ite
         yield Stage(f"the server's {scenario.data.root} root examples", "its own data", "not protected")
     if scenario.model.init:
         yield Stage(f"initial model: {scenario.model.init}", "what it was trained on", "not protected")
-    yield Stage("checkpoint: model, estimate, iterates", RELEASED, "post-processing")
+    yield Stage("checkpoint: model, estimate, iterates", RELEASED, AFTER)
+    own = {key for key, _, _ in mechanisms(scenario)}
+    others = [part for i, part in enumerate(scenario.server.defenses) if f"server.defenses[{i}]" not in own]
+    if trust != "local" and any(stage_of(part) in ("unbounded", "exchange") for part in others):
+        yield Stage("checkpoint: what defenses remember of the rows", RAW, "outside the guarantee")
 
 
 def _of_others(scenario: Tables) -> str:

@@ -19,7 +19,7 @@ from fedsim.privacy import diff2_releases, epsilon
 from fedsim.privacy.guarantee import Guarantee, derive
 from fedsim.privacy.mechanism import Publication, Setting
 from fedsim.privacy.noise import from_entropy, noised
-from fedsim.privacy.proof import lines
+from fedsim.privacy.proof import Stage, lines, stages
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
 from fedsim.updates import Updates
@@ -269,6 +269,60 @@ def test_without_a_claim_there_is_no_number() -> None:
     free = guarantee(privacy={"epsilon": "inf"})
     assert free.none
     assert "no noise" in free.reasons[0]
+
+
+def stages_of(**changes: Any) -> dict[str, Stage]:
+    scenario = private(**changes)
+    found = build(scenario).guarantee
+    assert found is not None
+    return {each.stage: each for each in stages(scenario, found)}
+
+
+@pytest.mark.parametrize(
+    ("defense", "aggregator"),
+    [
+        ("fedavg", "aggregator: sum over P, weights 1/P"),
+        ("norm_bound", "aggregator: sum over P, weights 1/P"),
+        ("median", "aggregator: median"),
+        ("multi_metrics", "aggregator: mean of what is kept, equal weights"),
+        ("bucketing", "aggregator: sum over P, weights 1/P"),
+    ],
+)
+@pytest.mark.parametrize("privacy", [{"claim": "none"}, {"trust": "local"}])
+def test_the_proof_names_what_makes_one_row_of_all(defense: str, aggregator: str, privacy: dict[str, Any]) -> None:
+    found = stages_of(**behind(defense, **privacy))
+    assert [name for name in found if name.startswith("aggregator")] == [aggregator]
+    bounded = defense in ("fedavg", "norm_bound")
+    local = "trust" in privacy
+    summed = aggregator.startswith("aggregator: sum")
+    assert found[aggregator].sensitivity == ("post-processing" if local else "not enlarged" if summed else "unbounded")
+    noises = [each for name, each in found.items() if name.startswith("noise")]
+    assert len(noises) == 2
+    for each in noises:
+        assert (each.noise == "unknown") == (not local and not bounded)
+        assert (each.sensitivity == "unbounded") == (not local and not bounded)
+    remembered = "checkpoint: what defenses remember of the rows" in found
+    assert remembered == (not local and not bounded)
+
+
+@pytest.mark.parametrize(
+    ("defenses", "aggregator"),
+    [
+        (["median", "reclip"], "aggregator: median"),
+        (["foolsgold", "reclip"], "aggregator: mean of what is kept, weighted by example counts"),
+        (["fedavg", "reclip"], "aggregator: fedavg"),
+        (["reclip"], "aggregator: mean weighted by example counts"),
+    ],
+)
+def test_a_rule_whose_aggregate_is_clipped_again_bounds_nothing_itself(defenses: list[str], aggregator: str) -> None:
+    found = stages_of(
+        client={"per_round": 4, "optimizer": {"name": "sgd", "lr": 0.1}},
+        server={"defenses": defenses},
+        privacy={"epsilon": 8.0, "unit": "client"},
+    )
+    assert found[aggregator].sensitivity == "unbounded"
+    noise = found["noise on clipped aggregate: the server's"]
+    assert (noise.sensitivity, float(noise.noise) > 0) == ("not enlarged", True)
 
 
 def replies(scenario: Scenario, deployed: bool = False, broken: bool = False) -> list[Any]:
