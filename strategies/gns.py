@@ -117,15 +117,14 @@ class GradientNormalizedSmoothness(Estimator):
                 sent = request.x.to(start).double()
                 answer = (value + self._penalty(sent), torch.stack(rows).sum(0) + self.l2 * sent)
                 up, down, exchanges = up + d + 1, down + d, exchanges + 1
-            elif self.curvature == "zero" and not self.l2:
-                answer = zero(point)
+            elif self.curvature == "zero":
+                answer = gns.Products(lambda v: self.l2 * v) if self.l2 else zero(point)
             else:
                 matrix = self.l2 * torch.eye(d, dtype=torch.float64)
-                if self.curvature != "zero":
-                    asked = Request("curvature", CURVE, cohort=clients)
-                    for reply in self._of_all((yield asked), clients):
-                        matrix += weights[reply.client] * _square(reply, d)
-                    up, down, exchanges = up + d * (d + 1) // 2, down + d, exchanges + 1
+                asked = Request("curvature", CURVE, cohort=clients)
+                for reply in self._of_all((yield asked), clients):
+                    matrix += weights[reply.client] * _square(reply, d)
+                up, down, exchanges = up + d * (d + 1) // 2, down + d, exchanges + 1
                 answer = matrix
         ctx.state["gamma"] = trace.gammas[-1]
         ctx.measures |= {

@@ -173,20 +173,34 @@ def search(
 
 
 class Metric:
-    """B: its inverse and the dual norm |g|_* = (gᵀB⁻¹g)^½."""
+    """B: its inverse and the dual norm |g|_* = (gᵀB⁻¹g)^½; the identity without a matrix, which takes no d² numbers."""
 
     def __init__(self, matrix: Any, d: int) -> None:
-        self.matrix = torch.eye(d, dtype=torch.float64) if matrix is None else torch.as_tensor(matrix).double()
-        self.euclidean = matrix is None
+        self.matrix: Tensor | None = None
+        if matrix is None:
+            return
+        self.matrix = torch.as_tensor(matrix).double()
         if self.matrix.shape != (d, d):
             raise FedsimError(f"gns: metric: given shape {tuple(self.matrix.shape)}; accepted: {(d, d)}")
         self._factor, failed = torch.linalg.cholesky_ex(self.matrix)
         if failed:
             raise FedsimError("gns: metric: given a matrix that is not positive definite; accepted: one that is")
 
+    def times(self, vector: Tensor) -> Tensor:
+        """B times (d,)."""
+        return vector if self.matrix is None else self.matrix @ vector
+
+    def added(self, matrix: Tensor, shift: float) -> Tensor:
+        """(d, d) matrix + λB."""
+        if self.matrix is not None:
+            return matrix + shift * self.matrix
+        total = matrix.clone()
+        total.diagonal().add_(shift)
+        return total
+
     def inverse(self, vectors: Tensor) -> Tensor:
         """B⁻¹ times (d,) or (d, r)."""
-        if self.euclidean:
+        if self.matrix is None:
             return vectors
         columns = vectors if vectors.ndim == 2 else vectors[:, None]
         return torch.cholesky_solve(columns, self._factor).reshape(vectors.shape)
@@ -210,7 +224,7 @@ class _System:
             return self._woodbury(shift, g)
         if isinstance(self.curvature, Products):
             return self._conjugate_gradients(self.curvature, shift, g)
-        factor, failed = torch.linalg.cholesky_ex(self.curvature + shift * self.metric.matrix)
+        factor, failed = torch.linalg.cholesky_ex(self.metric.added(self.curvature, shift))
         if failed:
             return None
         solution: Tensor = torch.cholesky_solve(g[:, None], factor)[:, 0]
@@ -231,7 +245,7 @@ class _System:
         for _ in range(10 * len(g)):
             if square <= enough:
                 break
-            product = curvature.product(direction).double() + shift * (self.metric.matrix @ direction)
+            product = curvature.product(direction).double() + shift * self.metric.times(direction)
             bend = direction @ product
             if not bend > 0:
                 return None
