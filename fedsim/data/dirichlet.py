@@ -37,6 +37,7 @@ class Dirichlet(Partition):
     alpha: Annotated[float, Field(gt=0)] = 0.5
     min_examples: Annotated[int, Field(ge=0)] = 1
     by_label = True
+    skew = "labels, quantities"
 
     def least(self) -> int:
         return self.min_examples

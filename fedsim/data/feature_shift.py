@@ -44,6 +44,7 @@ class FeatureShift(Partition):
     strength: Annotated[float, Field(ge=0)] | None = None
     examples: Annotated[int, Field(ge=1)] | None = None
     images = True
+    skew = "features"
 
     def __post_init__(self) -> None:
         self.shares_examples = self.examples is not None

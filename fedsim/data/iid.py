@@ -39,6 +39,7 @@ class Iid(Partition):
     """
 
     examples: Annotated[int, Field(ge=1)] | None = None
+    skew = "nothing"
 
     def __post_init__(self) -> None:
         self.shares_examples = self.examples is not None

@@ -32,6 +32,7 @@ class Natural(Partition):
     """
 
     column: str
+    skew = "as the data"
 
     def assign(self, dataset: Dataset, clients: int, seed: int) -> Shares:
         self.refuse(dataset, clients)

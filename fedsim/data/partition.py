@@ -28,6 +28,9 @@ class Partition:
     images = False
     """Whether the partition is made for images only."""
 
+    skew = ""
+    """In what the clients' data differ, for the catalogue."""
+
     def assign(self, dataset: Dataset, clients: int, seed: int) -> Shares:
         """Who holds which of the training examples."""
         raise NotImplementedError

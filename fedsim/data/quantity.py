@@ -34,6 +34,7 @@ class Quantity(Partition):
     exponent: Annotated[float, Field(ge=0)] = 1.0
     alpha: Annotated[float, Field(gt=0)] = 0.5
     min_examples: Annotated[int, Field(ge=0)] = 1
+    skew = "quantities"
 
     def least(self) -> int:
         return self.min_examples

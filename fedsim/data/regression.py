@@ -8,7 +8,7 @@ Efron, Hastie, Johnstone & Tibshirani, "Least angle regression", Annals of Stati
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,7 @@ class SyntheticRegression:
         features: dimensions of an input.
         hidden: units of the network that makes the targets; 0: a random linear function makes them.
         noise: standard deviation of the noise on a target, in standard deviations of f.
+        noise_law: normal; or exponential less its mean, skewed as prices are.
         data_seed: other seeds give other tasks; independent of the scenario's seed.
     """
 
@@ -103,13 +104,14 @@ class SyntheticRegression:
     features: Annotated[int, Field(ge=1)] = 8
     hidden: Annotated[int, Field(ge=0)] = 10
     noise: Annotated[float, Field(ge=0)] = 0.5
+    noise_law: Literal["normal", "exponential"] = "normal"
     data_seed: Annotated[int, Field(ge=0)] = 0
 
     def info(self) -> DataInfo:
         return DataInfo((self.features,), 0, self.examples, self.test)
 
     def load(self) -> Dataset:
-        options = (self.examples, self.test, self.features, self.hidden, self.noise, self.data_seed)
+        options = (self.examples, self.test, self.features, self.hidden, self.noise, self.noise_law, self.data_seed)
         return read_once(("synthetic_regression", *options), self._make)
 
     def _make(self) -> Dataset:
@@ -122,7 +124,8 @@ class SyntheticRegression:
         draw = rng.stream(self.data_seed, "data.synthetic.regression")
         x = draw.standard_normal((self.examples + self.test, self.features))
         y = np.logaddexp(0, x @ first + shift) @ last if self.hidden else x @ slope
-        y += self.noise * y.std() * draw.standard_normal(len(y))
+        normal = self.noise_law == "normal"
+        y += self.noise * y.std() * (draw.standard_normal(len(y)) if normal else draw.exponential(size=len(y)) - 1)
         return _standardised(
             x[: self.examples], y[: self.examples], x[self.examples :], y[self.examples :], "synthetic"
         )

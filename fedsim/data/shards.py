@@ -28,6 +28,7 @@ class Shards(Partition):
 
     shards: Annotated[int, Field(ge=1)] = 2
     by_label = True
+    skew = "labels"
 
     def least(self) -> int:
         return self.shards

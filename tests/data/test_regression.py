@@ -50,6 +50,16 @@ def test_the_noise_of_the_synthetic_task_is_what_least_squares_cannot_explain() 
     assert unexplained(calm.train.targets) < 0.3 < 0.8 < unexplained(loud.train.targets)
 
 
+@pytest.mark.parametrize(("law", "skewness"), [("normal", 0.0), ("exponential", 2.0)])
+def test_the_law_of_the_noise(law: str, skewness: float) -> None:
+    part = make("dataset", "synthetic_regression", examples=50_000, test=10, hidden=0, noise=0.5, noise_law=law)
+    train = part.load().train
+    x = torch.cat([train.inputs, torch.ones(50_000, 1)], 1)
+    left = (train.targets - (x @ torch.linalg.lstsq(x, train.targets[:, None]).solution)[:, 0]).double()
+    assert float(left.var()) == pytest.approx(0.2, rel=0.05)  # .25 of 1 + .25
+    assert float((left / left.std()).pow(3).mean()) == pytest.approx(skewness, abs=0.15)
+
+
 def test_the_gradients_norm_is_that_of_the_clients_mean_loss() -> None:
     scenario = Scenario(
         rounds=1,
