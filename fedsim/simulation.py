@@ -33,6 +33,7 @@ from fedsim.measures import Evaluator, round_line
 from fedsim.observers.watch import Watch
 from fedsim.record import Recorder, write_bytes, write_json
 from fedsim.remarks import remarks
+from fedsim.resume import check_continues, refuse_occupied
 from fedsim.scenario import Scenario
 from fedsim.updates import Aggregate
 from strategies.defense import overrides
@@ -144,7 +145,7 @@ def simulate(
         )
     folder = None if out is None else Path(out)
     if folder is not None and not resume:
-        _refuse_occupied(folder)
+        refuse_occupied(folder)
     federation = build(scenario, deployed)
     keys = key(scenario, federation.dataset.fingerprint)
     watch = federation.watch()
@@ -418,67 +419,6 @@ def _guest_outcome(strategy: Any, server_round: int) -> Outcome:
     return outcome
 
 
-def check_continues(folder: Path, keys: dict[str, Any], scenario: Scenario) -> None:
-    """Whether the run in a folder may be continued by this scenario.
-
-    Another engine or title is no change; more rounds are none where no part depends on how many there are.
-
-    Raises:
-        ResumeError: naming the keys that differ.
-    """
-    before = json.loads((folder / "run.json").read_text())
-    if before["key"] == keys["key"]:
-        return
-    old, new = dict(_leaves(before["scenario"])), dict(_leaves(keys["scenario"]))
-    differ = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    if "rounds" in differ and new["rounds"] > old["rounds"]:
-        bound = _parts_bound_to_rounds(scenario)
-        if not bound:
-            differ.remove("rounds")
-        else:
-            raise ResumeError(
-                f"{folder}: rounds: given {new['rounds']}; accepted: {old['rounds']}, since {bound} depends on it"
-            )
-    shown = [
-        f"{name}: given {new.get(name)!r}; accepted: {old.get(name)!r}, as the run there was started" for name in differ
-    ]
-    for name in sorted(before["files"].keys() | keys["files"].keys()):
-        if before["files"].get(name) != keys["files"].get(name) and not differ:
-            shown.append(f"{name}: the file has changed since the run was started")
-    if before["data"] != keys["data"] and not differ:
-        shown.append("data.dataset: its examples are others than when the run was started")
-    if before["fedsim"] != keys["fedsim"]:
-        shown.append(f"fedsim: given {keys['fedsim']}; accepted: {before['fedsim']}, which started the run")
-    if shown:
-        raise ResumeError("\n".join(f"{folder}: {line}" for line in shown))
-
-
-def _parts_bound_to_rounds(scenario: Scenario) -> str:
-    parts = {
-        "client.lr_schedule": ("lr_schedule", scenario.client.lr_schedule),
-        "adversary.schedule": ("schedule", scenario.adversary.schedule),
-        **{f"server.defenses[{i}]": ("defense", part) for i, part in enumerate(scenario.server.defenses)},
-        **{f"adversary.attacks[{i}]": ("attack", part) for i, part in enumerate(scenario.adversary.attacks)},
-    }
-    for where, (kind, part) in parts.items():
-        if getattr(registry.get(kind, part.name), "depends_on_rounds", False):
-            return f"{where} = '{part.name}'"
-    return ""
-
-
-def _leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(table, dict):
-        for name, value in table.items():
-            yield from _leaves(value, f"{prefix}.{name}" if prefix else name)
-    else:
-        yield prefix, table
-
-
-def _refuse_occupied(folder: Path) -> None:
-    if (folder / "state.json").exists():
-        raise ResumeError(f"{folder}: holds a run already; --resume continues it, another --out leaves it alone")
-
-
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     return dict(json.loads(path.read_text())) if path.exists() else {"floor": None}
@@ -506,4 +446,4 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-__all__ = ["Result", "check_continues", "simulate"]
+__all__ = ["Result", "simulate"]
