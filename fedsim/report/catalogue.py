@@ -1,4 +1,4 @@
-"""The catalogue: every attack, trigger, defense and observer of fedsim, as a page in Markdown, from the registry.
+"""The catalogue: every attack, trigger, defense, observer and partition, as a page in Markdown, from the registry.
 
 ``python -m fedsim.report.catalogue docs/catalogue.md`` writes the page anew; a test holds the two equal.
 """
@@ -35,15 +35,15 @@ KNOWN = {
     "colluding": "the updates of all attackers",
     "omniscient": "all updates",
 }
-COLUMNS = ("name", "what", "kind", "sees", "options", "cost", "source")
+COLUMNS = ("name", "what", "kind", "sees", "skew", "options", "cost", "source")
 OBSERVED = "what its standpoint shows: messages, their sum, or the models"
 INTRODUCTION = """\
 # Catalogue
 
-Every attack, trigger, defense and observer of fedsim, written by `python -m fedsim.report.catalogue` from the
-registry. `fedsim list attack NAME` prints the options of one with their meanings. Costs are in n clients of a round,
-f malicious ones and d parameters, beside local training and the mean; a trigger's in the C channels of an image of
-H · W pixels.
+Every attack, trigger, defense, observer and partition of fedsim, written by `python -m fedsim.report.catalogue` from
+the registry. `fedsim list attack NAME` prints the options of one with their meanings. Costs are in n clients of a
+round, f malicious ones and d parameters, beside local training and the mean; a trigger's in the C channels of an image
+of H · W pixels. The partitions of flwr-datasets go by `flwr:NAME`, and `fedsim data FILE` draws the one of a scenario.
 """
 
 
@@ -55,6 +55,7 @@ def markdown() -> str:
         ("Triggers", "trigger", _trigger),
         ("Defenses", "defense", _defense),
         ("Observers", "observer", _observer),
+        ("Partitions", "partition", _partition),
     ):
         rows = [_ordered(columns(name, part) | _choices(part)) for name, part in _own(kind)]
         pieces.append(f"## {title}\n\n{_table(rows)}\n\n{_details(kind)}")
@@ -70,7 +71,7 @@ def _own(kind: str) -> Iterator[tuple[str, Any]]:
 
 
 def _ordered(row: dict[str, str]) -> dict[str, str]:
-    return {column: row[column] for column in COLUMNS}
+    return {column: row[column] for column in COLUMNS if column in row}
 
 
 def _choices(part: Any) -> dict[str, str]:
@@ -129,6 +130,15 @@ def _observer(name: str, part: Any) -> dict[str, str]:
         "kind": part.goal,
         "sees": OBSERVED,
         "cost": part.cost,
+        "source": registry.source(part),
+    }
+
+
+def _partition(name: str, part: Any) -> dict[str, str]:
+    return {
+        "name": f"`{name}`",
+        "what": registry.summary(part),
+        "skew": part.skew,
         "source": registry.source(part),
     }
 

@@ -11,8 +11,14 @@ from fedsim.report.folder import Floats, RunFolder, finite
 from fedsim.report.measures import Measures
 
 
-def progress(run: RunFolder, measures: Measures) -> Chart | None:
-    """Main accuracy and ASR over rounds, the floor, and the rounds in which an attacker was kept."""
+def progress(run: RunFolder, measures: Measures, aside: str = "") -> Chart | None:
+    """Main accuracy and ASR over rounds, the floor, and the rounds in which an attacker was kept.
+
+    Args:
+        run: the run.
+        measures: its headline.
+        aside: what is to be said of who was kept, e.g. "outside the guarantee".
+    """
     accuracy, asr = run.series("accuracy"), run.series("asr")
     if not accuracy[0] and not asr[0]:
         return None
@@ -36,9 +42,9 @@ def progress(run: RunFolder, measures: Measures) -> Chart | None:
         series,
         run.last_round,
         marks=slips if few else (),
-        hints=_hints(run) if len(run.rounds) <= 1001 else (),
+        hints=_hints(run, aside) if len(run.rounds) <= 1001 else (),
         pixels=280,
-        note="Ticks at the bottom: rounds in which an attacker was kept." if few else "",
+        note=f"Ticks at the bottom: rounds in which an attacker was kept{aside and f' ({aside})'}." if few else "",
     )
 
 
@@ -130,7 +136,7 @@ def losses(run: RunFolder) -> Chart | None:
     return curves("Loss" + (", logarithmic" if axis.log else ""), series, run.last_round, y=axis)
 
 
-def _hints(run: RunFolder) -> list[Hint]:
+def _hints(run: RunFolder, aside: str) -> list[Hint]:
     width = 1000 / max(run.last_round, 1)
     found = []
     for line in run.rounds:
@@ -140,6 +146,7 @@ def _hints(run: RunFolder) -> list[Hint]:
             if value is not None:
                 pieces.append(f"{name} {words.percent(value)}")
         if line.get("malicious") and not run.guest:
-            pieces.append(f"attackers kept {len(line.get('kept_malicious') or ())} of {len(line['malicious'])}")
+            kept = f"attackers kept {len(line.get('kept_malicious') or ())} of {len(line['malicious'])}"
+            pieces.append(f"{kept} ({aside})" if aside else kept)
         found.append(Hint((line["round"] - 0.5) * width, width, ", ".join(pieces)))
     return found

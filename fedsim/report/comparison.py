@@ -18,6 +18,7 @@ from fedsim.report.figures import Chart, Key, Series, curves
 from fedsim.report.folder import RunFolder
 from fedsim.report.measures import Measures, measure
 from fedsim.report.page import write
+from fedsim.report.privacy import DAGGER, MARK, outside
 
 IRRELEVANT = ("title", "engine.workers")
 """Keys that cannot change a result and are no difference between runs."""
@@ -63,6 +64,7 @@ def compare_report(folders: Sequence[Path], out: Path) -> Path:
         "compare.html.j2",
         title=_title(runs),
         runs=[(one, _cells(one)) for one in runs],
+        note=f"{DAGGER} {MARK}" if any("kept" in outside(one.run) for one in runs) else "",
         heads=("accuracy", "ASR (95\u202f% interval)", "ASR floor", "attackers kept", "by chance", "weight they got"),
         titled=len({one.run.title for one in runs}) > 1 or not any(one.differs for one in runs),
         charts=[chart for chart in charts if chart is not None],
@@ -186,15 +188,16 @@ def _cells(one: Compared) -> list[str]:
     if found.asr and found.asr_interval:
         asr += f" ({100 * found.asr_interval[0]:.1f} to {100 * found.asr_interval[1]:.1f})"
     unknown = words.UNKNOWN if one.run.attacked else "–"
+    mark = f" {DAGGER}" if "kept" in outside(one.run) else ""
     return [
         words.percent(found.accuracy.value) if found.accuracy else "–",
         asr,
         words.percent(found.floor.value) if found.floor is not None else "–",
-        f"{found.passed.kept} of {found.passed.seen} ({words.percent(found.passed.share)})"
+        f"{found.passed.kept} of {found.passed.seen} ({words.percent(found.passed.share)}){mark}"
         if found.passed
         else unknown,
-        words.percent(found.passed.chance) if found.passed else "–",
-        words.percent(found.weight) if found.weight is not None else unknown,
+        f"{words.percent(found.passed.chance)}{mark}" if found.passed else "–",
+        f"{words.percent(found.weight)}{mark}" if found.weight is not None else unknown,
     ]
 
 

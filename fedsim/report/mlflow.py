@@ -41,9 +41,9 @@ class MLflow(Tracker):
     def ready(self) -> None:
         self._connected().search_experiments(max_results=1)
 
-    def in_cell(self, cell: Path) -> None:
-        if self.experiment is None:
-            self.experiment = cell.absolute().parent.name
+    def settle(self, bench: Path) -> None:
+        self.uri = self._server()
+        self.experiment = self.experiment or bench.absolute().name
 
     def begin(self, scenario: Scenario, folder: Path | None) -> None:
         self._client, self._folder = self._connected(), folder

@@ -18,7 +18,7 @@ from fedsim.report.folder import RunFolder, finite
 from fedsim.report.maps import kept_map, partition_map
 from fedsim.report.measures import Latest, Measures, measure
 from fedsim.report.observations import observed
-from fedsim.report.privacy import MARK, marked, outside, spent
+from fedsim.report.privacy import ASIDE, DAGGER, MARK, daggers, marked, note_on_notes, outside, spent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -57,6 +57,7 @@ def contents(run: RunFolder) -> dict[str, Any]:
         for fault in line.get("faults") or ()
     ]
     private = outside(run)
+    notes = [str(note) for note in run.summary.get("notes") or ()]
     reasons = Counter(words.cut(reason, 120) for _, _, reason in faults)
     return {
         "run": run,
@@ -65,13 +66,14 @@ def contents(run: RunFolder) -> dict[str, Any]:
         "lead": lead(run, measures),
         "sentences": words.sentences(run.scenario, len(run.malicious_clients)),
         "cards": cards(run, measures),
-        "notes": [str(note) for note in run.summary.get("notes") or ()],
-        "progress": progress(run, measures),
+        "notes": notes,
+        "notes_note": note_on_notes(run, notes),
+        "progress": progress(run, measures, ASIDE if "kept" in private else ""),
         "kept": None if run.guest else marked(kept_map(run), "kept" in private),
         "passed": measures.passed,
         "weight": marked(weight(run, measures), "kept" in private),
         "detection": detection(measures),
-        "detection_note": MARK if "kept" in private else "",
+        "kept_note": MARK if "kept" in private else "",
         "scores": [marked(chart, "scores" in private) for chart in scores(run)],
         "norms": marked(norms(run), "norm_honest" in private),
         "losses": marked(losses(run), "train_loss" in private),
@@ -83,6 +85,7 @@ def contents(run: RunFolder) -> dict[str, Any]:
         "images": images.pairs(run.samples, labels),
         "faults": faults[:MOST_FAULTS],
         "fault_count": len(faults),
+        "faults_note": MARK if "faults" in private else "",
         "fault_reasons": reasons.most_common(10),
         "faults_open": len(faults) <= OPEN_FAULTS,
         "seconds": _seconds(measures, run.last_round),
@@ -135,17 +138,17 @@ def lead(run: RunFolder, measures: Measures) -> str:
     found = measures.passed
     if found is None:
         return text
+    aside = f" ({ASIDE})" if "kept" in outside(run) else ""
     if not _heard(run):
-        return f"{text} No reply reached the model in any round: see the faults."
+        return f"{text} No reply reached the model in any round{aside}: see the faults."
     if not measures.selects:
-        return f"{text} No client was dropped in any round: this defense does not select."
+        return f"{text} No client was dropped in any round{aside}: this defense does not select."
+    rounds = words.plural(found.rounds, "round")
     if not found.slips:
-        return (
-            f"{text} No attacker was kept in any of the {words.plural(found.rounds, 'round')} in which one took part."
-        )
+        return f"{text} No attacker was kept in any of the {rounds} in which one took part{aside}."
     return (
-        f"{text} An attacker was kept in {len(found.slips)} of the {words.plural(found.rounds, 'round')} "
-        f"in which one took part, first in round {found.slips[0]}."
+        f"{text} An attacker was kept in {len(found.slips)} of the {rounds} "
+        f"in which one took part, first in round {found.slips[0]}{aside}."
     )
 
 
@@ -174,7 +177,7 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
             found.append(Card("Its floor, without attack", "not measured", meaning))
     if run.attacked:
         passed = measures.passed
-        aside = "; outside the guarantee" if "kept" in outside(run) else ""
+        aside = f"; {ASIDE}" if "kept" in outside(run) else ""
         found.append(
             Card(
                 "Attackers kept",
@@ -201,7 +204,7 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
         )
     found += [Card(*each, "attack") for each in aftermath.told(run)]
     if measures.worst10 is not None:
-        detail = "accuracy; outside the guarantee" if run.privacy else "accuracy"
+        detail = f"accuracy; {ASIDE}" if run.privacy else "accuracy"
         found.append(Card("Worst 10\u202f% of clients", words.percent(measures.worst10), detail))
     if run.privacy.get("none"):
         found.append(Card("Privacy guaranteed", "NONE", str((run.privacy.get("reasons") or [""])[0]), "none"))
@@ -273,8 +276,10 @@ def _rows(run: RunFolder) -> dict[str, Any]:
                 else words.UNKNOWN
             )
         rows.append(row)
-    heads = ["round", *(name for _, name, _ in used), *(["attackers kept"] if run.attacked else [])]
-    return {"heads": heads, "rows": rows, "of": len(run.rounds)}
+    shown = [*((key, name) for key, name, _ in used), *([("attackers", "attackers kept")] if run.attacked else [])]
+    marked = daggers(run) & {key for key, _ in shown}
+    heads = ["round", *(f"{name} {DAGGER}" if key in marked else name for key, name in shown)]
+    return {"heads": heads, "rows": rows, "of": len(run.rounds), "note": f"{DAGGER} {MARK}" if marked else ""}
 
 
 def _runtime(run: RunFolder) -> list[tuple[str, str]]:

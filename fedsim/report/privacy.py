@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedsim.report.figures import Axis, Chart, Series, curves
 from fedsim.report.folder import RunFolder
 
 MARK = "Diagnostic outside the guarantee: computed from private data without noise."
+ASIDE = "outside the guarantee"
+DAGGER = "†"
 FIGURES = {
     "train_loss": "the clients' training loss",
     "worst10": "the accuracy of single clients",
@@ -19,7 +23,9 @@ ROWS = {
     "scores": "the scores of the updates",
     "kept": "who was kept, with which weight",
 }
-"""What is told of single messages, private only where the noise comes after them."""
+"""What is told of single messages, private only where the noise comes before them."""
+KEPT_COLUMNS = ("malicious_weight", "true_positive_rate", "false_positive_rate", "auc")
+"""Measures of who was kept, as rounds.jsonl names them."""
 
 
 def outside(run: RunFolder) -> dict[str, str]:
@@ -31,12 +37,36 @@ def outside(run: RunFolder) -> dict[str, str]:
         shown = {
             "norm_honest": bool(run.series("norm_honest")[0]),
             "scores": bool(run.clients.scores),
-            "kept": any(0 < len(line.get("kept") or ()) < len(line.get("cohort") or ()) for line in run.rounds),
+            "kept": _chosen(run),
         }
         found |= {key: name for key, name in ROWS.items() if shown[key]}
     if run.partition.get("counts"):
         found["partition"] = "who holds how many examples of which label"
+    if any(line.get("faults") for line in run.rounds):
+        found["faults"] = "whose reply was missing or refused"
     return found
+
+
+def _chosen(run: RunFolder) -> bool:
+    """Whether who was kept may depend on raw messages: somebody was not, or the proof has a part without a bound."""
+    if run.guest:
+        return False
+    unbounded = any(str(cell).startswith("unbounded") for row in run.privacy.get("stages") or () for cell in row[2:3])
+    return unbounded or any(len(line.get("kept") or ()) < len(line.get("cohort") or ()) for line in run.rounds)
+
+
+def note_on_notes(run: RunFolder, notes: Sequence[str]) -> str:
+    """What is to be said beneath the run's notes, which tell of raw messages where the noise comes after them."""
+    raw = bool(run.privacy) and bool(run.privacy.get("none") or run.privacy.get("trust") != "local")
+    told = [note for note in notes if not note.startswith("Privacy:")]
+    return "What notes tell of clients' replies is a diagnostic outside the guarantee." if raw and told else ""
+
+
+def daggers(run: RunFolder) -> set[str]:
+    """Columns of the page's table of rounds that no guarantee covers, "attackers" among them."""
+    private = outside(run)
+    kept = {*KEPT_COLUMNS, "attackers"} if "kept" in private else set()
+    return kept | ({"worst10"} & set(private))
 
 
 def marked(chart: Chart | None, outside: bool) -> Chart | None:

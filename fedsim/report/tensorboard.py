@@ -22,7 +22,8 @@ class TensorBoard(Tracker):
     """Writes event files: ``tensorboard --logdir runs`` shows them.
 
     Args:
-        folder: of the event files, in a benchmark of a folder for each cell; by default ``tensorboard`` in the run's.
+        folder: of the event files, in a benchmark of a folder for each cell; by default ``tensorboard`` in the run's,
+            which also comes back from the other machines of a cluster, while any other folder is one of theirs.
     """
 
     folder: str | None = None
@@ -32,6 +33,10 @@ class TensorBoard(Tracker):
             import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
             raise FedsimError(f"tracker 'tensorboard': is not installed: {EXTRA}") from error
+
+    def settle(self, bench: Path) -> None:
+        if self.folder is not None:
+            self.folder = str(Path(self.folder).expanduser().absolute())
 
     def in_cell(self, cell: Path) -> None:
         if self.folder is not None:

@@ -23,7 +23,9 @@ from fedsim.errors import FedsimError, one_line
 if TYPE_CHECKING:
     from fedsim.scenario import Scenario
 
-log = logging.getLogger("fedsim")
+LOG = "fedsim.tracker"
+"""The log that says which tracker is left out, and why."""
+log = logging.getLogger(LOG)
 
 EXTRA = "pip install 'fedsim-flwr[trackers]'"
 
@@ -35,6 +37,13 @@ class Tracker:
 
     def ready(self) -> None:
         """Called before ``begin``, and once before the cells of a benchmark: raises where it cannot be used at all."""
+
+    def settle(self, bench: Path) -> None:
+        """Called once where a benchmark is started: its cells may be played elsewhere, with other paths and variables.
+
+        Args:
+            bench: folder of the benchmark.
+        """
 
     def begin(self, scenario: Scenario, folder: Path | None) -> None:
         """Called before the first round, also when a run is resumed."""
@@ -61,6 +70,7 @@ class Trackers:
 
     def __init__(self, given: Sequence[str | Mapping[str, Any]]) -> None:
         tables = [{"name": each} if isinstance(each, str) else dict(each) for each in given]
+        self.names = [str(table.get("name", "")) for table in tables]
         self.parts: list[Tracker] = [registry.make("tracker", table.pop("name", ""), **table) for table in tables]
 
     def ready(self) -> None:
@@ -70,6 +80,19 @@ class Trackers:
             FedsimError: one cannot.
         """
         self._must("ready")
+
+    def settled(self, bench: Path) -> list[dict[str, Any]]:
+        """Tables that mean the same wherever the cells of a benchmark are played.
+
+        Raises:
+            FedsimError: one cannot be used.
+        """
+        self.ready()
+        self._must("settle", bench)
+        return [
+            {"name": name, **{option.name: getattr(part, option.name) for option in registry.options(type(part))}}
+            for name, part in zip(self.names, self.parts, strict=True)
+        ]
 
     def begin(self, scenario: Scenario, folder: Path | None) -> None:
         """Begin all.
@@ -137,4 +160,4 @@ def measures(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield f"{prefix}{key}", float(value)
 
 
-__all__ = ["EXTRA", "CellTrackers", "Tracker", "Trackers", "measures"]
+__all__ = ["EXTRA", "LOG", "CellTrackers", "Tracker", "Trackers", "measures"]

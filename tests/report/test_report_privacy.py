@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_run import fake_run
+from page_reader import Page
 
 import fedsim
+from fedsim.federation import build
+from fedsim.privacy import proof
+from fedsim.report import compare_report, write_report
 
 MARK = "Diagnostic outside the guarantee"
 
@@ -118,3 +124,78 @@ def test_a_run_that_claims_nothing_says_none_and_never_a_number(tmp_path: Path, 
 def test_a_run_without_noise_says_nothing_of_privacy(tmp_path: Path) -> None:
     text = page(tmp_path, privacy={}, server={})
     assert 'id="privacy"' not in text
+
+
+def private_run(folder: Path, trust: str, **options: Any) -> Path:
+    """A run in which few rounds kept an attacker, behind a filter of raw messages or of private ones."""
+    estimator = {"name": "diff2", "restart": 2, "c1": 1.0, "c2": 1.0, "lr": 0.5}
+    local = {"estimator": estimator, "defenses": ["multi_metrics"]}
+    scenario = fedsim.Scenario(
+        rounds=30,
+        data={"clients": 40},
+        client={"per_round": 40} if trust == "local" else {"per_round": 10, "optimizer": "sgd"},
+        server=local if trust == "local" else {"defenses": ["multi_metrics", "reclip"]},
+        privacy={"epsilon": 8.0, "trust": trust, "unit": "example"},
+    )
+    guarantee = build(scenario).guarantee
+    assert guarantee is not None
+    run = fake_run(folder, slip=0.2, **options)
+    (run / "privacy.json").write_text(json.dumps(proof.record(scenario, guarantee)), "utf-8")
+    return run
+
+
+def test_whatever_tells_who_was_kept_is_marked_where_messages_were_raw(tmp_path: Path) -> None:
+    note = "The defense (multi_metrics) never changed an aggregate: the result is that of plain averaging."
+    folder = private_run(tmp_path / "raw", "central", notes=[note])
+    html = write_report(folder).read_text("utf-8")
+    told = re.search(r"An attacker was kept in \d+ of the \d+ rounds in which one took part, [^.]*\.", html)
+    assert told is not None
+    assert told[0].endswith("(outside the guarantee).")
+    ticks = figure(html, "Main accuracy and attack success rate")
+    assert "rounds in which an attacker was kept (outside the guarantee)." in ticks
+    hints = re.findall(r"<title>(.*?)</title>", ticks)
+    kept = [hint for hint in hints if "attackers kept" in hint]
+    assert kept
+    assert all(hint.endswith("(outside the guarantee)") for hint in kept)
+    paragraph = html[html.index("<p>Attackers were kept") :]
+    assert MARK in paragraph[: paragraph.index("</p>")]
+    heads = re.findall(
+        r'<th scope="col"[^>]*>(.*?)</th>', html[html.index('aria-label="The numbers, round by round"') :]
+    )
+    marked = {head.removesuffix(" †") for head in heads if head.endswith("†")}
+    assert marked == {"malicious weight", "TPR", "FPR", "AUC", "attackers kept"}
+    assert f"† {MARK}" in html
+    assert "What notes tell of clients&#39; replies" in html or "What notes tell of clients' replies" in html
+    faults = html[html.index("<h2>Faults</h2>") :]
+    assert MARK in faults[: faults.index("</p>")]
+    assert "whose reply was missing or refused" in html
+
+
+def test_what_private_messages_tell_is_not_marked(tmp_path: Path) -> None:
+    html = write_report(private_run(tmp_path / "local", "local", notes=["Something of replies."])).read_text("utf-8")
+    text = Page(html).text
+    assert re.search(
+        r"An attacker was kept in \d+ of the \d+ rounds in which one took part, first in round \d+\.", text
+    )
+    assert "rounds in which an attacker was kept." in text
+    assert "†" not in text
+    assert "What notes tell" not in text
+
+
+def test_a_comparison_marks_the_runs_whose_messages_were_raw(tmp_path: Path) -> None:
+    runs = [private_run(tmp_path / trust, trust, title=trust) for trust in ("central", "local")]
+    out = tmp_path / "both.html"
+    html = compare_report(runs, out).read_text("utf-8")
+    rows = {
+        trust: next(row for row in html.split("</tr>") if f">{trust}" in row or f"{trust}\n" in row)
+        for trust in ("central", "local")
+    }
+    assert rows["central"].count("†") == 3
+    assert "†" not in rows["local"]
+    assert f"† {MARK}" in html
+
+
+def test_a_filter_that_dropped_nobody_is_marked_all_the_same(tmp_path: Path) -> None:
+    folder = private_run(tmp_path / "raw", "central", weights=False)
+    html = write_report(folder).read_text("utf-8")
+    assert "No client was dropped in any round (outside the guarantee)" in html
