@@ -40,6 +40,7 @@ class IndexFile(Partition):
     path: str
     shared: bool = False
     partial: bool = False
+    skew = "as the file says"
 
     def __post_init__(self) -> None:
         self.shares_examples = self.shared

@@ -35,7 +35,7 @@ def balanced(n: int, classes: int = 10) -> Dataset:
     classes=st.integers(1, 12),
     alpha=st.sampled_from([1e-4, 0.01, 0.5, 100.0]),
     seed=st.integers(0, 5),
-    name=st.sampled_from(["iid", "dirichlet", "shards", "quantity"]),
+    name=st.sampled_from(["iid", "dirichlet", "shards", "quantity", "similarity"]),
 )
 def test_every_example_goes_to_exactly_one_client(sizes, classes, alpha, seed, name):
     examples, clients = sizes
@@ -56,6 +56,9 @@ def test_every_example_goes_to_exactly_one_client(sizes, classes, alpha, seed, n
         ("iid", {"examples": 7}),
         ("dirichlet", {"alpha": 0.3}),
         ("shards", {}),
+        ("similarity", {}),
+        ("labels_per_client", {}),
+        ("label_bias", {}),
         ("quantity", {}),
         ("quantity", {"law": "dirichlet"}),
         ("flwr:DirichletPartitioner", {"alpha": 0.5}),
@@ -157,6 +160,99 @@ def test_shards_give_each_client_few_labels():
     shares = registry.make("partition", "shards", shards=2).assign(data, 50, 0)
     assert set(shares.sizes.tolist()) == {20}
     assert ((label_shares(data, shares) > 0).sum(axis=1) <= 2).all()
+
+
+def label_counts(data: Dataset, shares: Shares) -> np.ndarray:
+    labels = data.train.targets.numpy()
+    return np.stack([np.bincount(labels[mine], minlength=data.info.num_classes) for mine in shares])
+
+
+def test_similarity_zero_sorts_by_label_and_one_is_iid():
+    data = balanced(1000)
+    sorted_by_label = label_counts(data, registry.make("partition", "similarity", gamma=0.0).assign(data, 10, 0))
+    assert sorted(sorted_by_label.argmax(axis=1).tolist()) == list(range(10))
+    assert sorted_by_label.max(axis=1).tolist() == [100] * 10
+    neighbours = label_counts(data, registry.make("partition", "similarity", gamma=0.0).assign(data, 7, 0))
+    assert all(np.ptp(np.flatnonzero(row)) == len(np.flatnonzero(row)) - 1 <= 2 for row in neighbours)
+    large = balanced(20_000)
+    uniform = label_counts(large, registry.make("partition", "similarity", gamma=1.0).assign(large, 10, 0))
+    assert np.abs(uniform - 200).max() < 4.5 * np.sqrt(200 * 0.9 * 0.9)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.33, 0.66])
+def test_similarity_leaves_each_client_the_share_that_is_sorted(gamma):
+    """With a client a label, the client's own label has γ/L + 1 - γ of its examples, each other one γ/L.
+
+    Where the sorted rest is cut, the labels' counts in it differ from their means: by less than three standard
+    deviations of a hypergeometric count on the average, which is what a neighbour's label gets.
+    """
+    examples = 1_000_000
+    data = balanced(examples)
+    counts = label_counts(data, registry.make("partition", "similarity", gamma=gamma).assign(data, 10, 2))
+    assert set(counts.sum(axis=1).tolist()) == {examples // 10}
+    cut = 3 * np.sqrt(examples * (1 - gamma) * gamma / 4) / (examples / 10)
+    own = np.sort(counts.max(axis=1)) / (examples / 10)
+    assert own.mean() == pytest.approx(gamma / 10 + 1 - gamma, abs=cut)
+    others = (counts.sum() - counts.max(axis=1).sum()) / (9 * examples)
+    assert others == pytest.approx(gamma / 10, abs=cut / 9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(clients=st.integers(5, 60), labels=st.integers(2, 10), seed=st.integers(0, 3))
+def test_each_client_holds_as_many_labels_as_it_is_told(clients, labels, seed):
+    data = balanced(6000)
+    shares = registry.make("partition", "labels_per_client", labels=labels).assign(data, clients, seed)
+    counts = label_counts(data, shares)
+    assert sorted(shares.indices.tolist()) == list(range(6000))
+    assert ((counts > 0).sum(axis=1) == labels).all()
+    holders = (counts > 0).sum(axis=0)
+    assert np.ptp(holders) <= 1
+    for label in range(10):
+        held = counts[counts[:, label] > 0, label]
+        assert np.ptp(held) <= 1, "its holders share a label evenly"
+
+
+def test_labels_that_nobody_could_hold_are_refused():
+    part = registry.make("partition", "labels_per_client", labels=2)
+    with pytest.raises(ScenarioError, match="labels: given 2; accepted: at least 3, so that 4 clients hold all 10"):
+        part.assign(balanced(100), 4, 0)
+    with pytest.raises(ScenarioError, match="labels: given 11; accepted: up to 10, the labels there are"):
+        registry.make("partition", "labels_per_client", labels=11).assign(balanced(100), 40, 0)
+
+
+@pytest.mark.parametrize("bias", [0.1, 0.5, 0.95])
+def test_label_bias_sends_a_label_to_its_group_with_its_probability(bias):
+    """Groups are told by the label that they are biased to; q of each label lies there, (1-q)/(L-1) in each other."""
+    data = balanced(100_000, 5)
+    counts = label_counts(data, registry.make("partition", "label_bias", bias=bias).assign(data, 20, 1))
+    if bias == 0.1:
+        group = counts.argmin(axis=1)  # q < 1/L: its own label is the rarest.
+    else:
+        group = counts.argmax(axis=1)
+    assert np.bincount(group).tolist() == [4] * 5
+    share = np.stack([counts[group == each].sum(axis=0) for each in range(5)]) / 20_000
+    expected = np.where(np.eye(5, dtype=bool), bias, (1 - bias) / 4)
+    np.testing.assert_allclose(share, expected, atol=4.5 * 0.5 / np.sqrt(20_000))
+    within = counts[group == 0].sum(axis=1)
+    assert np.abs(within - within.mean()).max() < 4.5 * np.sqrt(within.mean()), "uniform in a group"
+
+
+def test_label_bias_of_one_in_labels_is_iid():
+    data = balanced(50_000, 5)
+    counts = label_counts(data, registry.make("partition", "label_bias", bias=0.2).assign(data, 10, 0))
+    assert np.abs(counts - 1000).max() < 4.5 * np.sqrt(1000)
+
+
+def test_label_bias_needs_a_group_for_each_label():
+    with pytest.raises(ScenarioError, match=r"data\.clients: given 9; accepted: at least 10: a group of clients for"):
+        registry.make("partition", "label_bias").assign(balanced(100), 9, 0)
+
+
+@pytest.mark.parametrize("name", ["labels_per_client", "label_bias"])
+def test_no_client_is_left_without_examples(name):
+    shares = registry.make("partition", name).assign(balanced(40), 30, 0)
+    assert sorted(shares.indices.tolist()) == list(range(40))
+    assert shares.sizes.min() >= 1
 
 
 def test_quantity_follows_the_power_law():

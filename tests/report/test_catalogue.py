@@ -25,6 +25,7 @@ def rows(title):
 
 
 KINDS = [("Attacks", "attack"), ("Triggers", "trigger"), ("Defenses", "defense"), ("Observers", "observer")]
+PARTITIONS = ("Partitions", "partition")
 
 
 @pytest.mark.parametrize(("title", "kind"), KINDS)
@@ -34,6 +35,14 @@ def test_no_column_of_any_part_is_empty(title, kind):
         empty = [column for column, cell in row.items() if not cell.strip()]
         assert not empty, f"{kind} {row['name']} has nothing under {', '.join(empty)}"
         assert not row["kind"].rstrip().endswith(":"), f"{kind} {row['name']} has no hook"
+
+
+def test_partitions_say_in_what_the_clients_differ():
+    listed = {row["name"].strip("`"): row for row in rows("Partitions")}
+    assert {tuple(row) for row in listed.values()} == {("name", "what", "skew", "options", "source")}
+    assert all(cell.strip() for row in listed.values() for cell in row.values())
+    assert listed["iid"]["skew"] == "nothing"
+    assert listed["dirichlet"]["skew"] == "labels, quantities"
 
 
 def test_a_part_without_its_cost_is_seen(monkeypatch):
@@ -58,7 +67,7 @@ def test_what_a_defense_sees_is_what_its_code_reads():
                 assert any(word in part.sees for word in accepted), f"{name} reads {read}, and sees '{part.sees}'"
 
 
-@pytest.mark.parametrize(("title", "kind"), KINDS)
+@pytest.mark.parametrize(("title", "kind"), [*KINDS, PARTITIONS])
 def test_every_part_has_a_line_with_its_source(title, kind):
     listed = {row["name"].strip("`"): row for row in rows(title)}
     assert set(listed) == {name for name, _ in registry.iterate(kind)}
@@ -67,7 +76,7 @@ def test_every_part_has_a_line_with_its_source(title, kind):
         assert row["what"].endswith("."), f"{kind} '{name}' has no one-line summary"
 
 
-@pytest.mark.parametrize(("kind"), ["attack", "trigger", "defense"])
+@pytest.mark.parametrize(("kind"), ["attack", "trigger", "defense", "partition"])
 def test_every_option_says_what_it_means(kind):
     for name, part in registry.iterate(kind):
         for option in registry.options(part):
