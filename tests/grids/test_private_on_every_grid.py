@@ -66,7 +66,7 @@ def test_flwr_run_gives_the_digest_of_threads(
     assert summary["digest"] == found.digest
 
 
-def test_the_scenario_of_privacy_runs_by_flwr_run(
+def test_the_scenario_of_privacy_has_one_digest_by_flwr_run(
     app: Path, environment: dict[str, str], superlink: int, tmp_path: Path
 ) -> None:
     sets = ("rounds=2", "server.estimator.restart=2", "data.clients=3", "client.per_round=3")
@@ -74,7 +74,10 @@ def test_the_scenario_of_privacy_runs_by_flwr_run(
     run = app / "run.toml"
     run.write_text(run.read_text("utf-8").replace('scenario = "quickstart"', 'scenario = "private"'), "utf-8")
     streamed = flwr_run(app, superlink, environment, "--federation-config", "num-supernodes=3")
-    assert (tmp_path / "run" / "summary.json").exists(), streamed
+    file = tmp_path / "run" / "summary.json"
+    assert file.exists(), streamed
+    expected = simulate(fedsim.Scenario.load("private", sets=sets)).digest
+    assert json.loads(file.read_text("utf-8"))["digest"] == expected
     proof = json.loads((tmp_path / "run" / "privacy.json").read_text("utf-8"))
     assert proof["mechanism"] == "diff2"
     assert not proof["none"]
