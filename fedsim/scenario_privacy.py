@@ -92,10 +92,15 @@ def unprotected(scenario: Tables) -> Iterator[Fault]:
     """Why a scenario guarantees nothing, though it has a part that adds noise."""
     _, kind, part = mechanisms(scenario)[0]
     mechanism = _found(kind, part.name)
-    yield from _defenses(scenario, mechanism, kind)
+    yield from _defenses(scenario, mechanism, kind, part.name)
     yield from _participation(scenario, mechanism, part.name)
     yield from _measurements(scenario)
-    yield from _adversary(scenario)
+    yield from _adversary(scenario, kind)
+
+
+def _local(kind: str) -> str:
+    """The way out by the clients' own noise, where the part that adds it has such: an estimator."""
+    return f"; {LOCAL}" if kind == "estimator" else ""
 
 
 def _shares(scenario: Tables) -> Iterator[Fault]:
@@ -109,7 +114,7 @@ def _shares(scenario: Tables) -> Iterator[Fault]:
         yield Fault("privacy.colluding", privacy.colluding, accepted, ("data.clients",))
 
 
-def _defenses(scenario: Tables, mechanism: Any, kind: str) -> Iterator[Fault]:
+def _defenses(scenario: Tables, mechanism: Any, kind: str, name: str) -> Iterator[Fault]:
     """Stages that see rows, by who draws the noise; what their own messages carry is never noisy."""
     if scenario.guest:
         return
@@ -127,21 +132,25 @@ def _defenses(scenario: Tables, mechanism: Any, kind: str) -> Iterator[Fault]:
         elif trust == "distributed" and stage not in ("sum", "released"):
             accepted = (
                 "a sum ('fedavg'), or what works on the new model alone: behind secure summation nobody may see a "
-                f"single row, without which the shares of noise protect nobody; {LOCAL}; {NO_CLAIM}"
+                f"single row, without which the shares of noise protect nobody{_local(kind)}; {NO_CLAIM}"
             )
             yield Fault(key, part.name, accepted, ("privacy.trust",))
         elif trust == "central" and stage == "unbounded" and not bounded:
+            summed = "a sum ('fedavg'), " if kind == "estimator" else ""
+            again = "" if kind == "estimator" else (
+                f"; or this part with its aggregate clipped again ('reclip' behind it in place of '{name}', which adds "
+                "the noise to a sensitivity of twice its radius)"
+            )  # fmt: skip
             accepted = (
-                "a sum ('fedavg'), a clip of each row at a fixed radius ('norm_bound'), what works on the new model "
-                "alone, or this part with its aggregate clipped again ('reclip' behind it, which adds the noise to a "
-                "sensitivity of twice its radius): what it does with a row depends on the data, so that no sensitivity "
-                f"is bounded in front of central noise; {LOCAL}; {NO_CLAIM}"
+                f"{summed}a clip of each row at a fixed radius ('norm_bound'), or what works on the new model alone: "
+                "what this part does with a row depends on the data, so that no sensitivity is bounded in front of "
+                f"central noise{again}{_local(kind)}; {NO_CLAIM}"
             )
             yield Fault(key, part.name, accepted, ("privacy.trust",))
         elif trust != "local" and stage == "sum" and kind == "defense" and not bounded:
             accepted = (
                 "no averaging by example counts beside a part that clips and averages with equal weights: one "
-                f"client's weight is not 1 of n; {LOCAL}"
+                "client's weight is not 1 of n"
             )
             yield Fault(key, part.name, accepted, ("privacy.trust",))
 
@@ -177,7 +186,7 @@ def _measurements(scenario: Tables) -> Iterator[Fault]:
         yield Fault("server.defenses[0].fraction_evaluate", asked, accepted)
 
 
-def _adversary(scenario: Tables) -> Iterator[Fault]:
+def _adversary(scenario: Tables, kind: str) -> Iterator[Fault]:
     privacy, adversary = scenario.privacy, scenario.adversary
     if not scenario.attackers:
         return
@@ -185,13 +194,13 @@ def _adversary(scenario: Tables) -> Iterator[Fault]:
     if adversary.knowledge == "omniscient" and privacy.trust != "local":
         accepted = (
             "'own' or 'colluding': who sees the others' rows before the noise can write them into its own, which is "
-            f"released; {LOCAL}; {NO_CLAIM}"
+            f"released{_local(kind)}; {NO_CLAIM}"
         )
         yield Fault("adversary.knowledge", "omniscient", accepted, who)
     if privacy.trust == "distributed" and privacy.colluding < scenario.attackers:
         accepted = (
             f"{scenario.attackers} or more: the clients that the adversary holds need not add their share of the "
-            f"noise, and know it; {LOCAL}; {NO_CLAIM}"
+            f"noise, and know it{_local(kind)}; {NO_CLAIM}"
         )
         yield Fault("privacy.colluding", privacy.colluding if privacy.colluding else NOTHING, accepted, who)
 

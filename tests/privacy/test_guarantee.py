@@ -132,6 +132,19 @@ def test_what_is_valid_loads(changes: dict[str, Any]) -> None:
     private(**changes)
 
 
+def test_what_is_named_as_valid_is_valid() -> None:
+    """Local noise for an estimator alone, which can draw it; a second clip of the aggregate for the others alone."""
+    assert "reclip" not in refusal(**behind("median"))
+    trained = {"client": {"per_round": 4, "optimizer": "sgd"}, "privacy": {"epsilon": 8.0, "unit": "client"}}
+    text = refusal(**trained, server={"defenses": ["median", "dp_fedavg"]})
+    assert "'local'" not in text
+    assert "'reclip' behind it in place of 'dp_fedavg'" in text
+    private(**trained, server={"defenses": ["median", "reclip"]})
+    private(**trained, server={"defenses": ["norm_bound", "dp_fedavg"]})
+    omniscient = {"adversary": {**ATTACK, "knowledge": "omniscient"}}
+    assert "'local'" not in refusal(**trained, **omniscient, server={"defenses": ["dp_fedavg"]})
+
+
 def test_a_subclass_inherits_no_declaration() -> None:
     from strategies.norm_bound import NormBound
 

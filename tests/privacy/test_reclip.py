@@ -144,11 +144,15 @@ def test_without_privacy_it_clips_and_promises_nothing() -> None:
 
 REFUSED: list[tuple[Scenario | dict[str, Any], list[Any], str]] = [
     ({}, ["median"], r"privacy\.epsilon: given 8\.0; accepted: no \[privacy\] table .*'reclip' behind any defense"),
-    ({}, ["median", "dp_fedavg"], r"server\.defenses\[0\]: given 'median'.*'reclip' behind it.*twice its radius"),
+    (
+        {},
+        ["median", "dp_fedavg"],
+        r"server\.defenses\[0\]: given 'median'.*'reclip' behind it in place of 'dp_fedavg'.*twice its radius",
+    ),
     (
         {"server": {"estimator": {"name": "dp_gd", "c1": 1.0, "lr": 0.5}, "defenses": ["median"]}},
         [],
-        r"server\.defenses\[0\]: given 'median'.*'reclip' behind it",
+        r"server\.defenses\[0\]: given 'median'.*privacy\.trust = 'local' makes it valid",
     ),
     ({}, [RECLIP, "median"], r"server\.defenses\[1\]: given 'median'; accepted: in front of 'reclip'"),
     ({"privacy": {"epsilon": 8.0, "trust": "local"}}, ["median", RECLIP], r"privacy\.trust: given 'local'"),
