@@ -9,7 +9,7 @@ from fedsim.scenario import Scenario, read
 from fedsim.simulation import simulate
 from fedsim.verify.claim import Expected, Measured, claim
 
-PARTS = ("fedsim.privacy.calibration", "fedsim.privacy.accounting", "strategies.diff2")
+PARTS = ("fedsim.privacy.calibration", "fedsim.privacy.accounting", "strategies.diff2", "fedsim.data.regression")
 
 
 def _near(text: str, value: float, share: float = 6e-4) -> tuple[str, float, float]:

@@ -2,7 +2,7 @@
 
 Not the whole file, so that another figure, another claim or another tolerance does not throw away hours of results:
 the function without its ``@claim(…)``, the definitions of its module that it names, and those that they name, through
-imports within ``fedsim.verify``, too. Comments do not count.
+imports within ``fedsim.verify``, too; the scenarios of the papers that they read. Comments do not count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import ast
 import hashlib
 import importlib
 import inspect
+import json
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -18,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import fedsim
+from fedsim.scenario import read
 
 ROOM = "fedsim.verify"
 
 
 def fingerprint(measure: Callable[..., Any], parts: Sequence[str] = ()) -> str:
-    """The sha256 of fedsim's version, of the code that the function reaches, and of the files of these modules.
+    """The sha256 of fedsim's version, of the code and scenarios that the function reaches, and of these modules' files.
 
     Args:
         measure: the function.
@@ -32,6 +35,8 @@ def fingerprint(measure: Callable[..., Any], parts: Sequence[str] = ()) -> str:
     digest = hashlib.sha256(fedsim.__version__.encode())
     for text in _reached(measure):
         digest.update(text.encode())
+        for scenario in re.findall(r"'(papers/\w+)'", text):
+            digest.update(json.dumps(read(scenario), sort_keys=True, default=str).encode())
     for name in parts:
         digest.update(_file_hash(name))
     return digest.hexdigest()

@@ -77,6 +77,16 @@ def test_what_the_function_reaches_counts(
     room._definitions.cache_clear()
 
 
+def test_a_scenario_that_is_read_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SOURCE.replace("return Measured", "read('papers/diff2')\n    return Measured", 1)
+    module = load(tmp_path / "claims_of_a_test_c.py", source, monkeypatch)
+    before = fingerprint(module.measured), fingerprint(module.with_digits)
+    monkeypatch.setattr(room, "read", lambda name: {"of": name})
+    assert fingerprint(module.measured) != before[0]
+    assert fingerprint(module.with_digits) == before[1]
+    room._definitions.cache_clear()
+
+
 def test_imports_within_the_room_and_parts_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load(tmp_path / "claims_of_a_test_b.py", SOURCE, monkeypatch)
     assert any("load_digits" in text for text in room._reached(module.with_digits))
