@@ -4,8 +4,8 @@ The model is Linear(d, 10)–softplus–Linear(10, 1) with the squared error; al
 all seeds train side by side on the whole data set with their own noise, clipped by norms that follow from activations
 and signals. Tuning reads the data and costs privacy that no ε counts: seeds of the tuning are no seeds of the claim.
 
-A point is worth the mean of its squared gradient norms over the last tenth of the rounds, on the seed where it does
-worst: a rate at the edge of stability, whose last round is small by luck, is not chosen.
+A point is worth the mean of its squared gradient norms over the second half of the rounds, on the seed where it does
+worst: a rate at the edge of stability, whose last rounds are small by luck, is not chosen.
 
 ``python -m fedsim.verify.diff2_grid`` prints the best points of each method with their values on each seed.
 
@@ -124,9 +124,9 @@ class Stacked:
         return torch.cat([first.flatten(1), torch.einsum("gn,ghn->gh", out * weights, hidden)], 1)
 
     def play(self) -> Tensor:
-        """(g,) squared gradient norms, the mean over the last tenth of the rounds; inf where a point has diverged."""
+        """(g,) squared gradient norms, the mean over the second half of the rounds; inf where a point has diverged."""
         steps = rng.stream(self.seed, "verify.diff2.grid")
-        last = max(1, self.rounds // 10)
+        last = max(1, self.rounds // 2)
         total = torch.zeros(len(self.points), dtype=torch.float64)
         for number in range(self.rounds):
             now = self.signals()
