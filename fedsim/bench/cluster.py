@@ -10,9 +10,11 @@ Moritz et al., "Ray: A Distributed Framework for Emerging AI Applications", OSDI
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
+import socket
 import tarfile
 import tempfile
 import time
@@ -27,9 +29,10 @@ from fedsim import runtime
 from fedsim.bench.cell import Cell, complete, summary
 from fedsim.bench.locks import take
 from fedsim.bench.store import TRIES, Store
-from fedsim.bench.work import Tell, Tracked, run_cell
+from fedsim.bench.work import Tell, Tracked, overheard, pass_on, run_cell
 from fedsim.data import reading
 from fedsim.data.examples import DataInfo, Dataset, Examples
+from fedsim.errors import FedsimError, one_line
 from fedsim.launch import twin, twin_key
 
 LOOK = 1.0
@@ -44,6 +47,7 @@ class Task:
         scenario: the cell's table.
         folder: of the cell, on the caller's machine.
         token: a file there that tells whether a node sees it.
+        here: the caller's working folder, in which a node works that sees the cell's, so that paths mean the same.
         content: what the caller has of the cell, packed.
         trackers: where else its measures go.
     """
@@ -51,17 +55,26 @@ class Task:
     scenario: dict[str, Any]
     folder: str
     token: str
+    here: str
     content: bytes
     trackers: Tracked = ()
 
 
 @dataclass(frozen=True)
 class Done:
-    """What comes back: how the cell ended, and what was written where the node does not see the caller's folder."""
+    """What comes back.
+
+    Args:
+        state: of the cell.
+        error: why it failed.
+        content: what was written where the node does not see the caller's folder.
+        said: what trackers warned of.
+    """
 
     state: str
     error: str
     content: bytes
+    said: tuple[str, ...]
 
 
 Arrays = dict[Hashable, tuple[tuple[Any, ...], DataInfo, dict[str, Any], str]]
@@ -88,6 +101,7 @@ def work_on_ray(
         token = store.out / f".seen-{session}"
         token.write_bytes(b"")
         flying: dict[Any, tuple[Cell, int, int]] = {}
+        known: set[str] = set()
         try:
             while True:
                 slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -97,7 +111,12 @@ def work_on_ray(
                     cell.state, cell.error = "running", ""
                     tell(cell, None)
                     task = Task(
-                        cell.scenario.table(), str(cell.folder), str(token), _pack(_parts(cell, store.out)), trackers
+                        cell.scenario.table(),
+                        str(cell.folder.absolute()),
+                        str(token.absolute()),
+                        os.getcwd(),
+                        _pack(_parts(cell, store.out)),
+                        trackers,
                     )
                     flying[remote.remote(task, shared)] = (cell, lock, number)
                 if not flying and not waiting[1]:
@@ -109,8 +128,11 @@ def work_on_ray(
                         done: Done = ray.get(each)
                         cell.state, cell.error = done.state, done.error
                         _unpack(done.content, store.out)
+                        for said in done.said:
+                            pass_on(said, known)
                     except ray.exceptions.RayError as error:
-                        cell.state, cell.error = "failed", str(error).strip().splitlines()[0]
+                        cause = getattr(error, "cause", None)
+                        cell.state, cell.error = "failed", one_line(error if cause is None else cause)
                     store.end(cell, number)
                     os.close(lock)
                     cell.row = summary(cell)
@@ -157,16 +179,21 @@ def play_remote(task: Task, shared: Arrays) -> Done:
     known = reading.keep()
     if not shared.keys() <= known.keys():
         reading.keep(_data_sets(shared))
-    scenario, folder = Scenario(**task.scenario), Path(task.folder)
-    seen = Path(task.token).exists()
+    folder, seen = Path(task.folder), Path(task.token).exists()
     place = folder.parent if seen else Path(tempfile.mkdtemp(prefix="fedsim-cell-"))
+    said: list[str] = []
     try:
         if not seen:
             _unpack(task.content, place)
-        cell = Cell(1, 1, {}, scenario, place / folder.name)
-        run_cell(cell, place / "floors", lambda line: None, 1, task.trackers)
+        with contextlib.chdir(task.here if seen else os.curdir), overheard(said.append):
+            try:
+                scenario = Scenario(**task.scenario)
+            except FedsimError as error:
+                return Done("failed", f"on {socket.gethostname()}: {error}", b"", ())
+            cell = Cell(1, 1, {}, scenario, place / folder.name)
+            run_cell(cell, place / "floors", lambda line: None, 1, task.trackers)
         content = b"" if seen else _pack(_parts(cell, place))
-        return Done(cell.state, cell.error, content)
+        return Done(cell.state, cell.error, content, tuple(said))
     finally:
         if not seen:
             shutil.rmtree(place, ignore_errors=True)

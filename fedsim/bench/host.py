@@ -4,7 +4,7 @@ The children inherit both: memory pages that nobody writes to are shared, so tha
 machine, and a child plays its first cell a few milliseconds after its birth. A child that dies (out of memory, a crash
 in native code) is replaced; its cell counts as failed once. The host has one thread and torch one thread in it, without
 which forking is unsafe; that is why it is a process of its own and not the caller's. What it and its children print
-goes to ``processes.log``.
+goes to ``processes.log``, with ``--verbose`` to the screen.
 
 ``python -m fedsim.bench.host FD`` reads the plan as JSON from standard input and writes one JSON line an event to FD.
 It ends its children when the caller is gone: they stop after their round.
@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsim import runtime
+
 EVENT_BYTES = 4000
 """Below PIPE_BUF, so that lines of several writers never mix."""
 LOOK = 0.2
@@ -38,7 +40,7 @@ def serve(plan: Mapping[str, Any], events: int, caller: int) -> None:
 
     Args:
         plan: ``cells`` (number, total, values, scenario's table, folder, key), ``out``, ``session``, ``jobs``,
-            ``workers``, ``datasets``, ``trackers``.
+            ``workers``, ``datasets``, ``trackers``, ``verbose``.
         events: file descriptor to which events go.
         caller: id of the process that wants them.
     """
@@ -47,9 +49,10 @@ def serve(plan: Mapping[str, Any], events: int, caller: int) -> None:
     torch.set_num_threads(1)
     from fedsim.bench.cell import preload
 
-    log = os.open(Path(plan["out"]) / "processes.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(log, 2)
-    os.close(log)
+    if not plan["verbose"]:
+        log = os.open(Path(plan["out"]) / "processes.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(log, 2)
+        os.close(log)
     preload(plan["datasets"])
     children: set[int] = set()
     stopping = False
@@ -108,7 +111,7 @@ def _child(plan: Mapping[str, Any], events: int) -> int:
 def _play(plan: Mapping[str, Any], events: int, host: int) -> None:
     from fedsim.bench.cell import Cell
     from fedsim.bench.store import Store
-    from fedsim.bench.work import work
+    from fedsim.bench.work import overheard, work
     from fedsim.scenario import Scenario
 
     cells = [
@@ -131,7 +134,8 @@ def _play(plan: Mapping[str, Any], events: int, host: int) -> None:
 
     store = Store(Path(plan["out"]))
     try:
-        work(cells, store, plan["session"], tell, plan["workers"], lambda: os.getppid() == host, plan["trackers"])
+        with overheard(lambda said: _write(events, {"said": said[:1000]})):
+            work(cells, store, plan["session"], tell, plan["workers"], lambda: os.getppid() == host, plan["trackers"])
     finally:
         store.close()
 
@@ -156,7 +160,9 @@ def main() -> None:
 
     given = sys.stdin.buffer.read()
     if given:
-        serve(json.loads(given), int(sys.argv[1]), caller)
+        plan = json.loads(given)
+        with runtime.noise(plan["verbose"]):
+            serve(plan, int(sys.argv[1]), caller)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from fedsim import runtime
 from fedsim.bench.cell import Cell, complete, data_sets, finished, summary
 from fedsim.bench.store import Store
-from fedsim.bench.work import Tracked, work
+from fedsim.bench.work import Tracked, pass_on, work
 from fedsim.errors import FedsimError
 from fedsim.record import make_folder, write_json
 from fedsim.scenario import cells, read
@@ -69,7 +69,7 @@ def run_matrix(
     if trackers:
         from fedsim.report.tracker import Trackers
 
-        Trackers(trackers).ready()
+        trackers = Trackers(trackers).settled(Path(out))
     folder = Path(out)
     with _host() if runner == "local" and jobs != 1 else _nobody() as host:
         product = cells(read(file, overrides, sets), str(file))
@@ -138,7 +138,7 @@ class _Host:
 
     def __init__(self) -> None:
         self.events, write = os.pipe()
-        self.heard = b""
+        self.heard, self.said = b"", set[str]()
         # A group of its own: Ctrl-C reaches the caller alone, who passes it on once.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fedsim.bench.host", str(write)],
@@ -162,6 +162,7 @@ class _Host:
             "datasets": data_sets(left),
             "total": left[0].total,
             "trackers": [each if isinstance(each, str) else dict(each) for each in trackers],
+            "verbose": runtime.verbose,
             "cells": [
                 {
                     "number": cell.number,
@@ -192,6 +193,9 @@ class _Host:
             while b"\n" in self.heard:
                 first, _, self.heard = self.heard.partition(b"\n")
                 event = json.loads(first)
+                if "said" in event:
+                    pass_on(event["said"], self.said)
+                    continue
                 if "broken" in event:
                     raise FedsimError(f"a process that plays cells broke: {event['broken']}")
                 cell = numbered[event["cell"]]

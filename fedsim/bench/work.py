@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from fedsim.bench.locks import held
 from fedsim.bench.store import TRIES, Store
 from fedsim.errors import FedsimError
 from fedsim.launch import add_floor, run, twin, twin_key
-from fedsim.report.tracker import CellTrackers
+from fedsim.report.tracker import LOG, CellTrackers
 
 Tell = Callable[[Cell, dict[str, Any] | None], None]
 Tracked = Sequence[str | Mapping[str, Any]]
@@ -110,4 +112,31 @@ def run_cell(
         cell.state, cell.error = "failed", f"{type(error).__name__}: {error}"
 
 
-__all__ = ["Tell", "Tracked", "play", "run_cell", "work"]
+class _Overheard(logging.Handler):
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(record.getMessage())
+
+
+@contextmanager
+def overheard(say: Callable[[str], None]) -> Iterator[None]:
+    """Until the block ends, what the trackers of this process warn of is told, to be passed on to the caller's."""
+    handler, log = _Overheard(say), logging.getLogger(LOG)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def pass_on(said: str, known: set[str]) -> None:
+    """Warn of what another process has warned of, the first time that one says so."""
+    if said not in known:
+        known.add(said)
+        logging.getLogger(LOG).warning("%s", said)
+
+
+__all__ = ["Tell", "Tracked", "overheard", "pass_on", "play", "run_cell", "work"]

@@ -318,9 +318,9 @@ def connect(address: str | None, cpus: int, gpus: float = 0.0) -> tuple[bool, st
         return False, None
     options: dict[str, Any] = {
         "include_dashboard": False,
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "configure_logging": False,
+        "log_to_driver": runtime.verbose,
+        "logging_level": logging.INFO if runtime.verbose else logging.ERROR,
+        "configure_logging": runtime.verbose,
     }
     folder = None
     if address is None:
@@ -334,7 +334,7 @@ def connect(address: str | None, cpus: int, gpus: float = 0.0) -> tuple[bool, st
     try:
         with _quiet(), _exported(_environment() if address is None else {}):
             ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except Exception as error:  # Ray raises bare ones, e.g. where a node does not start in time.
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         where = "a new cluster on this machine" if address is None else f"engine.address = '{address}'"

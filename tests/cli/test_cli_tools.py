@@ -130,6 +130,28 @@ def test_a_run_is_quiet_and_verbose_is_not() -> None:
     assert "noise of torch" in said[True]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "heard"),
+    [
+        (["run", "--set", 'engine={name = "ray", workers = 1}'], ("noise of flower", "Started a local Ray instance")),
+        (["bench", "--jobs", "2"], ("noise of flower", "noise of torch")),
+    ],
+)
+def test_so_it_is_where_other_processes_train(command: list[str], heard: tuple[str, ...]) -> None:
+    pytest.importorskip("ray")
+    Path("noisy.py").write_text(NOISY)
+    given = [sys.executable, "-m", "fedsim", *command, "small.toml", "--set", 'adversary.attacks=["noisy.py:Noisy"]']
+    quiet = subprocess.run([*given, "--out", "quiet"], capture_output=True, text=True)
+    assert quiet.returncode == 0, quiet.stderr
+    for word in ("noise of", "Ray", "ResourceWarning"):
+        assert word not in quiet.stdout + quiet.stderr
+    loud = subprocess.run([*given, "--out", "loud", "--verbose"], capture_output=True, text=True)
+    assert loud.returncode == 0, loud.stderr
+    for noise in heard:
+        assert noise in loud.stdout + loud.stderr
+
+
 def test_quiet_ends_where_it_was_begun() -> None:
     level = logging.getLogger("flwr").level
     with warnings.catch_warnings(record=True) as heard:

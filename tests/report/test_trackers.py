@@ -176,13 +176,16 @@ def test_mlflow_gets_parameters_measures_and_the_report(server: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_mlflow_gets_the_cells_of_a_benchmark_in_one_experiment(server: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [("--jobs", "2"), ("--runner", "ray")])
+def test_mlflow_gets_the_cells_of_a_benchmark_in_one_experiment(
+    server: str, tmp_path: Path, how: tuple[str, str]
+) -> None:
     from mlflow import MlflowClient
 
     text = fedsim.Scenario(**SMALL).toml() + '\n[matrix]\nseed = [0, 1]\n"server.defenses" = [["fedavg"], ["median"]]\n'
     (tmp_path / "cells.toml").write_text(text)
     tracker = f'{{ name = "mlflow", uri = "{server}" }}'
-    command = ["bench", str(tmp_path / "cells.toml"), "--out", str(tmp_path / "quick"), "--jobs", "2", "--quiet"]
+    command = ["bench", str(tmp_path / "cells.toml"), "--out", str(tmp_path / "quick"), *how, "--quiet"]
     done = CliRunner().invoke(app, [*command, "--tracker", tracker])
     assert done.exit_code == 0, done.stderr
     client = MlflowClient(server)
