@@ -56,10 +56,12 @@ def stages(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = 
         "local": "each client's own",
     }[trust]
     noises = [each._replace(stage=f"{each.stage}: {drawn}") for each in noises]
+    after = [each for each in middle if each.reads == RELEASED]
+    middle = [each for each in middle if each.reads != RELEASED]
     found = [*clips, *middle, *noises] if trust == "central" else [*clips, *noises, *middle]
     if _recut(guarantee):
         found = [*middle, *clips, *noises]
-    return [*found, *_afterwards(scenario, diagnostics, trust)]
+    return [*found, *after, *_afterwards(scenario, diagnostics, trust)]
 
 
 def _recut(guarantee: Guarantee) -> bool:
@@ -128,7 +130,7 @@ def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Ite
     yield Stage("evaluation: the server's test set", NOTHING, "0")
     yield Stage(f"early stopping: none, {scenario.rounds} rounds are fixed", NOTHING, "0")
     if scenario.client.dropout:
-        yield Stage("drop-outs: by chance, the divisor stays P", NOTHING, "0")
+        yield Stage("drop-outs: by chance, whatever the data", NOTHING, "0")
     if scenario.attackers:
         sees = {"omniscient": f"{PRIVATE if trust == 'local' else RAW} of all"}.get(
             scenario.adversary.knowledge, "its own clients, and what is released"

@@ -318,6 +318,12 @@ def test_the_proof_names_what_makes_one_row_of_all(defense: str, aggregator: str
     assert remembered == (not local and not bounded)
 
 
+def test_what_works_on_the_new_model_stands_behind_the_noise() -> None:
+    order = list(stages_of(**behind("crfl"), client={"per_round": 4, "dropout": 0.3}))
+    assert order.index("defense: crfl") > order.index("noise on clipped gradient differences: the server's")
+    assert "drop-outs: by chance, whatever the data" in order
+
+
 @pytest.mark.parametrize(
     ("defenses", "aggregator"),
     [
