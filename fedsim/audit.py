@@ -6,10 +6,12 @@ The mechanism runs N/2 times with the canary of sign +1 and N/2 times with its o
     Σ_r ⟨m_r − the known honest part, u⟩ / (C_r σ_r²)     and     z_r − z_q,   z_r = ⟨m_r − …, u⟩ / (C_r σ_r),
 
 the latter for every pair of releases (which finds noise that is used twice), and says which of the two it was by a
-threshold in the middle, fixed beforehand. The rates of its errors, α and β, are bounded from above by Clopper and
-Pearson; whoever is (ε, δ)-private has α + e^ε β ≥ 1 − δ and β + e^ε α ≥ 1 − δ, and a Gaussian mechanism, which all
-unsampled ones together are, has Φ⁻¹(1 − α) − Φ⁻¹(β) ≤ μ. Either gives a lower bound on ε. All of an audit's bounds
-hold together with the probability .998: half of the error is spent on the sum, half is shared by the pairs.
+threshold in the middle, fixed beforehand. Where releases are sampled, Clopper and Pearson alone are left, whose bound
+lives in the tails: the sum is then held against thresholds there as well, which share its half of the error. The rates
+of its errors, α and β, are bounded from above by Clopper and Pearson; whoever is (ε, δ)-private has
+α + e^ε β ≥ 1 − δ and β + e^ε α ≥ 1 − δ, and a Gaussian mechanism, which all unsampled ones together are, has
+Φ⁻¹(1 − α) − Φ⁻¹(β) ≤ μ. Either gives a lower bound on ε. All of an audit's bounds hold together with the probability
+.998: half of the error is spent on the sum, half is shared by the pairs.
 
 A bound below the claim proves nothing; one above it, that the claim is false.
 
@@ -42,6 +44,9 @@ CONFIDENCE = 0.998
 
 MIDDLE = {"replace_one": 0.0, "add_or_remove": 0.5}
 """The threshold, as a share of what the canary of sign 1 moves a statistic by the claim."""
+
+TAILS = (0.0, 1.3, -1.3, 1.9, -1.9, 2.4, -2.4)
+"""Thresholds of a sampled mechanism's sum, in standard deviations of its claimed noise from the middle."""
 
 PARALLEL = 20_000
 """Releases of all trials from which on more than one process is worth its start."""
@@ -183,9 +188,11 @@ def judge(
     """
     error, middle = (1 - CONFIDENCE) / 2, MIDDLE[claim.neighbours]
     weights, threshold = subject.noise**-2.0, middle * float((subject.shift / subject.noise**2).sum())
-    false = np.asarray([((absent @ weights) > threshold).sum()])
-    missed = np.asarray([((present @ weights) <= threshold).sum()])
-    total = _bounds("sum", false, missed, len(present), error, claim, subject)
+    spread = float((subject.noise**-2.0).sum()) ** 0.5
+    thresholds = threshold + spread * np.asarray(TAILS if subject.sampled else TAILS[:1])
+    false = ((absent @ weights)[:, None] > thresholds).sum(0)
+    missed = ((present @ weights)[:, None] <= thresholds).sum(0)
+    total = _bounds("sum", false, missed, len(present), error / len(thresholds), claim, subject)
     return Verdict(claim, total, _best_pair(claim, subject, present, absent, error), len(present) * 2, seed)
 
 

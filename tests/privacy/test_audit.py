@@ -115,6 +115,27 @@ def test_samples_get_no_gaussian_bound() -> None:
     assert verdict.total.gaussian is verdict.pair.gaussian is None
 
 
+def test_the_tails_bound_a_sampled_mechanism_better_and_no_less_surely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve Poisson samples whose cost is known."""
+    rate, multiplier, steps = 0.25, 2.2, 12
+
+    class Drawn(Known):
+        def play(self, sign: float, seed: int) -> NDArray[np.float64]:
+            draw = np.random.default_rng(seed)
+            return np.asarray(sign * (draw.random(steps) < rate) + multiplier * draw.standard_normal(steps))
+
+    cost = epsilon([(multiplier, steps, rate)], 1e-5, "pld", "replace_one")
+    test = Audit(Claim(cost, 1e-5), Drawn([multiplier] * steps, sampled=True))
+
+    def bounds() -> list[float]:
+        return [test.run(8000, seed, workers=1).total.plain for seed in range(3)]
+
+    tails = bounds()
+    monkeypatch.setattr(audit, "TAILS", (0.0,))
+    middle = bounds()
+    assert all(1.5 * less < more < cost for less, more in zip(middle, tails, strict=True))
+
+
 def test_noise_that_two_releases_share_is_found_by_their_pair() -> None:
     class Shared(Known):
         def play(self, sign: float, seed: int) -> NDArray[np.float64]:
