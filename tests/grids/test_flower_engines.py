@@ -54,6 +54,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_ADDRESS": "local",  # nodes of its own, whatever cluster this machine has, or has had
     }
 
 
