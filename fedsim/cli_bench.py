@@ -205,9 +205,11 @@ def _export(frame: pd.DataFrame, form: str, out: Path | None) -> None:
         if out is None:
             raise typer.BadParameter("--parquet: accepted with --out FILE")
         frame.to_parquet(out, index=False)
+        typer.echo(out)
         return
     text = frame.to_csv(index=False) if form == "csv" else frame.to_json(orient="records", indent=1)
     if out is None:
         typer.echo(text.rstrip("\n"))
     else:
         out.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        typer.echo(out)

@@ -66,7 +66,7 @@ def check(
         found = findings(subject, **options)
         faults = [finding for finding in found if finding.fault]
         failed |= bool(faults)
-        ends = f"{len(SUITES[subject.kind])} checks, " + (f"{len(faults)} faults" if faults else "all well")
+        ends = f"{len(SUITES[subject.kind])} checks, " + _counted(len(faults))
         typer.echo(f"{subject}: {ends}")
         for finding in found:
             mark = "✗" if finding.fault else "!"
@@ -75,6 +75,10 @@ def check(
                 typer.echo(f"    → {finding.advice}")
     if failed:
         raise typer.Exit(FAILED)
+
+
+def _counted(faults: int) -> str:
+    return "all well" if not faults else "1 fault" if faults == 1 else f"{faults} faults"
 
 
 def doctor(

@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
 import traceback
@@ -146,7 +147,8 @@ def check_options(
         return check(get(kind, name), given, prefix, beside)
     except FedsimError as error:
         known = names(kind)
-        accepted = f"one of: {', '.join(known)}{nearest(name, known)}"
+        accepted = f"one of: {', '.join(known)}{nearest(name, known)}; or a part of your own: FILE.py:CLASS, "
+        accepted += "or what a file registers that --plugin (or plugins in the scenario) names"
         if ":" in name or name in known:
             said = str(error).removeprefix(f"{kind} '{name}': ")
             accepted = f"a part that can be used; {said}"
@@ -212,7 +214,9 @@ def module_of(file: str | Path, what: str) -> ModuleType:
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise FedsimError(f"{what}: there is no file {file}")
+        raise FedsimError(
+            f"{what}: there is no file {file}{'' if path.is_absolute() else f', seen from {os.getcwd()}'}"
+        )
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     return _imported(what, str(file), lambda: _module_of_file(str(path.resolve()), content))
 

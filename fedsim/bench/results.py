@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,9 +104,10 @@ def find(source: str | Path) -> Path:
     for folder in tried:
         if (folder / NAME).is_file():
             return folder
+    single = "" if not (given / "run.json").is_file() else f" (a single run: fedsim report {shlex.quote(str(given))})"
     raise FedsimError(
-        f"{source}: holds no results; accepted: the folder of a `fedsim bench`, or its scenario file where the cells "
-        f"lie in {tried[1]}"
+        f"{source}: holds no results{single}; accepted: the folder of a `fedsim bench`, "
+        f"or its scenario file where the cells lie in {tried[1]}"
     )
 
 

@@ -98,7 +98,8 @@ def test_no_results_is_one_line(tmp_path: Path) -> None:
 
 def test_exports_hold_the_same_cells(folder: Path, tmp_path: Path) -> None:
     frame = results(folder)
-    assert call("results", str(folder), "--csv", "--out", str(tmp_path / "a.csv")).exit_code == 0
+    done = call("results", str(folder), "--csv", "--out", str(tmp_path / "a.csv"))
+    assert (done.exit_code, done.stdout.strip()) == (0, str(tmp_path / "a.csv"))
     assert call("results", str(folder), "--parquet", "--out", str(tmp_path / "a.parquet")).exit_code == 0
     told = json.loads(call("results", str(folder), "--json").stdout)
     for other in (pd.read_csv(tmp_path / "a.csv"), pd.read_parquet(tmp_path / "a.parquet"), pd.DataFrame(told)):

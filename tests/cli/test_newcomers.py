@@ -67,6 +67,8 @@ CALLS = [
     (["bench", "twice.toml"], 2, ["matrix.seed", "1 is there twice"]),
     (["bench", "small.toml", "--out", "a_file/x"], 1, ["a_file/x: cannot be written", "accepted: a folder"]),
     (["results", "nowhere"], 1, ["nowhere: holds no results", "fedsim bench"]),
+    (["results", "done"], 1, ["done: holds no results (a single run: fedsim report done)", "fedsim bench"]),
+    (["run", "small.toml", "--set", 'adversary.attacks=["mine"]'], 2, ["given 'mine'", "FILE.py:CLASS", "--plugin"]),
     (["results", "empty"], 1, ["empty: holds no results", "fedsim bench"]),
     (["report", "nowhere"], 1, ["nowhere holds no run: there is no such folder", "accepted:"]),
     (["report", "empty"], 1, ["empty holds no run: there is no rounds.jsonl", "accepted:"]),

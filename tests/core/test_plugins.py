@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -110,7 +111,9 @@ def test_a_file_that_is_no_plug_in_is_one_line(folder, text, said):
 
 
 def test_a_missing_file_is_named(folder):
-    with pytest.raises(FedsimError, match=r"^none\.py: there is no file none\.py$"):
+    with pytest.raises(
+        FedsimError, match=rf"^none\.py: there is no file none\.py, seen from {re.escape(str(folder))}$"
+    ):
         registry.plug_in("none.py")
 
 

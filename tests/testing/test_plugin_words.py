@@ -115,6 +115,11 @@ def test_what_an_attack_gets_wrong(body: str, head: str, said: str) -> None:
     assert all(each.advice for each in told)
 
 
+def test_one_fault_is_told_once() -> None:
+    (told,) = [each for each in found(ATTACK_HEAD, f"{CRAFT}return rows.neg_()") if each.fault]
+    assert told.head == "changes its input"
+
+
 COMBINE = "def combine(self, updates, ctx):\n    result = super().combine(updates, ctx)\n    "
 MEAN = "weights = updates.num_examples / updates.num_examples.sum()\n    "
 
