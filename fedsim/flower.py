@@ -30,6 +30,9 @@ FIRST_NODE = 2
 WAIT = 300.0
 """Seconds in which the nodes of Flower's own engines must connect, and say which partition they hold."""
 
+SHORT = 60.0
+"""Where no more seconds than these are left, silent nodes are asked for the last time."""
+
 log = logging.getLogger("flwr")
 _wait = WAIT
 _ids = itertools.count(1)
@@ -334,24 +337,26 @@ class Directory:
     def _ask(self, grid: Grid, population: int, patience: float) -> None:
         nodes = _connected(grid, population, patience)
         question = RecordDict({"config": ConfigRecord({"ask": "partition"})})
-        replies = list(
-            grid.send_and_receive(
-                messages=[Message(question, node, f"{MessageType.QUERY}.partition") for node in nodes], timeout=patience
-            )
-        )
-        trouble = ""
-        for reply in replies:
-            if reply.has_error():
-                trouble = f"; one answered: {reply.error.reason}"
-            else:
-                partition = int(cast(int, reply.content["partition"]["partition-id"]))
-                self._node[partition] = reply.metadata.src_node_id
-                self._partition[reply.metadata.src_node_id] = partition
+        silent, trouble = nodes, ""
+        for seconds in _spans(patience):
+            messages = [Message(question, node, f"{MessageType.QUERY}.partition") for node in silent]
+            replies = list(grid.send_and_receive(messages=messages, timeout=seconds))
+            for reply in replies:
+                if reply.has_error():
+                    trouble = f"; one answered: {reply.error.reason}"
+                else:
+                    partition = int(cast(int, reply.content["partition"]["partition-id"]))
+                    self._node[partition] = reply.metadata.src_node_id
+                    self._partition[reply.metadata.src_node_id] = partition
+            heard = {reply.metadata.src_node_id for reply in replies}
+            silent = [node for node in silent if node not in heard]
+            if not silent:
+                break
         absent = [p for p in range(population) if p not in self._node]
         if absent:
             others = f" (and {len(absent) - 1} others)" if len(absent) > 1 else ""
-            if len(replies) < len(nodes):
-                trouble += f"; {len(nodes) - len(replies)} did not answer within {_slow(patience)}"
+            if silent:
+                trouble += f"; {len(silent)} did not answer within {_slow(patience)}"
             raise FedsimError(
                 f"nodes: no node holds partition {absent[0]}{others} of {population}: "
                 f"{len(nodes)} are connected{trouble}; accepted: each partition-id from 0 to {population - 1} on a node"
@@ -375,6 +380,18 @@ def _connected(grid: Grid, population: int, patience: float) -> list[int]:
             log.info("%d of %d nodes are connected, waiting for the others", seen, population)
         time.sleep(0.2)
     return nodes
+
+
+def _spans(patience: float) -> Iterator[float]:
+    """Seconds of each attempt to ask: half of what is left, as long as that is long.
+
+    On a busy machine Flower gives up a node's task when its process gives no sign of life in time, and the answer
+    never comes, however long one waits; only asking again helps.
+    """
+    while patience > SHORT:
+        patience /= 2
+        yield patience
+    yield patience
 
 
 def _slow(patience: float) -> str:

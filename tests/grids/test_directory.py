@@ -24,13 +24,16 @@ class Remote:
     def __init__(self, connected: int, said: Sequence[int | str]) -> None:
         set_identity()
         self.nodes, self.said = NODES[:connected], dict(zip(NODES, said, strict=False))
-        self.timeout: float | None = None
+        self.timeouts: list[float | None] = []
+        self.deaf = 0
 
     def get_node_ids(self) -> Iterable[int]:
         return self.nodes
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        self.timeout = timeout
+        self.timeouts.append(timeout)
+        if len(self.timeouts) <= self.deaf:
+            return []
         return [self._reply(with_id(each)) for each in messages if each.metadata.dst_node_id in self.said]
 
     def _reply(self, message: Message) -> Message:
@@ -87,9 +90,21 @@ def test_waiting_holds_until_its_block_ends() -> None:
     grid = Remote(3, (0, 1, 2))
     with waiting(7.5):
         Directory(cast(Grid, grid), 3)
-    assert grid.timeout == 7.5
     Directory(cast(Grid, grid), 3)
-    assert grid.timeout == flower.WAIT
+    assert grid.timeouts == [7.5, flower.WAIT / 2]
+
+
+def test_who_is_silent_is_asked_again_until_the_time_is_over() -> None:
+    grid = Remote(3, (0, 1, 2))
+    grid.deaf = 2
+    with waiting(400):
+        assert Directory(cast(Grid, grid), 3).node(1) == 72
+    assert grid.timeouts == [200, 100, 50]
+    grid = Remote(3, (0, 1, 2))
+    grid.deaf = 9
+    with waiting(400), pytest.raises(FedsimError, match="3 did not answer within 400 s"):
+        Directory(cast(Grid, grid), 3)
+    assert sum(cast(list[float], grid.timeouts)) == 400
 
 
 def context(**config: Any) -> Context:
