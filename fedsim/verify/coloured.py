@@ -2,7 +2,7 @@
 
 Central, as in the paper's CMNIST form: 501 full-batch steps of Adam on one sigmoid output, the sum of the penalties, λ
 from step 190 on with the whole loss divided by λ, l2 .0011. In the federation the same with client = domain: two
-softmax outputs, references of the round's own parameters, λ in the rounds of those steps.
+softmax outputs, α and β for them, references of the round's own parameters, λ in the rounds of those steps.
 
 ``analogue`` draws coloured digits without digits: a shape in ten dimensions and a colour.
 """
@@ -27,13 +27,17 @@ Examples = tuple[Tensor, Tensor]
 METHODS = ("erm", "hgp", "diagonal")
 STEPS, ANNEAL, WEIGHT, L2 = 501, 190, 91257.186, 0.0011
 RATE, HIDDEN = 4.898e-4, 390
+TWICE: dict[str, dict[str, float]] = {
+    "hgp": {"alpha": 1 / 8, "beta": 1 / 2},
+    "diagonal": {"alpha": 1 / 2, "beta": 1 / 2},
+}
+"""α and β of two softmax outputs that make the penalty that of one sigmoid at α = β = 1: both rows of the head have the
+sigmoid's gradient and diagonal, up to the sign, and twice its H g."""
 LIFT = 1e4
 """The client's rate in FedSGD, whose server's Adam does not mind it. A message is the difference of float32 parameters;
 after the division by λ gradients are 1e-8 and smaller, which a parameter of .05 does not resolve."""
 ALIGNED: dict[str, Any] = {
     "name": "hessian_alignment",
-    "alpha": 1.0,
-    "beta": 1.0,
     "form": "sum",
     "weight": WEIGHT,
     "rescale": True,
@@ -102,7 +106,7 @@ def federated(
         workers: threads.
     """
     alone = local_steps == 1
-    part = {**ALIGNED, "method": method, "warmup": ANNEAL // local_steps}
+    part = {**ALIGNED, "method": method, "warmup": ANNEAL // local_steps, **TWICE.get(method, {})}
     if method == "hgp":
         part["reference"] = "exact"
     optimizer = {"name": "sgd", "lr": LIFT} if alone else {"name": "adam", "lr": lr}
