@@ -48,8 +48,8 @@ def calibration(seed: int) -> Measured:
             "5 to 12",
             1.3,
             5.0,
-            differs="DIFF2 is better on every seed, by 1.3 to 2.5 times, twice as good on two of five; DP-GD, tuned over "
-            "the same grid, is nearer than a factor of five",
+            differs="DIFF2 is better on every seed, by 1.3 to 2.5 times, twice as good on two of five; DP-GD, tuned "
+            "over the same grid, is nearer than a factor of five",
         ),
         "last": Expected("the same after the last round alone", "5 to 12"),
         "loss": Expected("test loss of DIFF2 less that of DP-GD", "not always lower"),
