@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
 BLOCK = re.compile(r'```(\w+)(?: title="([^"]+)")?\n(.*?)```', re.DOTALL)
 PORT = "6380"
-PATIENCE = 280
+PATIENCE = 1200
+"""Seconds after which a command counts as hanging; more than the ``wait`` that a page gives its nodes."""
 
 
 def free_port() -> str:
