@@ -161,14 +161,13 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
         seen = [[each.values.get(m, 0.0) for each in found.get(key, ())] for m in METHODS]
         left.bar([k + offset for k in range(3)], [sum(v) / len(v) if v else 0.0 for v in seen], 0.25, label=label)
     left.set(xticks=range(3), xticklabels=METHODS, ylabel="test accuracy", title="coloured analogue")
-    for key, style in {"cmnist_erm": "C0", "cmnist_hgp": "C1", "cmnist_diagonal": "C2"}.items():
-        if key not in found:
-            continue
-        series = found[key][0].series
-        middle.plot(series["step"], series["central"], style, label=key.removeprefix("cmnist_"))
-        if "fedsgd" in series:
-            middle.plot(series["round"], series["fedsgd"], f"{style}--", linewidth=1)
-    middle.set(xlabel="step or round (dashed: federated)", title="coloured MNIST, test")
+    for number, method in enumerate(METHODS):
+        for key, label, style in (("", "", ""), ("fedsgd_", "FedSGD ", "--"), ("fedavg_", "FedAvg ", ":")):
+            if f"cmnist_{key}{method}" in found:
+                steps, tested = list(found[f"cmnist_{key}{method}"][0].series.values())
+                steps = [5 * each for each in steps] if key == "fedavg_" else steps
+                middle.plot(steps, tested, f"C{number}{style}", linewidth=1, label=f"{label}{method}")
+    middle.set(xlabel="step", title="coloured MNIST, test")
     for axes in (left, middle):
         axes.axhline(0.75, color="0.7", linewidth=1)
         axes.set_ylim(0, 0.9)

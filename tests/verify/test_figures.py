@@ -24,7 +24,9 @@ ALL: dict[str, dict[str, Measured]] = {
         "synthetic": Measured({"erm": 0.1, "hgp": 0.6, "diagonal": 0.6}),
         "synthetic_fedavg": Measured({"erm": 0.1, "hgp": 0.6, "diagonal": 0.6}),
         "cmnist_erm": Measured({}, curves("step", "central")),
-        "cmnist_hgp": Measured({}, curves("step", "central", "round", "fedsgd")),
+        "cmnist_hgp": Measured({}, curves("step", "central")),
+        "cmnist_fedsgd_hgp": Measured({}, curves("round", "fedsgd")),
+        "cmnist_fedavg_hgp": Measured({}, curves("round", "fedavg")),
         "left_out": Measured({}, curves("angle", "erm", "hgp")),
     },
     "diffgrad": {
