@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from fedsim import runtime
 from fedsim.blocks import exact
+from fedsim.client.task import mean_loss
 from fedsim.errors import Fault
 from fedsim.updates import Aggregate, Updates
 from strategies.defense import Defense, Round, defense, require
@@ -83,8 +83,9 @@ class FLTrust(Defense):
                 for first in range(0, len(root), self.batch_size):
                     batch = root.take(np.sort(order[first : first + self.batch_size]))
                     point = parameters.requires_grad_()
-                    logits = predict(point, batch.inputs)
-                    loss = functional.cross_entropy(logits, batch.targets.to(logits.device))
+                    outputs = predict(point, batch.inputs)
+                    targets = batch.targets.to(outputs.device)
+                    loss = mean_loss(outputs, targets, 0 if targets.is_floating_point() else outputs.shape[-1])
                     (gradient,) = torch.autograd.grad(loss, point)
                     parameters = (parameters - self.lr * gradient).detach()
         return parameters - start

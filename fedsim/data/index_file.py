@@ -16,7 +16,7 @@ import numpy as np
 
 from fedsim.data.examples import Dataset, Shares
 from fedsim.data.partition import Partition
-from fedsim.errors import Fault, FedsimError
+from fedsim.errors import Fault, FedsimError, Said, ScenarioError
 from fedsim.registry import register
 
 if TYPE_CHECKING:
@@ -54,25 +54,28 @@ class IndexFile(Partition):
         self.refuse(dataset, clients)
         shares = read(Path(self.path).expanduser())
         if len(shares) != clients:
-            raise FedsimError(f"{self.path}: holds {len(shares)} clients; accepted: data.clients = {clients}")
+            raise self._fault(f"holds {len(shares)} clients", f"data.clients = {clients}")
         counts = self._counts(shares, len(dataset.train))
         if (counts == 0).any() and not self.partial:
             missing = int((counts == 0).sum())
-            raise FedsimError(f"{self.path}: leaves out {missing} examples; accepted: all of them, or partial = true")
+            raise self._fault(f"leaves out {missing} examples", "all of them, or partial = true")
         return shares
+
+    def _fault(self, given: str, accepted: str) -> ScenarioError:
+        return ScenarioError([Fault("data.partition.path", Said(f"{Path(self.path).name}: {given}"), accepted)])
 
     def _counts(self, shares: Shares, total: int) -> NDArray[Any]:
         indices = shares.indices
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < total:
-            given = f"{indices.min()} to {indices.max()}"
-            raise FedsimError(f"{self.path}: positions {given}; accepted: 0 to {total - 1}, the training examples")
+            accepted = f"0 to {total - 1}, the training examples that data.root leaves"
+            raise self._fault(f"positions {indices.min()} to {indices.max()}", accepted)
         for client, mine in enumerate(shares):
             if len(np.unique(mine)) < len(mine):
-                raise FedsimError(f"{self.path}: client {client} holds an example twice")
+                raise self._fault(f"client {client} holds an example twice", "each once")
         counts = np.bincount(indices, minlength=total)
         if (counts > 1).any() and not self.shared:
             several = int((counts > 1).sum())
-            raise FedsimError(f"{self.path}: {several} examples have several clients; accepted: one, or shared = true")
+            raise self._fault(f"{several} examples have several clients", "one, or shared = true")
         return counts
 
 

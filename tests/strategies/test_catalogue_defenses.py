@@ -11,6 +11,8 @@ import torch
 
 from fedsim.errors import UpdatesError
 from fedsim.registry import make
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
 from fedsim.testing import defenses as toy
 from fedsim.updates import Layout, Updates
 from strategies.crfl import votes
@@ -400,3 +402,17 @@ def test_crfls_votes_are_those_of_noisy_copies():
     assert counts.sum(dim=1).tolist() == [400] * 3
     assert float(counts[0, 0]) / 400 == pytest.approx(0.841, abs=0.06)
     assert votes(predict, parameters, inputs[:2], noise=0.0, copies=3).tolist() == [[3, 0], [0, 3]]
+
+
+def test_fltrust_trains_on_root_data_of_a_regression_too() -> None:
+    data = {"dataset": {"name": "synthetic_regression", "examples": 200, "test": 40, "hidden": 0}, "clients": 4}
+    scenario = Scenario(
+        rounds=3,
+        data={**data, "root": 40},
+        model={"name": "linear"},
+        client={"per_round": 4, "optimizer": {"name": "sgd", "lr": 0.05}},
+        server={"defenses": ["fltrust"]},
+    )
+    lines = simulate(scenario).lines
+    assert not [fault for line in lines for fault in line["faults"]]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
