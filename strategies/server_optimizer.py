@@ -7,10 +7,13 @@ adam      v = β₂ v + (1 − β₂) Δ²;              m and x as above
 yogi      v = v − (1 − β₂) Δ² sign(v − Δ²);    m and x as above
 ========  ==============================================================================
 
-As in the paper, without bias correction, from m = 0 and v = τ². The state is float64, whatever the parameters are.
+As in the paper, without bias correction, from m = 0 and v = τ²: the first steps of adam and yogi are up to
+(1 − β₁)/√(1 − β₂) times as long as Adam's, which divides m by 1 − β₁ᵗ and v by 1 − β₂ᵗ. With ``bias_correction``
+adam is Adam, from v = 0: on gradients (FedSGD) it takes the steps of central training. The state is float64, whatever
+the parameters are.
 
 Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv 2003.00295; sgd with momentum is FedAvgM,
-Hsu, Qi & Brown 2019, arXiv 1909.06335.
+Hsu, Qi & Brown 2019, arXiv 1909.06335; Kingma & Ba, "Adam", ICLR 2015, arXiv 1412.6980.
 """
 
 from __future__ import annotations
@@ -97,13 +100,27 @@ class Adam(_Adaptive):
         lr: η, the server's learning rate.
         beta_1: β₁, decay of the mean m of updates.
         beta_2: β₂, decay of the mean v of their squares.
-        tau: τ, degree of adaptivity: the floor of the divisor.
+        tau: τ, degree of adaptivity: the floor of the divisor; ε of Adam.
+        bias_correction: as in Kingma & Ba's Adam; false is the paper's FedAdam.
     """
 
     lr: Rate = 0.1
     beta_1: Decay = 0.9
     beta_2: Decay = 0.99
     tau: Floor = 1e-3
+    bias_correction: bool = False
+
+    def step(self, parameters: Tensor, update: Tensor, state: dict[str, Any], round: int) -> Tensor:
+        """(d,) parameters after the round."""
+        if not self.bias_correction:
+            return super().step(parameters, update, state, round)
+        delta = exact(update)
+        m = _kept(state, "m", delta, 0.0) * self.beta_1 + (1 - self.beta_1) * delta
+        v = self.second_moment(_kept(state, "v", delta, 0.0), delta.square())
+        t = int(state.get("t", 0)) + 1
+        state["m"], state["v"], state["t"] = m, v, t
+        floor = (v / (1 - self.beta_2**t)).sqrt() + self.tau
+        return _moved(parameters, self.lr * m / (1 - self.beta_1**t) / floor)
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         return self.beta_2 * v + (1 - self.beta_2) * square

@@ -69,6 +69,17 @@ def test_the_adaptive_ones_follow_the_paper(name, beta_1):
         np.testing.assert_allclose(got, x, rtol=1e-12)
 
 
+def test_adam_with_bias_correction_is_torch_adam_on_the_negative_update():
+    start, updates = problem(seed=2)
+    parameter = torch.nn.Parameter(start.clone())
+    torch_adam = torch.optim.Adam([parameter], lr=0.03, betas=(0.9, 0.999), eps=1e-5)
+    part = make("server_optimizer", "adam", lr=0.03, beta_2=0.999, tau=1e-5, bias_correction=True)
+    for got, update in zip(play(part, start, updates), updates, strict=True):
+        parameter.grad = -update
+        torch_adam.step()
+        np.testing.assert_allclose(got, parameter.detach(), rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", names("server_optimizer"))
 def test_conforms(name):
     part = make("server_optimizer", name)
