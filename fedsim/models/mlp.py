@@ -34,6 +34,7 @@ def mlp(
     hidden: list[Width] = [64],  # noqa: B006
     activation: Literal["relu", "tanh", "sigmoid", "gelu", "elu", "silu", "softplus"] = "relu",
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    weights: Literal["torch", "glorot"] = "torch",
 ) -> nn.Module:
     """Fully connected layers with an activation between them.
 
@@ -42,6 +43,8 @@ def mlp(
         hidden: widths of the hidden layers; an empty list is a linear model.
         activation: between the layers.
         dropout: probability that a hidden unit is dropped in training.
+        weights: how they are drawn: as PyTorch does, uniformly within 1/√inputs, biases alike; or Glorot & Bengio's
+            uniform distribution (AISTATS 2010, eq. 16), within √(6/(inputs + outputs)), biases 0.
     """
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [prod(info.shape), *hidden]
@@ -49,7 +52,13 @@ def mlp(
         layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
         if dropout:
             layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs_of(info)))
+    layers.append(nn.Linear(widths[-1], outputs_of(info)))
+    if weights == "glorot":
+        for each in layers:
+            if isinstance(each, nn.Linear):
+                nn.init.xavier_uniform_(each.weight)
+                nn.init.zeros_(each.bias)
+    return nn.Sequential(*layers)
 
 
 @register("model", "logistic")

@@ -95,6 +95,15 @@ def test_resnet18_takes_small_images():
     assert registry.make("model", "resnet18")(DIGITS)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
+def test_glorot_weights_fill_their_interval_and_biases_are_zero():
+    torch.manual_seed(0)
+    for layer in registry.make("model", "mlp", hidden=[300], weights="glorot")(GREY):
+        if isinstance(layer, torch.nn.Linear):
+            bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
+            assert 0.99 * bound < float(layer.weight.detach().abs().max()) <= bound
+            assert not layer.bias.any()
+
+
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "gelu", "elu", "silu", "softplus"])
 def test_mlp_activations(activation):
     model = registry.make("model", "mlp", activation=activation)(DIGITS)
