@@ -412,7 +412,6 @@ def verify(
 ) -> None:
     """Run the papers' claims, and write what each says and what is seen."""
     from fedsim.verify.page import write_page
-    from fedsim.verify.runner import known_rows
     from fedsim.verify.runner import verify as run_claims
 
     rows = run_claims(papers or (), runs, quick=quick, seeds=seeds, say=typer.echo)
@@ -433,7 +432,7 @@ def verify(
     for row in rows:
         if row.expected.differs:
             typer.echo(f"{row.paper} {row.key} {row.verdict}: {row.expected.differs}")
-    page = write_page(known_rows(runs), runs, out or (runs if quick else Path("docs/results")))
+    page = write_page(runs, out or (runs if quick else Path("docs/results")))
     typer.echo(f"page    {page}")
     failed = [row for row in rows if row.verdict == "fails"]
     for row in failed:

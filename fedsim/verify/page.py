@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedsim.record import make_folder, write_bytes
 from fedsim.verify.claim import MEANING, Claim, Measured, Row, claims_of
-from fedsim.verify.runner import PAPERS, load, results_of
+from fedsim.verify.published import Published, load_published, save_published
+from fedsim.verify.runner import PAPERS, code_of, load, results_of, rows_of
 
 FIGURES = "verify"
 """Folder of the figures, beside the page."""
@@ -22,39 +24,74 @@ draws nothing, or has run with one seed.
 """
 
 
-def write_page(rows: Sequence[Row], runs: str | Path, out: str | Path) -> Path:
-    """Write ``verify.md`` and the figures into a folder; the page's path."""
+def write_page(runs: str | Path, out: str | Path) -> Path:
+    """Write ``verify.md``, its data and the figures into a folder; the page's path.
+
+    A claim that has fewer results in ``runs`` than the page has already, from the same code, keeps what is published.
+    """
     folder = Path(out)
-    make_folder(folder)
+    make_folder(folder / FIGURES)
+    before = load_published(folder / FIGURES)
+    shown = {paper: claims_shown(paper, Path(runs), before) for paper in PAPERS}
+    rows = {paper: [row for each in claims for row in each.rows] for paper, claims in shown.items()}
     parts = [HEAD, "\n".join(f"- **{verdict}**: {meaning}" for verdict, meaning in MEANING.items())]
-    counts: Counter[str] = Counter(row.verdict for row in rows)
+    counts: Counter[str] = Counter(row.verdict for own in rows.values() for row in own)
     parts.append(", ".join(f"{counts[verdict]} {verdict}" for verdict in MEANING if counts[verdict]) + ".")
-    for paper in PAPERS:
-        own = [row for row in rows if row.paper == paper]
-        if not own:
-            continue
-        module = load(paper)
-        parts.append(f"## {(module.__doc__ or paper).splitlines()[0].rstrip('.')}")
-        if draw(paper, Path(runs), folder / FIGURES) is not None:
+    for paper, claims in shown.items():
+        parts.append(f"## {(load(paper).__doc__ or paper).splitlines()[0].rstrip('.')}")
+        if all(each.here for each in claims if each.published) or not (folder / FIGURES / f"{paper}.png").exists():
+            draw(paper, Path(runs), folder / FIGURES)
+        if (folder / FIGURES / f"{paper}.png").exists():
             parts.append(f"![{paper}]({FIGURES}/{paper}.png)")
-        parts.append(table(own))
-        parts += [f"- `{row.key}`: {row.expected.differs}" for row in own if row.expected.differs]
-        parts += [f"- `{each.key}`: {name} {said}" for each, name, said in facts_of(paper, Path(runs))]
+        parts.append(table(rows[paper]))
+        parts += [f"- `{row.key}`: {row.expected.differs}" for row in rows[paper] if row.expected.differs]
+        facts = [(each, *fact) for each in claims if each.published for fact in each.published.facts.items()]
+        parts += [f"- `{each.claim.key}`: {name} {said}" for each, name, said in facts]
+    found = [(f"{each.claim.paper}.{each.claim.key}", each.published) for claims in shown.values() for each in claims]
+    save_published(folder / FIGURES, [(key, each) for key, each in found if each])
     page = folder / "verify.md"
     write_bytes(page, ("\n\n".join(parts) + "\n").encode())
     return page
 
 
-def facts_of(paper: str, runs: Path) -> list[tuple[Claim, str, str]]:
-    """What the first results of a paper's claims say in words."""
-    found = [(each, results_of(runs, load(paper), each)) for each in claims_of(paper)]
-    return [
-        (each, name, said)
-        for each, results in found
-        for first, _ in results[:1]
-        if first is not None
-        for name, said in first.facts.items()
-    ]
+@dataclass(frozen=True)
+class Shown:
+    """A claim on the page.
+
+    Args:
+        claim: whose rows they are.
+        rows: its lines.
+        published: what stays for the next page; None if nothing was run.
+        here: the lines are of results in the folder of runs.
+    """
+
+    claim: Claim
+    rows: list[Row]
+    published: Published | None
+    here: bool
+
+
+def claims_shown(paper: str, runs: Path, before: Mapping[str, Published]) -> list[Shown]:
+    """A paper's claims with their results, or with what was published of them by the same code on more seeds."""
+    module, shown = load(paper), []
+    for each in claims_of(paper):
+        rows, code = rows_of(runs, module, each, None), code_of(module, each)
+        results = [found for found, _ in results_of(runs, module, each)]
+        seeds = len(results) if all(results) else 0
+        known = before.get(f"{paper}.{each.key}")
+        names = dict(zip(each.rows, rows, strict=True))
+        if known and known.fingerprint == code and known.seeds > seeds and known.means.keys() == names.keys():
+            rows = [
+                replace(row, values=(), failure="", published=(known.means[name], known.ours[name]))
+                for name, row in names.items()
+            ]
+            shown.append(Shown(each, rows, known, False))
+            continue
+        means = {name: row.mean for name, row in names.items() if row.mean is not None}
+        ours = {name: row.ours for name, row in names.items()}
+        made = Published(code, seeds, means, ours, results[0].facts if results[0] else {}) if seeds else None
+        shown.append(Shown(each, rows, made, bool(seeds)))
+    return shown
 
 
 def table(rows: Sequence[Row]) -> str:

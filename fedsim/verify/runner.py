@@ -75,16 +75,6 @@ def verify(
     return rows
 
 
-def known_rows(runs: str | Path = "runs/verify") -> list[Row]:
-    """The rows of all papers, with the results that are there for the code as it is."""
-    folder, rows = Path(runs), []
-    for paper in PAPERS:
-        module = load(paper)
-        for each in claims_of(paper):
-            rows += rows_of(folder, module, each, None)
-    return rows
-
-
 def rows_of(folder: Path, module: ModuleType, each: Claim, count: int | None) -> list[Row]:
     """A claim's rows out of its first ``count`` results, or out of all."""
     results = results_of(folder, module, each)[:count]
@@ -101,7 +91,7 @@ def results_of(folder: Path, module: ModuleType, each: Claim) -> list[tuple[Meas
     """(what was found, or what went wrong) with seed 0, 1, …, as far as they are there."""
     found: list[tuple[Measured | None, str]] = []
     for seed in range(10_000):
-        kept = _kept(_file(folder, each, seed), _fingerprint(module, each))
+        kept = _kept(_file(folder, each, seed), code_of(module, each))
         if kept is None:
             break
         found.append((None, kept["failure"]) if kept.get("failure") else (Measured(**kept["found"]), ""))
@@ -109,7 +99,7 @@ def results_of(folder: Path, module: ModuleType, each: Claim) -> list[tuple[Meas
 
 
 def _ensure(folder: Path, module: ModuleType, each: Claim, seed: int, say: Say) -> None:
-    file, code = _file(folder, each, seed), _fingerprint(module, each)
+    file, code = _file(folder, each, seed), code_of(module, each)
     kept = _kept(file, code)
     if kept is not None and not kept.get("failure"):
         return
@@ -158,5 +148,6 @@ def load(paper: str) -> ModuleType:
     return module
 
 
-def _fingerprint(module: ModuleType, each: Claim) -> str:
+def code_of(module: ModuleType, each: Claim) -> str:
+    """Fingerprint of what gives the claim's results."""
     return fingerprint(each.measure, getattr(module, "PARTS", ()))

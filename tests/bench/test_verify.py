@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from fedsim.errors import FedsimError
 from fedsim.verify import PAPERS, Expected, Measured, Row, runner, verify
 from fedsim.verify.claim import Claim, claims_of
 from fedsim.verify.page import table, write_page
-from fedsim.verify.runner import known_rows
+from fedsim.verify.published import load_published
+from fedsim.verify.runner import load
 
 
 def row(
@@ -37,8 +39,8 @@ def test_verdicts() -> None:
 
 
 def test_every_paper_has_quick_claims_whose_rows_are_measured() -> None:
-    known_rows("nowhere")
     for paper in PAPERS:
+        load(paper)
         claims = claims_of(paper)
         assert any(each.quick for each in claims), paper
         assert all(each.rows and each.source and each.measure.__doc__ for each in claims)
@@ -84,14 +86,54 @@ def test_an_unknown_paper_is_an_error() -> None:
 def test_the_page_has_a_table_and_a_figure(tmp_path: Path) -> None:
     rows = verify(["diffgrad"], tmp_path / "runs", quick=True)
     assert {each.verdict for each in rows} <= {"holds", "not run"}, table(rows)
-    page = write_page(known_rows(tmp_path / "runs"), tmp_path / "runs", tmp_path / "out").read_text()
+    page = write_page(tmp_path / "runs", tmp_path / "out").read_text()
     assert "](verify/diffgrad.png)" in page
     drawn = (tmp_path / "out" / "verify" / "diffgrad.png").read_bytes()
     assert drawn.startswith(b"\x89PNG")
     assert "| F1: x_1 |" in page
     assert "**not run**" in page
-    again = write_page(known_rows(tmp_path / "runs"), tmp_path / "runs", tmp_path / "again")
+    again = write_page(tmp_path / "runs", tmp_path / "again")
     assert (again.parent / "verify" / "diffgrad.png").read_bytes() == drawn
+
+
+def test_what_another_machine_has_run_stays_on_the_page(tmp_path: Path) -> None:
+    verify(["diffgrad"], tmp_path / "runs", quick=True)
+    page = write_page(tmp_path / "runs", tmp_path / "out")
+    first, drawn = page.read_text(), (tmp_path / "out" / "verify" / "diffgrad.png").read_bytes()
+    assert write_page(tmp_path / "clone", tmp_path / "out").read_text() == first, "no run here: as it was published"
+    assert (tmp_path / "out" / "verify" / "diffgrad.png").read_bytes() == drawn
+    assert "**not run**" in (kept := next(line for line in first.splitlines() if "diffGrad less Adam at lr/2" in line))
+    rows = tmp_path / "out" / "verify" / "rows.json"
+    known = load_published(rows.parent)
+    key = "diffgrad.functions"
+    rows.write_text(json.dumps({key: {**asdict(known[key]), "fingerprint": "of other code"}}))
+    again = write_page(tmp_path / "clone", tmp_path / "out").read_text()
+    assert next(line for line in again.splitlines() if line.startswith("| F1: x_1 |")).endswith("**not run** |")
+    assert kept in again
+    rows.write_text("{")
+    with pytest.raises(FedsimError, match=r"rows\.json can't be read"):
+        write_page(tmp_path / "clone", tmp_path / "out")
+
+
+def test_fewer_seeds_than_published_do_not_replace_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(seed: int) -> Measured:
+        """Its seed."""
+        return Measured({"x": float(seed)}, facts={"text": f"of seed {seed}"})
+
+    made = Claim("gns", "seeds", measure, {"x": Expected("the seed itself", "e")}, "here")
+    for room in ("runner", "page"):
+        monkeypatch.setattr(f"fedsim.verify.{room}.claims_of", lambda paper: [made] if paper == "gns" else [])
+    monkeypatch.setattr("fedsim.verify.page.draw", lambda *_: None)
+
+    def shown(runs: str, seeds: int) -> str:
+        verify(["gns"], tmp_path / runs, seeds=seeds)
+        page = write_page(tmp_path / runs, tmp_path / "out").read_text()
+        assert "- `seeds`: text of seed 0" in page
+        return next(line for line in page.splitlines() if "the seed itself" in line)
+
+    assert "3 seeds" in (three := shown("one", 3))
+    assert shown("two", 2) == three
+    assert "| 1.5 [" in shown("two", 4)
 
 
 def test_the_command_fails_where_a_claim_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
