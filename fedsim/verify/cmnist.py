@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedsim.registry import make
 from fedsim.verify.claim import Expected, Measured, claim
-from fedsim.verify.coloured import HIDDEN, RATE, Examples, accuracy, curve, federated, network, train
+from fedsim.verify.coloured import HIDDEN, RATE, Examples, accuracy, curve, fedavg, fedsgd, network, train
 
 _setting = "CMNIST on real MNIST, e = .2, .1, test .9"
 
@@ -52,13 +52,12 @@ def central(method: str, seed: int) -> Measured:
 
 def _fedsgd(method: str, known: float, seed: int) -> Measured:
     """FedSGD on the domains, and how far it ends below the central figure that is known."""
-    rounds, tested = curve(federated({"name": "cmnist", "seed": seed}, HIDDEN, method, RATE, seed, workers=2))
+    rounds, tested = curve(fedsgd({"name": "cmnist", "seed": seed}, HIDDEN, method, RATE, seed, "glorot"))
     return Measured({"fedsgd": tested[-1], "below": known - tested[-1]}, {"round": rounds, "fedsgd": tested})
 
 
 def _fedavg(method: str, seed: int) -> Measured:
-    scenario = federated({"name": "cmnist", "seed": seed}, HIDDEN, method, RATE, seed, local_steps=5, workers=2)
-    rounds, tested = curve(scenario)
+    rounds, tested = curve(fedavg({"name": "cmnist", "seed": seed}, HIDDEN, method, RATE, seed, "glorot"))
     return Measured({"fedavg": tested[-1]}, {"round": rounds, "fedavg": tested})
 
 

@@ -53,8 +53,7 @@ def _reached(measure: Callable[..., Any]) -> list[str]:
             return
         seen[module, name] = ast.unparse(_bare(node))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(ROOM):
-            found = next(each.name for each in node.names if (each.asname or each.name) == name)
-            reach(node.module or "", found)
+            reach(node.module or "", node.names[0].name)
         for each in _names(_bare(node)):
             reach(module, each)
 
@@ -69,8 +68,11 @@ def _definitions(module: str) -> dict[str, ast.stmt]:
     for node in ast.parse(inspect.getsource(importlib.import_module(module))).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = node
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {(each.asname or each.name).partition(".")[0]: node for each in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {(each.asname or each.name).partition(".")[0]: ast.Import([each]) for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            alone = {each: ast.ImportFrom(node.module, [each], node.level) for each in node.names}
+            found |= {each.asname or each.name: statement for each, statement in alone.items()}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found |= dict.fromkeys((name for each in targets for name in _names(each)), node)

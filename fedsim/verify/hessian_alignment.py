@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from fedsim.verify.coloured import (
     Examples,
     accuracy,
     analogue_domains,
+    fedavg,
+    fedsgd,
     in_federation,
     network,
     train,
@@ -115,7 +118,7 @@ def synthetic_fedsgd(seed: int) -> Measured:
     """The analogue in a federation that exchanges gradients."""
     domains, values = analogue_domains(seed), {}
     for method in METHODS[1:]:
-        values[method] = in_federation(domains, HIDDEN, method, RATE, seed, 1)
+        values[method] = in_federation(domains, partial(fedsgd, hidden=HIDDEN, method=method, lr=RATE, seed=seed))
         values[f"{method}_gap"] = abs(values[method] - _central(domains, method, seed))
     return Measured(values)
 
@@ -132,7 +135,12 @@ def synthetic_fedsgd(seed: int) -> Measured:
 def synthetic_fedavg(seed: int) -> Measured:
     """The analogue with local steps."""
     domains = analogue_domains(seed)
-    return Measured({method: in_federation(domains, HIDDEN, method, RATE, seed, 5) for method in METHODS})
+    return Measured(
+        {
+            method: in_federation(domains, partial(fedavg, hidden=HIDDEN, method=method, lr=RATE, seed=seed))
+            for method in METHODS
+        }
+    )
 
 
 @claim(

@@ -58,6 +58,7 @@ def load(path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("9.0", "8.0", True),
         ('"""Says something."""', '"""Says more."""', True),
         ("OTHER = 3.0", "OTHER = 4.0", True),
+        ("import math", "import math, json", True),
         ("return RATE * x", "return RATE * x  # a comment", True),
         ("RATE = 2.0", "RATE = 2.5", False),
         ("return RATE * x", "return RATE + x", False),
