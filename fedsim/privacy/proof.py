@@ -59,8 +59,8 @@ def stages(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = 
     after = [each for each in middle if each.reads == RELEASED]
     middle = [each for each in middle if each.reads != RELEASED]
     found = [*clips, *middle, *noises] if trust == "central" else [*clips, *noises, *middle]
-    if _recut(guarantee):
-        found = [*middle, *clips, *noises]
+    if _recut(guarantee) or any(kind == "defense" for _, kind, _ in mechanisms(scenario)):
+        found = [*middle, *clips, *noises]  # who clips is the rule that makes one row of what the others left
     return [*found, *after, *_afterwards(scenario, diagnostics, trust)]
 
 
