@@ -127,6 +127,15 @@ def fedavg(data: Part, hidden: int, method: str, lr: float, seed: int, weights: 
     )
 
 
+def two_steps(scenario: Scenario) -> Scenario:
+    """:func:`fedavg` with two local steps in each of 250 rounds, again 500 in all."""
+    table = scenario.table()
+    table["rounds"], table["client"]["steps"] = 250, 2
+    for each in table["client"]["regularizers"]:
+        each["warmup"] = ANNEAL // 2
+    return Scenario(**table)
+
+
 def _client(steps: int, method: str, warmup: int) -> Part:
     part = {**ALIGNED, "method": method, "warmup": warmup, **TWICE.get(method, {})}
     if method == "hgp":
