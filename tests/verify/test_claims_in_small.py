@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,20 @@ import torch
 import fedsim
 from fedsim.optim import gns
 from fedsim.optim.diffgrad import DiffGrad
-from fedsim.scenario import cells, read
+from fedsim.scenario import Scenario, cells, read
 from fedsim.verify import fashion, langevin, rotated, two_objectives
-from fedsim.verify.coloured import METHODS, analogue, analogue_domains, curve, federated, in_federation, network, train
+from fedsim.verify.coloured import (
+    METHODS,
+    analogue,
+    analogue_domains,
+    curve,
+    fedavg,
+    fedsgd,
+    in_federation,
+    network,
+    train,
+    two_steps,
+)
 from fedsim.verify.gns import CURVATURES, EVERY, gap, logistic
 
 PAPERS = Path(fedsim.__file__).parent.parent / "scenarios" / "papers"
@@ -35,7 +48,7 @@ def test_the_analogue_has_the_label_noise_and_the_colours_that_it_says() -> None
 @pytest.mark.slow
 def test_erm_follows_the_colour_central_and_by_fedsgd() -> None:
     domains = analogue_domains(0, 200)
-    found = in_federation(domains, 8, "erm", 1e-2, 0, 1)
+    found = in_federation(domains, partial(fedsgd, hidden=8, method="erm", lr=1e-2, seed=0))
     torch.manual_seed(0)
     body, head = network(11, 8)
     train(domains[:2], body, head, "erm", 1e-2)
@@ -46,11 +59,12 @@ def test_erm_follows_the_colour_central_and_by_fedsgd() -> None:
     assert central < 0.35, "and so does this"
 
 
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize(("make", "steps"), [(fedsgd, 1), (lambda *a: two_steps(fedavg(*a)), 2), (fedavg, 5)])
 @pytest.mark.parametrize("method", METHODS)
-def test_lambda_rises_in_the_round_of_step_190(method: str, steps: int) -> None:
-    scenario = federated({"name": "cmnist"}, 4, method, 1e-3, 0, steps)
+def test_lambda_rises_in_the_round_of_step_190(method: str, make: Callable[..., Scenario], steps: int) -> None:
+    scenario = make({"name": "cmnist"}, 4, method, 1e-3, 0)
     assert scenario.client.steps == steps
+    assert scenario.rounds * steps in (500, 501)
     assert [part.options["warmup"] for part in scenario.client.regularizers] == [190 // steps] * (method != "erm")
 
 
