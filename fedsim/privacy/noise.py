@@ -41,8 +41,9 @@ def noised(values: Tensor, sd: float, generator: np.random.Generator | None) -> 
 
 
 def from_entropy(count: int) -> NDArray[np.float64]:
-    """Standard normal numbers, each from 53 bits of the operating system's own."""
+    """Standard normal numbers, each from 52 bits of the operating system's own; the largest is 8.2."""
     from scipy.special import ndtri
 
-    bits = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(11)
-    return np.asarray(ndtri((bits.astype(np.float64) + 0.5) * 2.0**-53), dtype=np.float64)
+    # One bit more, and half a step above the largest would be rounded to probability 1, which is infinity.
+    bits = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(12)
+    return np.asarray(ndtri((bits.astype(np.float64) + 0.5) * 2.0**-52), dtype=np.float64)

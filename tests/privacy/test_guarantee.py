@@ -454,6 +454,14 @@ def test_entropy_of_the_operating_system_is_normal_and_never_repeats() -> None:
     assert abs(float(np.corrcoef(first, second)[0, 1])) < 6 / math.sqrt(20_000)
 
 
+def test_entropy_at_its_ends_is_finite_and_symmetric(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = []
+    for byte in (b"\x00", b"\xff"):
+        monkeypatch.setattr("os.urandom", lambda count, byte=byte: byte * count)
+        ends.append(float(from_entropy(1)[0]))
+    assert ends == [pytest.approx(-8.21, abs=0.01), -ends[0]]
+
+
 def test_a_deployment_draws_no_noise_from_the_seed() -> None:
     privacy = {"noise": NOISE, "trust": "local"}
     seeded = [messages(private(privacy=privacy))[0] for _ in range(2)]
