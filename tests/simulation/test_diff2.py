@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim import rng
 from fedsim.errors import ScenarioError
 from fedsim.federation import build, make_estimator
 from fedsim.scenario import Scenario
@@ -121,6 +122,28 @@ def test_the_clients_noise_has_its_variance_and_no_correlation(trust: str, facto
     assert abs(float(neighbours)) < 5 / math.sqrt(count)
 
 
+def flat(scenario: Scenario) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in simulate(scenario).parameters.values()]).double()
+
+
+@pytest.mark.parametrize(("trust", "factor"), [("central", 1.0), ("distributed", 1.0), ("local", 0.5)])
+def test_the_noise_on_differences_has_its_variance_and_is_a_draw_of_its_own(trust: str, factor: float) -> None:
+    def end(rounds: int, *noise: float) -> torch.Tensor:
+        tables = {"rounds": rounds, "model": {"name": "mlp", "hidden": [128]}}
+        return flat(private({**DIFF2, "restart": rounds}, privacy={"noise": noise, "trust": trust}, **tables))
+
+    start = build(private(model={"name": "mlp", "hidden": [128]})).initial.double()
+    calm = [start, end(1, 0.0, 0.0), end(2, 0.0, 0.0)]
+    radius = 5.0 * float((calm[1] - calm[0]).norm())
+    first = (end(1, 2.0, 0.0) - calm[1]) / (-0.5 * 1.0 * 2.0 * factor)
+    second = (end(2, 0.0, 3.0) - calm[2]) / (-0.5 * radius * 3.0 * factor)
+    count = len(second)
+    for drawn in (first, second):
+        assert abs(float(drawn.mean())) < 5 / math.sqrt(count)
+        assert abs(float(drawn.var()) - 1) < 5 * math.sqrt(2 / count)
+    assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 5 / math.sqrt(count)
+
+
 def test_the_central_noise_is_drawn_once_a_release() -> None:
     d = 650
     found = {}
@@ -183,6 +206,43 @@ def test_the_local_routine_moves_one_clients_iterate() -> None:
     plain = simulate(private({**DIFF2, "c1": 1e9, "c2": 1e9}, privacy={"epsilon": "inf"}))
     assert not any(line["faults"] for line in result.lines)
     assert result.lines[-1]["loss"] < plain.lines[-1]["loss"]
+
+
+@pytest.mark.parametrize("batch", [32, 10_000])
+def test_the_local_routine_is_the_papers(batch: int) -> None:
+    part = {**DIFF2, "restart": 1, "c1": 1e12, "lr": 0.3, "subroutine": "bvr_l_sgd", "local_steps_count": 5}
+    tables: dict[str, Any] = {
+        "privacy": {"epsilon": "inf"},
+        "engine": {"precision": "float64"},
+        "client": {"per_round": 4, "batch_size": batch},
+    }
+    scenario = private(part, rounds=1, **tables)
+    federation = build(scenario)
+    module, train, layout = federation.module.double(), federation.dataset.train, federation.layout
+    own = [train.take(federation.shares[client]) for client in range(4)]
+
+    def gradient(at: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        layout.load(module, at)
+        value = torch.nn.functional.cross_entropy(module(inputs.double()), targets)
+        return torch.cat([each.flatten() for each in torch.autograd.grad(value, list(module.parameters()))])
+
+    start = federation.initial.double()
+    estimate = torch.stack([gradient(start, each.inputs, each.targets) for each in own]).mean(0)
+    ends = []
+    for client, examples in enumerate(own):
+        draws = rng.stream(scenario.seed, "client.diff2.local", round=1, client=client)
+        before, x, v = start, start - 0.3 * estimate, estimate
+        for _ in range(4):
+            size = min(batch, len(examples))
+            rows = np.sort(draws.choice(len(examples), size, replace=False))
+            drawn = examples.inputs[rows], examples.targets[rows]
+            v = gradient(x, *drawn) - gradient(before, *drawn) + v
+            before, x = x, x - 0.3 * v
+        ends.append(x)
+    found = flat(scenario)
+    distances = [float((found - each).norm()) for each in ends]
+    assert sorted(distances)[0] < 1e-10
+    assert sorted(distances)[1] > 1e-4
 
 
 @pytest.mark.parametrize(
