@@ -107,6 +107,8 @@ def table(rows: Sequence[Row]) -> str:
 def draw(paper: str, runs: Path, out: Path) -> Path | None:
     """The paper's figure, ``NAME.png``, if its file draws one and the claims that it needs have results.
 
+    A panel of a claim that has none, as of most with ``--quick``, says so.
+
     The file has ``draw(figure, found)``, given a matplotlib figure and what each claim found, by seed; ``DRAWN`` names
     the claims that must be among them (all without), ``SIZE`` the figure's in inches (7 × 3.2 without).
     """
@@ -129,8 +131,17 @@ def draw(paper: str, runs: Path, out: Path) -> Path | None:
         figure = Figure(figsize=getattr(module, "SIZE", (7, 3.2)), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         module.draw(figure, found)
+        name_empty(figure)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", metadata={"Software": None})
     make_folder(out)
     write_bytes(out / f"{paper}.png", drawn.getvalue())
     return out / f"{paper}.png"
+
+
+def name_empty(figure: Any) -> None:
+    """Write "not run" into the panels of a matplotlib figure that show nothing."""
+    for axes in figure.get_axes():
+        if axes.axison and not axes.has_data():
+            axes.set(xticks=[], yticks=[])
+            axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color="0.5")

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from fedsim.verify import sam_gs
 from fedsim.verify.claim import Measured
+from fedsim.verify.page import name_empty
 
 TWO = [1.0, 2.0]
 
@@ -66,3 +67,15 @@ def test_figures(paper: str, all_of_them: bool) -> None:
     lines = sum(len(axes.lines) + len(axes.patches) for axes in figure.get_axes())
     assert lines > 0
     figure.canvas.draw()
+
+
+def test_a_panel_without_results_says_so() -> None:
+    figure = Figure()
+    above, below = figure.subfigures(2, 1)
+    drawn, empty, hidden = above.subplots(), *below.subplots(1, 2)
+    drawn.plot(TWO, TWO)
+    hidden.set_axis_off()
+    name_empty(figure)
+    assert [[text.get_text() for text in axes.texts] for axes in (drawn, empty, hidden)] == [[], ["not run"], []]
+    assert len(empty.get_xticks()) == 0
+    assert len(drawn.get_xticks()) > 0
