@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedsim.optim import gns
 from fedsim.optim.gns_curvature import empirical_fisher, exact, weighted_gauss_newton
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
+from strategies.gns import GradientNormalizedSmoothness
 from tests.simulation.test_runs import small
 from tests.simulation.test_same_bits import interrupted
 
@@ -113,12 +115,32 @@ def test_gns_on_the_softmax_falls_below_what_gradient_descent_reaches() -> None:
     assert found.lines[-1]["accuracy"] > 0.9
 
 
-def test_a_client_that_fails_in_the_midst_of_a_gns_round_lets_the_round_change_nothing() -> None:
+def test_a_client_that_fails_is_left_out_of_its_gns_round() -> None:
     scenario = newton(adversary={"count": 1, "attacks": ["non_finite"]})
     result = simulate(scenario)
     assert all(line["faults"] for line in result.lines[1:])
     assert all(line["malicious"] and line["attack_acted"] for line in result.lines[1:]), "trials ask it no more"
     assert result.lines[-1]["loss"] < result.lines[0]["loss"], "the others go on without it"
+
+
+def test_a_client_that_fails_in_the_midst_of_a_gns_round_lets_the_round_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: Counter[int] = Counter()
+    evaluate = GradientNormalizedSmoothness.evaluate
+
+    def failing(self: GradientNormalizedSmoothness, node: Any, content: Any) -> Any:
+        asked[node.client] += 1
+        if node.client == 1 and asked[1] == 2:
+            raise RuntimeError("gone")
+        return evaluate(self, node, content)
+
+    monkeypatch.setattr(GradientNormalizedSmoothness, "evaluate", failing)
+    start, first, second = simulate(newton(rounds=2)).lines
+    assert "clients [1] did not answer in the midst of a round" in str(first["faults"])
+    assert first["loss"] == start["loss"]
+    assert not second["faults"]
+    assert second["loss"] < first["loss"]
 
 
 def test_an_analysis_changes_nothing_and_is_recorded() -> None:

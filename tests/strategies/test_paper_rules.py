@@ -8,17 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import MetricRecord, RecordDict
 from scipy.optimize import minimize
 from torch import nn
+from torch.func import functional_call
 
+from fedsim.client.app import FederatedClient
+from fedsim.client.node import Node
+from fedsim.flower import Flat, flatten
 from fedsim.optim.diffgrad import DiffGrad
 from fedsim.optim.robust_gradients import LastThree
 from fedsim.optim.sam_gs import State, surgery
 from fedsim.optim.softmax_radius import softmax_radius
 from fedsim.registry import make
 from fedsim.testing import defenses
-from fedsim.updates import Updates
-from strategies.defense import Round
+from fedsim.testing.federation import initial, mlp, workload
+from fedsim.updates import Aggregate, Layout, Updates
+from strategies.defense import TRAIN, Reply, Round
 
 
 def rows_of(values: Any, clients: list[int] | None = None) -> Updates:
@@ -111,6 +117,15 @@ def test_sam_gs_on_the_server_is_the_optimizers_over_clients_that_come_and_go(ga
         torch.testing.assert_close(-found * len(clients), wanted)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+@pytest.mark.parametrize("rows", [torch.tensor([[0.0, 0.0], [3.0, -4.0], [0.3, 0.4]]), torch.zeros(3, 2)])
+def test_sam_gs_minds_no_client_that_did_not_move(gamma, rows):
+    found = make("defense", "sam_gs", gamma=gamma).aggregate(rows_of(rows)).update
+    wanted = surgery(-rows.double(), State.fresh(3, 2, torch.float64), gamma=gamma).gradient
+    assert wanted.isfinite().all()
+    torch.testing.assert_close(-3 * found, wanted)
+
+
 def test_rm3_over_rounds_is_the_optimizers_over_mini_batches():
     gradients = normal(8, 5)
     parameter = nn.Parameter(torch.zeros(5, dtype=torch.float64))
@@ -136,3 +151,37 @@ def test_the_radius_of_an_update_is_that_of_the_paper():
     assert kept == set(np.argsort(found.numpy())[:10].tolist())
     assert all(i not in kept for i in range(3)), "the three rows that are six times as long have the largest r"
     assert math.isclose(float(part.radii(rows.replace(values=2 * rows.values), ctx)[0]), 2 * float(found[0]))
+
+
+@pytest.mark.parametrize(("quantile", "radius"), [(1.0, 20.0), (0.5, 3.0), (0.0, 1.0)])
+def test_the_cap_follows_the_largest_of_the_clients_spreads_or_their_quantile(quantile, radius):
+    part = make("defense", "softmax_cap", quantile=quantile, temperature=2.0)
+    layout, update = Layout.of(nn.Linear(2, 1)), torch.tensor([1.0, -2.0, 3.0])
+    ctx = Round(round=1, part="softmax_cap", layout=layout, parameters=torch.ones(3), server_step=lambda row: 5 * row)
+    exchange = part.exchanges(ctx)
+    assert next(exchange) is TRAIN
+    ctx.aggregate = Aggregate(update, torch.ones(3))
+    request = exchange.send(None)
+    torch.testing.assert_close(flatten(request.records["step"], layout, torch.float32), 5 * update)
+    spreads = [2 * math.pi * each for each in (1.0, 20.0, 3.0)]
+    replies = [Reply(i, RecordDict({"spread": MetricRecord({"spread": each})})) for i, each in enumerate(spreads)]
+    with pytest.raises(StopIteration):
+        exchange.send(replies)
+    assert ctx.measures["radius"] == pytest.approx(radius)
+    torch.testing.assert_close(part.finish(1 + 5 * update, ctx), 1 + 5 * update / radius)
+
+
+def test_a_clients_spread_is_the_largest_over_all_its_examples(monkeypatch):
+    monkeypatch.setattr("strategies.softmax_cap.BLOCK", 4)
+    load = workload((11,), precision="float64")
+    start, step = initial(load), normal(load.layout.d, seed=7)
+    node = Node(FederatedClient(load), 0, 1, start, RecordDict())
+    told = make("defense", "softmax_cap").spread(node, RecordDict({"step": Flat(step, load.layout)}))
+    module = mlp().double().eval()
+
+    def logits(vector, inputs):
+        return functional_call(module, load.layout.views(vector), (inputs,))
+
+    wanted = math.pi * softmax_radius(logits, start, step, node.examples().inputs)
+    assert len(node.examples()) == 11
+    assert told["spread"]["spread"] == pytest.approx(float(wanted))
