@@ -13,9 +13,10 @@ images of 16 × 16 pixels.
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,11 +28,22 @@ from attacks.adversary import Adversary
 from attacks.attack import KNOWLEDGE, Attack, Compromised, Craft, LocalStep, Received, overrides
 from fedsim import rng
 from fedsim.data.examples import Examples
-from fedsim.errors import KnowledgeError
+from fedsim.errors import KnowledgeError, nearest
 from fedsim.updates import Updates
 
 Make = Callable[[], Attack]
 
+HOOKS = (
+    "poison",
+    "learn",
+    "objective",
+    "after_step",
+    "craft",
+    "claimed_examples",
+    "triggered",
+    "shown",
+    "observe",
+)
 CLASSES = 10
 CLIENTS = [2, 5, 11]
 OTHERS = [0, 1, 3, 7, 8, 12, 13, 19]
@@ -48,6 +60,19 @@ def conform(make: Make) -> None:
         check(make)
 
 
+def does_something(make: Make) -> None:
+    """It defines one of the hooks that fedsim calls."""
+    part = type(make())
+    wrong = f"it defines none of the hooks that fedsim calls{instead(part, Attack, HOOKS)}"
+    assert any(overrides(part, hook) for hook in HOOKS), wrong
+
+
+def says_what_it_knows(make: Make) -> None:
+    """``knowledge`` is one of the three levels."""
+    given = make().knowledge
+    assert given in KNOWLEDGE, f"the class says knowledge = {given!r}{nearest(given, KNOWLEDGE)}"
+
+
 def keeps_shape(make: Make) -> None:
     """``craft`` gives a row for each malicious client, also for one alone, in the rows' precision."""
     for dtype in (torch.float32, torch.float64):
@@ -57,6 +82,7 @@ def keeps_shape(make: Make) -> None:
             assert isinstance(given, Tensor), f"craft gave a {type(given).__name__}, a tensor is needed"
             shapes = f"{tuple(given.shape)} for {tuple(rows.values.shape)}"
             assert given.shape == rows.values.shape, f"craft gave {shapes}"
+            assert given.is_floating_point(), f"craft gave {given.dtype}, whole numbers, for {dtype}"
             crafted = play(make(), rows, honest)
             assert crafted.dtype == dtype, f"craft gave {crafted.dtype} for {dtype}"
 
@@ -79,10 +105,11 @@ def leaves_input(make: Make) -> None:
 
 
 def repeats(make: Make) -> None:
-    """The same seed gives the same bits, over rounds, also after a journey to another process."""
-    first, second = prepared(make), pickle.loads(pickle.dumps(prepared(make)))
+    """The same seed gives the same bits, over rounds, also of an attack that is made anew in another process."""
+    first, fresh = prepared(make), pickle.dumps(prepared(make))
     states: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for round in (1, 2, 3):
+        second = pickle.loads(fresh)
         rows, honest = federation(seed=round)
         one = play(first, rows, honest, round=round, state=states[0])
         two = play(second, rows, honest, round=round, state=states[1])
@@ -259,6 +286,8 @@ def remembers_plainly(make: Make) -> None:
 
 
 CHECKS: tuple[Callable[[Make], None], ...] = (
+    does_something,
+    says_what_it_knows,
     keeps_shape,
     leaves_input,
     repeats,
@@ -417,6 +446,13 @@ def strange_generators() -> Iterator[None]:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         random.setstate(states[2])
+
+
+def instead(part: type, base: type, hooks: Sequence[str]) -> str:
+    """What a class defines in the place of its base's hooks: ``: only 'crafft' (did you mean 'craft'?)``."""
+    own = {name: None for each in part.__mro__ if not issubclass(base, each) for name in vars(each)}
+    methods = [name for name in own if not name.startswith("_") and inspect.isfunction(getattr(part, name))]
+    return f": only {', '.join(f'{name!r}{nearest(name, hooks)}' for name in methods)}" if methods else ""
 
 
 def same_bits(one: Tensor, two: Tensor) -> bool:

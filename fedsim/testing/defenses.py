@@ -22,12 +22,13 @@ from torch import Tensor
 
 from fedsim.data.examples import Examples
 from fedsim.errors import UpdatesError
-from fedsim.testing.attacks import global_states, strange_generators
+from fedsim.testing.attacks import global_states, instead, strange_generators
 from fedsim.updates import Aggregate, Layout, Selection, Updates
 from strategies.defense import Defense, Round, overrides
 
 Make = Callable[[], Defense]
 
+STAGES = ("transform", "select", "combine", "bound", "finish")
 CLIENTS = 15
 DIMENSION = 60
 MOST_CLIENTS = 40
@@ -45,6 +46,13 @@ def conform(make: Make) -> None:
     """
     for check in CHECKS:
         check(make)
+
+
+def does_something(make: Make) -> None:
+    """It defines one of the stages, or messages of its own."""
+    part = type(make())
+    wrong = f"it defines none of the stages{instead(part, Defense, STAGES)}"
+    assert part.defines(*STAGES, "exchanges"), wrong
 
 
 def gives_what_stages_give(make: Make) -> None:
@@ -70,6 +78,7 @@ def gives_what_stages_give(make: Make) -> None:
         shape = tuple(given.update.shape)
         assert shape == (rows.d,), f"combine gave an update of shape {shape} for {rows.d} parameters"
         assert given.weights.shape == (n,), f"combine gave weights of shape {tuple(given.weights.shape)} for {n} rows"
+        assert given.weights.dtype == torch.float64, f"combine gave weights of {given.weights.dtype}, float64 is needed"
     if overrides(part, "bound"):
         plain = Aggregate(rows.mean(), rows.num_examples / rows.num_examples.sum())
         given = part.bound(plain, ctx)
@@ -238,6 +247,7 @@ def scales(make: Make, factor: float = 3.0) -> None:
 
 
 CHECKS: tuple[Callable[[Make], None], ...] = (
+    does_something,
     gives_what_stages_give,
     fits,
     ignores_order,

@@ -6,6 +6,7 @@ check_optimizer(MyOptimizer(lr=0.1))
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,6 +77,38 @@ def check_leaves_global_randomness(part: Any) -> None:
     assert before[1:] == after[1:], "a step used NumPy's or Python's global generator"
 
 
+def can_be_built(make: Make) -> None:
+    """It has ``row_wise`` and ``build``, which gives an optimizer of torch.optim's interface."""
+    part = make()
+    rows = getattr(part, "row_wise", None)
+    assert rows is not None, "the class does not say whether it is row_wise"
+    assert isinstance(rows, bool), f"the class says row_wise = {rows!r}"
+    assert callable(getattr(part, "build", None)), "the class has no build"
+    try:
+        inspect.signature(part.build).bind([], 1.0)
+    except TypeError as error:
+        raise AssertionError(f"build{inspect.signature(part.build)} does not take (parameters, scale)") from error
+    built = part.build([nn.Parameter(torch.ones(3))], 1.0)
+    assert callable(getattr(built, "step", None)), f"build gave a {type(built).__name__}, an optimizer is needed"
+    needed = [
+        each.name
+        for each in inspect.signature(built.step).parameters.values()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    assert not needed, f"step needs {', '.join(needed)}; it is called as step()"
+
+
+def heeds_the_schedule(make: Make) -> None:
+    """``scale``, by which a schedule of the learning rate acts, changes the steps of a part that has ``lr``."""
+    part = make()
+    if not hasattr(part, "lr"):
+        return
+    generator = torch.Generator().manual_seed(2)
+    start, gradients = torch.randn(11, generator=generator), torch.randn(5, 11, generator=generator)
+    whole, half = (steps(part, start, gradients, scale) for scale in (1.0, 0.5))
+    assert not torch.equal(whole, half), "build(parameters, 0.5) gave the steps of build(parameters, 1.0)"
+
+
 def repeats(make: Make) -> None:
     """The same gradients give the same steps."""
     check_repeats(make())
@@ -100,10 +133,17 @@ def paths_agree(make: Make) -> None:
         check_paths_agree(part)
 
 
-CHECKS: tuple[Callable[[Make], None], ...] = (repeats, leaves_global_randomness, rows_are_independent, paths_agree)
+CHECKS: tuple[Callable[[Make], None], ...] = (
+    can_be_built,
+    repeats,
+    heeds_the_schedule,
+    leaves_global_randomness,
+    rows_are_independent,
+    paths_agree,
+)
 
 
 def check_optimizer(part: Any) -> None:
-    """All of the above; an optimizer that is not ``row_wise`` must repeat and keep to itself, and nothing else."""
+    """All of the above; one that is not ``row_wise`` need not treat rows alone, nor go every path."""
     for check in CHECKS:
         check(lambda: part)

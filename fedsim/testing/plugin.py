@@ -26,7 +26,7 @@ from fedsim import registry
 from fedsim.errors import FedsimError, KnowledgeError, one_line
 from fedsim.observers.observer import Observer
 from fedsim.testing import attacks, defenses, observers, optimizers, pace
-from fedsim.testing.words import COMPARING, FIRST, HIDDEN, RAISES, SLOW, Word, words
+from fedsim.testing.words import COMPARING, FIRST, HIDDEN, RAISES, SLOW, UNTYPED, Word, words
 from strategies.defense import Defense
 
 SUITES: dict[str, tuple[Callable[[Any], None], ...]] = {
@@ -49,7 +49,7 @@ class Finding:
         head: what is wrong, in a few words: ``changes its input``.
         said: what was seen.
         advice: what to do now.
-        fault: False for a remark, which fails no check: a part that is slow.
+        fault: False for a remark, which fails no check: a part that is slow, a setting that is no option.
     """
 
     part: str
@@ -132,7 +132,7 @@ def subjects(what: str | Path) -> list[Subject]:
 
 
 def findings(subject: Subject, **options: Any) -> list[Finding]:
-    """What a part gets wrong: the suite of its kind, then its pace beside a rule of fedsim's own."""
+    """What a part gets wrong: the suite of its kind, then its pace beside a rule of fedsim's own, and its settings."""
 
     def make() -> Any:
         return registry.make(subject.kind, subject.name, **options)
@@ -156,7 +156,25 @@ def findings(subject: Subject, **options: Any) -> list[Finding]:
         slow = pace.remark(subject.kind, make)
         if slow:
             found[SLOW.head, slow] = Finding(str(subject), SLOW.head, slow, SLOW.advice, fault=False)
+    for name, value in _settings(subject):
+        said = f"{name} = {value!r} has no type, so that no scenario can set it"
+        found[UNTYPED.head, said] = Finding(str(subject), UNTYPED.head, said, UNTYPED.advice, fault=False)
     return list(found.values())
+
+
+def _settings(subject: Subject) -> list[tuple[str, Any]]:
+    """(name, value) of a class's numbers and words that look like options and, without a type, are none."""
+    part = registry.get(subject.kind, subject.name)
+    if not inspect.isclass(part):
+        return []
+    known = {"kind", "name", "row_wise", *dir(BASES.get(subject.kind, object))}
+    typed = {name for each in part.__mro__ for name in inspect.get_annotations(each)}
+    own = {name: value for each in reversed(part.__mro__) for name, value in vars(each).items()}
+    return [
+        (name, value)
+        for name, value in own.items()
+        if isinstance(value, bool | int | float | str) and not name.startswith("_") and name not in known | typed
+    ]
 
 
 def _wrong(check: Callable[[Any], None], make: Callable[[], Any]) -> tuple[Word, str] | None:

@@ -23,7 +23,14 @@ SLOW = Word(
     "is slow",
     "It costs this in every round: work on whole (n, d) tensors in place of Python loops over clients or numbers",
 )
+UNTYPED = Word(
+    "has a setting that is no option",
+    "An option has a type: strength: float = 3.0; one that is to stay as it is begins with an underscore",
+)
 FIRST = {
+    "does_something",
+    "says_what_it_knows",
+    "can_be_built",
     "keeps_shape",
     "gives_what_stages_give",
     "fits",
@@ -54,6 +61,13 @@ _WAIT = "Checks that compare two runs wait for it"
 _COPY = "Work on a copy: rows.clone(), updates.replace(values=…)"
 
 _WORDS: dict[tuple[str, str], Word] = {
+    ("attacks", "does_something"): Word(
+        "does nothing",
+        "Define one of its hooks: poison, learn, objective, after_step, craft, claimed_examples, triggered, observe",
+    ),
+    ("attacks", "says_what_it_knows"): Word(
+        "says wrongly what it has to know", 'knowledge = "own", "colluding" or "omniscient"'
+    ),
     ("attacks", "keeps_shape"): Word(
         "gives rows of a wrong shape",
         "craft returns one row of d numbers for each row that it is given: (f, d) → (f, d)",
@@ -91,6 +105,9 @@ _WORDS: dict[tuple[str, str], Word] = {
     ("attacks", "learns_the_same"): Word("learns otherwise the second time", _STREAM),
     ("attacks", "remembers_plainly"): Word(
         "remembers what no checkpoint can hold", "ctx.state takes tensors, numbers, strings, and tables of them"
+    ),
+    ("defenses", "does_something"): Word(
+        "does nothing", "Define one of its stages: transform, select, combine, bound, finish"
     ),
     ("defenses", "gives_what_stages_give"): Word(
         "gives something of a wrong shape",
@@ -132,6 +149,13 @@ _WORDS: dict[tuple[str, str], Word] = {
     ),
     ("defenses", "scales"): Word(
         "does not scale with the updates", "Correct it, or leave scale_equivariant out of the class"
+    ),
+    ("optimizers", "can_be_built"): Word(
+        "cannot be built",
+        "row_wise = True (or False) in the class; def build(self, parameters, scale=1.0) gives a torch.optim.Optimizer",
+    ),
+    ("optimizers", "heeds_the_schedule"): Word(
+        "does not heed schedules of the learning rate", "build takes self.lr * scale as the learning rate"
     ),
     ("optimizers", "repeats"): Word(
         "gives not the same steps twice",
@@ -185,4 +209,4 @@ def words(suite: str, check: str) -> Word:
     return _WORDS.get((suite, check), Word(f"fails {check}", ""))
 
 
-__all__ = ["COMPARING", "FIRST", "HIDDEN", "RAISES", "SLOW", "Word", "words"]
+__all__ = ["COMPARING", "FIRST", "HIDDEN", "RAISES", "SLOW", "UNTYPED", "Word", "words"]

@@ -42,6 +42,18 @@ CRAFT = "def craft(self, rows, ctx):\n    "
 @pytest.mark.parametrize(
     ("body", "head", "said"),
     [
+        ("def crafft(self, rows, ctx):\n    return -rows", "does nothing", "only 'crafft' (did you mean 'craft'?)"),
+        (
+            f'knowledge = "omnicient"\n{CRAFT}return -rows',
+            "says wrongly what it has to know",
+            "'omnicient' (did you mean",
+        ),
+        (f"{CRAFT}return rows.long()", "gives rows of a wrong shape", "craft gave torch.int64, whole numbers"),
+        (
+            f"{CRAFT}self.calls = getattr(self, 'calls', 0) + 1\n    return rows * self.calls",
+            "gives not the same bits twice",
+            "craft gave other bits for the same seed in round 2",
+        ),
         (f"{CRAFT}return rows[:1]", "gives rows of a wrong shape", "craft gave (1, 60) for (3, 60)"),
         (f"{CRAFT}return rows.tolist()", "gives rows of a wrong shape", "craft gave a list, a tensor is needed"),
         (f"{CRAFT}return rows.neg_()", "changes its input", "craft changed the malicious rows in place"),
@@ -115,6 +127,12 @@ def test_what_an_attack_gets_wrong(body: str, head: str, said: str) -> None:
     assert all(each.advice for each in told)
 
 
+def test_a_setting_without_a_type_is_a_remark() -> None:
+    (told,) = found(ATTACK_HEAD, f"strength = 3.0\n_table = 5\nsize: float = 1.0\n{CRAFT}return -self.strength * rows")
+    assert (told.head, told.fault) == ("has a setting that is no option", False)
+    assert told.said.startswith("strength = 3.0 has no type")
+
+
 def test_one_fault_is_told_once() -> None:
     (told,) = [each for each in found(ATTACK_HEAD, f"{CRAFT}return rows.neg_()") if each.fault]
     assert told.head == "changes its input"
@@ -127,6 +145,12 @@ MEAN = "weights = updates.num_examples / updates.num_examples.sum()\n    "
 @pytest.mark.parametrize(
     ("body", "head", "said"),
     [
+        ("def agregate(self, updates, ctx):\n    return updates", "does nothing", "only 'agregate'"),
+        (
+            f"{COMBINE}return Aggregate(result.update, result.weights.float())",
+            "gives something of a wrong shape",
+            "combine gave weights of torch.float32, float64 is needed",
+        ),
         (
             f"{COMBINE}return Aggregate(result.update[:5], result.weights)",
             "gives something of a wrong shape",
@@ -211,6 +235,28 @@ def test_what_an_optimizer_gets_wrong(step: str, head: str) -> None:
     Path("mine.py").write_text(text.replace('parameter.sub_(group["lr"] * parameter.grad)', step))
     (subject,) = subjects("mine.py")
     assert head in [each.head for each in findings(subject)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "head", "said"),
+    [
+        ("    row_wise = True\n", "", "cannot be built", "the class does not say whether it is row_wise"),
+        ("def build(", "def built(", "cannot be built", "the class has no build"),
+        (", scale: float = 1.0)", ")", "cannot be built", "does not take (parameters, scale)"),
+        ("return Steps(", "Steps(", "cannot be built", "build gave a NoneType"),
+        ("closure: None = None)", "closure: None)", "cannot be built", "step needs closure"),
+        ("self.lr * scale", "self.lr", "does not heed schedules of the learning rate", "build(parameters, 0.5)"),
+    ],
+)
+def test_what_an_optimizers_class_gets_wrong(old: str, new: str, head: str, said: str) -> None:
+    skeletons.write("optimizer", "mine")
+    text = Path("mine.py").read_text()
+    assert text.count(old) == 1
+    Path("mine.py").write_text(text.replace(old, new))
+    (subject,) = subjects("mine.py")
+    (told,) = findings(subject)
+    assert told.head == head
+    assert said in told.said
 
 
 OBSERVER_HEAD = (
