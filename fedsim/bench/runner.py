@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +22,10 @@ from fedsim import runtime
 from fedsim.bench.cell import Cell, complete, data_sets, finished, summary
 from fedsim.bench.store import Store
 from fedsim.bench.work import Tracked, pass_on, work
-from fedsim.errors import FedsimError
+from fedsim.errors import Fault, FedsimError, ScenarioError
 from fedsim.record import make_folder, write_json
 from fedsim.scenario import cells, read
+from fedsim.scenario_check import flat_matrix
 
 CellProgress = Callable[[Cell, dict[str, Any] | None], None]
 Begun = Callable[[list[Cell]], None]
@@ -72,7 +73,11 @@ def run_matrix(
         trackers = Trackers(trackers).settled(Path(out))
     folder = Path(out)
     with _host() if runner == "local" and jobs != 1 else _nobody() as host:
-        product = cells(read(file, overrides, sets), str(file))
+        tables = read(file, overrides, sets)
+        faults = _written_over(overrides or {}, sets, tables)
+        if faults:
+            raise ScenarioError(faults, str(file))
+        product = cells(tables, str(file))
         found = [Cell.of(i + 1, len(product), values, each, folder) for i, (values, each) in enumerate(product)]
         make_folder(folder)
         done = {cell.key for cell in found if complete(cell)}
@@ -104,6 +109,19 @@ def run_matrix(
         finally:
             store.close()
     return found
+
+
+def _written_over(overrides: Mapping[str, Any], sets: Sequence[str], tables: Mapping[str, Any]) -> list[Fault]:
+    """Overrides of what the matrix sets in each cell: they would do nothing."""
+    matrix = tables.get("matrix")
+    varied = dict(flat_matrix(matrix)) if isinstance(matrix, Mapping) else {}
+    given = [*overrides.items(), *((text.partition("=")[0].strip(), text.partition("=")[2]) for text in sets)]
+    return [
+        Fault(key, value, f"a key that [matrix] does not write over; the values of all cells: matrix.{name}=[…]")
+        for key, value in given
+        for name in varied
+        if key == name or key.startswith((f"{name}.", f"{name}["))
+    ]
 
 
 def _teller(found: list[Cell], folder: Path, progress: CellProgress | None) -> CellProgress:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fedsim.bench.runner import run_matrix
+from fedsim.errors import ScenarioError
 
 FILE = """
 rounds = 2
@@ -43,3 +44,16 @@ def test_a_report_that_fails_costs_no_floor(tmp_path: Path, monkeypatch: pytest.
     assert all(0 <= row["floor"] <= 1 for row in rows)
     assert all((cell.folder / "report.html").exists() for cell in again)
     assert [cell.state for cell in run_matrix(file, tmp_path / "out")] == ["skipped", "skipped"]
+
+
+def test_what_the_matrix_writes_over_is_refused_and_its_own_values_are_taken(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.toml"
+    file.write_text(FILE + '"data.dataset" = ["digits", { name = "synthetic_classification" }]\n')
+    for sets in (["seed=4"], ["data.dataset.name=digits"], ["data.dataset=digits"]):
+        with pytest.raises(ScenarioError, match=r"\[matrix\] does not write over; .* matrix\."):
+            run_matrix(file, tmp_path / "out", sets)
+    with pytest.raises(ScenarioError, match=r"seed: given 4; accepted: .* matrix\.seed="):
+        run_matrix(file, tmp_path / "out", overrides={"seed": 4})
+    assert not (tmp_path / "out").exists()
+    cells = run_matrix(file, tmp_path / "out", ["rounds=1", "matrix.seed=[4]", 'matrix.data.dataset=["digits"]'])
+    assert [(cell.scenario.seed, cell.scenario.data.dataset.name) for cell in cells] == [(4, "digits")]

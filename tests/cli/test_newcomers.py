@@ -65,6 +65,7 @@ CALLS = [
     (["run", "small.toml", "--out", "done"], 1, ["done", "--resume"]),
     (["bench", "no_values.toml"], 2, ["matrix.seed: given []", "accepted: a list of one value or more"]),
     (["bench", "twice.toml"], 2, ["matrix.seed", "1 is there twice"]),
+    (["bench", "cells.toml", "--set", "seed=3"], 2, ["seed: given '3'; accepted", "[matrix]", "matrix.seed=["]),
     (["bench", "small.toml", "--out", "a_file/x"], 1, ["a_file/x: cannot be written", "accepted: a folder"]),
     (["results", "nowhere"], 1, ["nowhere: holds no results", "fedsim bench"]),
     (["results", "done"], 1, ["done: holds no results (a single run: fedsim report done)", "fedsim bench"]),
