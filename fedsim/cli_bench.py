@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -69,7 +70,7 @@ def results(
     elif rounds:
         raise typer.BadParameter("--rounds: accepted with --csv, --parquet or --json")
     elif frame.empty:
-        typer.echo("no cell")
+        typer.echo(_no_cell(source, where or ()))
     elif against is not None:
         terminal.show(differences_table(bench.differences(frame, against, measure)))
         typer.echo(
@@ -121,14 +122,32 @@ def show(frame: pd.DataFrame, interval: Literal["t", "bootstrap"] = "t") -> None
     for mark, meaning in LEGEND.items():
         if table["marks"].str.contains(mark).any():
             typer.echo(meaning)
-    ranked = ranking(frame)
+    ranked = ranking(frame, interval=interval)
     if len(ranked) > 1:
         typer.echo("")
         terminal.show(ranking_table(ranked))
         typer.echo(
             "harm under the worst attack: the larger of accuracy lost to plain averaging without attack and ASR above\n"
-            "its floor; equal places are ties; ahead: probability that the order to the next one is right (bootstrap)"
+            f"its floor, 95 % intervals over seeds ({how}); equal places are ties; ahead: probability that the order\n"
+            "to the next one is right (bootstrap)"
         )
+    missing = unranked(frame, ranked)
+    if missing:
+        typer.echo(missing)
+
+
+def unranked(frame: pd.DataFrame, ranked: pd.DataFrame) -> str:
+    """Why defenses that were attacked have no place; empty where all have one."""
+    attacked = frame[frame["attacked"] & (frame["state"] == "finished")]
+    missing = [name for name in dict.fromkeys(attacked["defense"]) if name not in set(ranked["defense"])]
+    if not missing:
+        return ""
+    if attacked[["utility_lost", "asr_gain"]].isna().all(axis=None):
+        return (
+            "no ranking: nothing tells what the attacks cost, since no run without attack is there; "
+            'an empty list in "adversary.attacks" of the [matrix] adds them'
+        )
+    return f"not ranked, since some attack was not measured against them: {', '.join(missing)}"
 
 
 def settings_table(table: pd.DataFrame) -> Table:
@@ -198,6 +217,17 @@ def _keys(table: pd.DataFrame) -> list[str]:
 
 def _number(value: Any) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _no_cell(source: str, where: Sequence[str]) -> str:
+    """``no cell``, and which values those columns have that the conditions ask for."""
+    from fedsim import bench
+    from fedsim.bench.results import condition
+
+    frame = bench.results(source)
+    names = [name for name in dict.fromkeys(condition(text).name for text in where) if name in frame]
+    there = [f"{name} is one of: {', '.join(map(str, dict.fromkeys(frame[name])))}" for name in names[:3]]
+    return "; ".join(["no cell", *(each for each in there if len(each) < 1000)])
 
 
 def _export(frame: pd.DataFrame, form: str, out: Path | None) -> None:

@@ -7,8 +7,11 @@ defenses and attacks (they are paired), and w is computed anew each time, its ma
 A defense's place is 1 + the number of defenses that are surely ahead of it: in at least ``confidence`` of the resamples
 AND by Student's paired test, each under its own worst attack; the bootstrap alone claims an order too readily at few
 seeds. It never stands before one whose worst harm is less, however much it strays. Equal places are ties. With one seed
-all tie. The maximum over noisy means lies above the maximum
-of the true means: w is, if anything, too pessimistic, more so with more attacks and fewer seeds.
+all tie. The maximum over noisy means lies above the maximum of the true means: w is, if anything, too pessimistic, more
+so with more attacks and fewer seeds.
+
+The interval of w is Student's over seeds, of the attack that hurts most; the percentile interval of the resampled w is
+there on request, for ten seeds and more: below, it is too short (docs/statistics.md).
 
 Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 6; the percentile interval, chapter 13.
 """
@@ -18,11 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedsim.analysis.statistics import paired_p_value
+from fedsim.analysis.statistics import paired_p_value, t_interval
 from fedsim.errors import FedsimError
 
 
@@ -34,7 +38,7 @@ class Ranked:
         name: the defense.
         place: from 1; those that tie share it.
         worst: mean over seeds of its harm under the attack that hurts it most.
-        low: of the 95 % percentile interval of ``worst`` over resampled seeds; NaN with one seed.
+        low: of the 95 % interval of ``worst`` over seeds; NaN with one seed.
         high: of that interval.
         attack: position of that attack.
         ahead: share of the resamples in which it is ahead of the next one, equal harms counted half; NaN for the last.
@@ -50,7 +54,12 @@ class Ranked:
 
 
 def rank_by_worst(
-    names: Sequence[str], harm: ArrayLike, confidence: float = 0.95, draws: int = 2000, seed: int = 0
+    names: Sequence[str],
+    harm: ArrayLike,
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+    interval: Literal["t", "bootstrap"] = "t",
 ) -> list[Ranked]:
     """The defenses, the one with the least harm under its worst attack first.
 
@@ -60,6 +69,7 @@ def rank_by_worst(
         confidence: share of resamples, and 1 - p of the test, from which on an order counts as known.
         draws: resamples.
         seed: of the resampling.
+        interval: of ``worst``: Student's, or the percentiles of the resamples.
 
     Raises:
         FedsimError: another shape, or a defense for which an attack was never measured.
@@ -84,7 +94,11 @@ def rank_by_worst(
         place = max(place, 1 + surely)
         following = order[position + 1] if position + 1 < len(order) else None
         ahead = math.nan if following is None else _ahead(again, d, following)
-        low, high = np.quantile(again[:, d], [0.025, 0.975]) if again is not None else (math.nan, math.nan)
+        if interval == "t" or again is None:
+            hurt = values[d, attacks[d]]
+            _, low, high, _ = t_interval(hurt[~np.isnan(hurt)])
+        else:
+            low, high = np.quantile(again[:, d], [0.025, 0.975])
         found.append(Ranked(names[d], place, float(worst[d]), float(low), float(high), int(attacks[d]), ahead))
     return found
 

@@ -205,6 +205,8 @@ def _holds(given: Condition, row: Mapping[str, Any], table: Mapping[str, Any]) -
         equal = value == given.value or there == given.value or _names(there, given.value)
         return equal == (given.symbol == "=")
     actual = value if there is None else there
+    if given.symbol not in ("=", "!=") and isinstance(given.value, str):
+        raise FedsimError(f"--where: given {given.name} {given.symbol} '{given.value}'; accepted: a number after it")
     try:
         return bool(given.holds(actual, given.value))
     except TypeError:

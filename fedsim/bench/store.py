@@ -70,8 +70,13 @@ class Store:
                 for statement in _TABLES.split(";\n"):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.OperationalError) as error:
             raise RecordError(f"{out / NAME}: cannot be written: {error}") from error
+        except sqlite3.Error as error:
+            raise RecordError(
+                f"{out / NAME}: damaged: {error}; remove it: the cells' folders hold all that it says, and the next "
+                "`fedsim bench` reads them into a new one"
+            ) from error
 
     def close(self) -> None:
         if self._connection is not None and self._owner == os.getpid():

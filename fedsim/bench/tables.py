@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.analysis.ranking import rank_by_worst
 from fedsim.analysis.statistics import Interval, bootstrap_interval, holm, paired_difference, paired_p_value, t_interval
-from fedsim.bench.results import ALIASES
+from fedsim.bench.results import ALIASES, NUMBERS
 from fedsim.errors import FedsimError
 
 if TYPE_CHECKING:
@@ -75,7 +75,10 @@ def differences(frame: pd.DataFrame, baseline: str = "fedavg", measure: str = "a
     """
     import pandas as pd
 
-    if measure not in frame or baseline not in set(frame["defense"]):
+    measured = [name for name in (*NUMBERS, "utility_lost", "asr_gain") if name in frame]
+    if measure not in measured:
+        raise FedsimError(f"differences: given measure '{measure}'; accepted: one of: {', '.join(measured)}")
+    if baseline not in set(frame["defense"]):
         known = ", ".join(sorted(set(frame["defense"])))
         raise FedsimError(f"differences: given {measure} against '{baseline}'; accepted: one of: {known}")
     done = frame[(frame["state"] == "finished") & frame[measure].notna()]
@@ -104,12 +107,15 @@ def differences(frame: pd.DataFrame, baseline: str = "fedavg", measure: str = "a
     return table
 
 
-def ranking(frame: pd.DataFrame, measure: Literal["harm", "utility_lost", "asr_gain"] = "harm") -> pd.DataFrame:
+def ranking(
+    frame: pd.DataFrame, measure: Literal["harm", "utility_lost", "asr_gain"] = "harm", interval: Method = "t"
+) -> pd.DataFrame:
     """The defenses by their worst case: over attacks, data sets and partitions, the largest mean over seeds.
 
     Args:
         frame: cells, as :func:`fedsim.bench.results` gives them; those with the same seed are paired.
         measure: ``harm`` is the larger of utility lost and ASR above its floor.
+        interval: of ``worst``: ``t`` (Student) or ``bootstrap``; too short below ten seeds, see docs/statistics.md.
 
     Returns:
         ``place`` (shared by ties), ``defense``, ``worst``, ``low``, ``high``, ``under`` (the attack and setting that
@@ -135,7 +141,7 @@ def ranking(frame: pd.DataFrame, measure: Literal["harm", "utility_lost", "asr_g
         return pd.DataFrame(columns=["place", "defense", "worst", "low", "high", "under", "ahead", "seeds", "marks"])
     harm = np.stack([np.stack([table.loc[(name, under)].to_numpy(dtype=float) for under in unders]) for name in names])
     rows = []
-    for each in rank_by_worst(names, harm):
+    for each in rank_by_worst(names, harm, interval=interval):
         cells = done[done["defense"] == each.name]
         here = cells[cells["under"] == unders[each.attack]]
         rows.append(
@@ -143,8 +149,8 @@ def ranking(frame: pd.DataFrame, measure: Literal["harm", "utility_lost", "asr_g
                 "place": each.place,
                 "defense": each.name,
                 "worst": each.worst,
-                "low": each.low,
-                "high": each.high,
+                "low": float(np.clip(each.low, -1.0, 1.0)),
+                "high": float(np.clip(each.high, -1.0, 1.0)),
                 "under": unders[each.attack],
                 "ahead": each.ahead,
                 "seeds": int(here["seed"].nunique()),

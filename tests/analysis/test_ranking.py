@@ -84,6 +84,16 @@ def test_seeds_are_paired() -> None:
     assert first.low < 0.3 < 0.6 < first.high
 
 
+def test_the_interval_is_students_of_the_worst_attack_and_the_bootstraps_on_request() -> None:
+    harm = [[[0.1, 0.2, 0.1], [0.5, 0.9, np.nan], [0.2, 0.7, 0.3]]]
+    (ours,) = rank_by_worst(["a"], harm)
+    theirs = stats.t.interval(0.95, 1, loc=0.7, scale=stats.sem([0.5, 0.9]))
+    assert (ours.attack, ours.worst) == (1, pytest.approx(0.7))
+    assert (ours.low, ours.high) == pytest.approx(theirs)
+    (again,) = rank_by_worst(["a"], [[[0.5, 0.9, 0.4]]], interval="bootstrap")
+    assert (again.low, again.high) == pytest.approx((0.4, 0.9)), "the least and the largest: one resample of 27 each"
+
+
 def test_one_seed_tells_no_order() -> None:
     found = rank_by_worst(["a", "b"], [[[0.1]], [[0.8]]])
     assert [(each.name, each.place) for each in found] == [("a", 1), ("b", 1)]

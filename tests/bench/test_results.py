@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from fedsim.bench import differences, merge, over_seeds, ranking, results, run_matrix
 from fedsim.cli import app
+from fedsim.cli_bench import unranked
 from fedsim.errors import FedsimError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -78,7 +79,7 @@ def test_conditions(folder: Path, where: list[str] | str, count: int) -> None:
     assert len(results(folder, where)) == count
 
 
-@pytest.mark.parametrize("where", ["defence=krum", "nonsense", "=3"])
+@pytest.mark.parametrize("where", ["defence=krum", "nonsense", "=3", "accuracy>high"])
 def test_a_condition_that_names_nothing(folder: Path, where: str) -> None:
     with pytest.raises(FedsimError, match="--where: given"):
         results(folder, where)
@@ -118,6 +119,35 @@ def test_the_table_on_the_screen(folder: Path) -> None:
     against = call("results", str(folder), "--against", "fedavg").stdout
     assert "Holm" in against
     assert call("results", str(folder), "--against", "krum").exit_code == 1
+
+
+def test_what_no_cell_has_is_told_with_what_they_have(folder: Path) -> None:
+    assert call("results", str(folder), "--where", "defense=medain").stdout == (
+        "no cell; defense is one of: fedavg, median\n"
+    )
+    wrong = call("results", str(folder), "--against", "fedavg", "--measure", "accurate")
+    assert "given measure 'accurate'; accepted: one of: accuracy, loss" in wrong.stderr
+
+
+def test_a_damaged_store_says_how_to_get_a_new_one(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    for file in (tmp_path / "out").glob("results.sqlite*"):
+        file.unlink()
+    (tmp_path / "out" / "results.sqlite").write_text("no database")
+    with pytest.raises(FedsimError, match="remove it: the cells' folders hold all"):
+        results(tmp_path / "out")
+    (tmp_path / "out" / "results.sqlite").unlink()
+    assert [cell.state for cell in run_matrix(folder.parent / "matrix.toml", tmp_path / "out")] == ["skipped"] * 8
+    assert list(results(tmp_path / "out")["digest"]) == list(results(folder)["digest"])
+
+
+def test_why_a_defense_has_no_place_is_told() -> None:
+    frame = cells(defense=["p", "p", "q"], attack=["x", "y", "x"], seed=[0, 0, 0], utility_lost=[0.5, 0.6, 0.1])
+    assert unranked(frame, ranking(frame)) == "not ranked, since some attack was not measured against them: q"
+    calmless = cells(defense=["p", "q"], attack=["x"] * 2, seed=[0] * 2)
+    assert unranked(calmless, ranking(calmless)).startswith("no ranking: nothing tells what the attacks cost")
+    complete = frame[frame["attack"] == "x"]
+    assert unranked(complete, ranking(complete)) == ""
 
 
 def cells(**columns: object) -> pd.DataFrame:
@@ -195,6 +225,15 @@ def test_ranking_takes_the_larger_of_two_harms_under_the_worst_attack() -> None:
     assert list(found["under"]) == ["x", "x"]
     assert list(found["place"]) == [1, 2]
     assert list(ranking(frame, "utility_lost")["worst"]) == pytest.approx([0.1, 0.3])
+
+
+def test_no_interval_of_the_ranking_reaches_beyond_what_harm_can_be() -> None:
+    frame = cells(defense=["p"] * 2, attack=["x"] * 2, seed=[0, 1], utility_lost=[0.1, 0.9])
+    found = ranking(frame)
+    assert (found["low"][0], found["high"][0]) == (-1.0, 1.0)
+    assert found["worst"][0] == pytest.approx(0.5)
+    drawn = ranking(frame, interval="bootstrap")
+    assert (drawn["low"][0], drawn["high"][0]) == pytest.approx((0.1, 0.9))
 
 
 def test_a_defense_that_missed_an_attack_is_not_ranked() -> None:
