@@ -52,9 +52,13 @@ def scatter(rows: Sequence[tuple[int, str, str, float, float]]) -> Scatter | Non
         placed.append(Dot(*free, *at, count, name, link, text))
     return Scatter(
         placed,
-        [Tick(100 * x.share(at), percent(at, 0 if at * 100 == round(at * 100) else 1)) for at in x.ticks(4)],
+        [Tick(100 * x.share(at), percent(at, int(not _whole(at)))) for at in x.ticks(4)],
         [Tick(100 - 100 * y.share(at), number(at)) for at in y.ticks(5)],
     )
+
+
+def _whole(share: float) -> bool:
+    return math.isclose(100 * share, round(100 * share), abs_tol=1e-9)
 
 
 def _free(at: tuple[float, float], placed: Sequence[Dot]) -> tuple[float, float]:

@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedsim.analysis.statistics import Interval, t_interval
 from fedsim.errors import FedsimError
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 NAME = "results.json"
 FORMAT = 1
 CURVES = ("accuracy", "asr")
+LEAST = {"accuracy": 0.0, "asr": 0.0, "utility_lost": -1.0, "asr_gain": -1.0, "calm_accuracy": 0.0}
+"""What has an interval over seeds, and below what no mean can lie."""
 TEXTS = ("defense", "attack", "dataset", "partition", "state", "marks", "error", "digest", "folder", "key", "setting")
 FLAGS = ("attacked", "defended", "attack_acted", "defense_acted")
 
@@ -211,10 +215,19 @@ def harm(cell: Mapping[str, Any]) -> float | None:
     return max(known) if known else None
 
 
-def interval(values: Sequence[float | None]) -> Interval:
-    """Mean over seeds with Student's interval; NaN where nothing is known."""
+def interval(values: Sequence[float | None], least: float = 0.0, most: float = 1.0) -> Interval:
+    """Mean over seeds with Student's interval; NaN where nothing is known.
+
+    Args:
+        values: of each seed.
+        least, most: between which the mean lies: an interval that reaches beyond ends there.
+    """
     known = [float(value) for value in values if value is not None and not math.isnan(value)]
-    return t_interval(known) if known else Interval(math.nan, math.nan, math.nan, 0)
+    if not known:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    found = t_interval(known)
+    low, high = (float(np.clip(end, least, most)) for end in (found.low, found.high))
+    return found._replace(low=low, high=high)
 
 
 def _lines(value: Any) -> str:
@@ -230,11 +243,8 @@ def _lines(value: Any) -> str:
 def _setting(key: str, cells: list[dict[str, Any]], adversary: list[str], where: list[str]) -> Setting:
     first = cells[0]
     done = sorted((cell for cell in cells if cell["state"] == "finished"), key=lambda cell: int(cell["seed"]))
-    measures = {
-        name: interval([cell.get(name) for cell in done])
-        for name in ("accuracy", "asr", "utility_lost", "asr_gain", "calm_accuracy")
-    }
-    measures["harm"] = interval([harm(cell) for cell in done])
+    measures = {name: interval([cell.get(name) for cell in done], least) for name, least in LEAST.items()}
+    measures["harm"] = interval([harm(cell) for cell in done], -1.0)
     rows, kept = (sum(int(cell.get(name) or 0) for cell in done) for name in ("attacker_rows", "attacker_rows_kept"))
     spent = [float(cell["epsilon"]) for cell in done if cell.get("epsilon") is not None]
     return Setting(
@@ -245,7 +255,7 @@ def _setting(key: str, cells: list[dict[str, Any]], adversary: list[str], where:
         bool(first["attacked"]),
         measures,
         interval([cell.get("floor") for cell in done]).mean,
-        interval([cell.get("seconds") for cell in done]).mean,
+        interval([cell.get("seconds") for cell in done], most=math.inf).mean,
         kept / rows if rows else math.nan,
         interval([cell.get("chance") for cell in done]).mean,
         "".join(mark for mark in "ad" if any(mark in cell["marks"] for cell in done)) + ("1" if len(done) == 1 else ""),

@@ -16,6 +16,7 @@ from fedsim import bench
 from fedsim.errors import FedsimError
 from fedsim.report.leaderboard import write_leaderboard
 from fedsim.report.scatter import scatter
+from fedsim.report.standings import interval
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,15 @@ def test_a_single_seed_and_an_idle_defense_are_marked(tmp_path: Path) -> None:
     assert "the defense never changed an aggregate" in text
 
 
+def test_no_interval_reaches_beyond_what_a_share_can_be() -> None:
+    shares = interval([0.1, 0.9])
+    assert (shares.low, shares.mean, shares.high) == (0.0, pytest.approx(0.5), 1.0)
+    losses = interval([-0.4, 0.9], least=-1.0)
+    assert (losses.low, losses.high) == (-1.0, 1.0)
+    inside = interval([0.5, 0.51, 0.52])
+    assert 0.0 < inside.low < 0.51 < inside.high < 1.0
+
+
 def test_several_places_have_views_of_their_own(tmp_path: Path) -> None:
     folder = fake_bench(tmp_path / "bench", datasets=("digits", "fashion_mnist"), seeds=(0, 1))
     page = Page(write_leaderboard(folder).read_text("utf-8"))
@@ -125,3 +135,10 @@ def test_no_dot_hides_another() -> None:
     gaps = [((x - u) ** 2 + (y - v) ** 2) ** 0.5 for i, (x, y) in enumerate(spots) for u, v in spots[:i]]
     assert min(gaps) >= 24 - 1e-6
     assert (found.dots[0].x, found.dots[0].y) == (found.dots[0].true_x, found.dots[0].true_y)
+
+
+def test_ticks_of_whole_per_cents_have_no_decimals() -> None:
+    """0.72 and its like are not whole once they are multiplied by 100."""
+    found = scatter([(1, "a", "", 0.681, 0.5), (2, "b", "", 0.726, 0.5)])
+    assert found is not None
+    assert [tick.text for tick in found.x_ticks] == ["68\u202f%", "70\u202f%", "72\u202f%"]
