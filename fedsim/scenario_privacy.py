@@ -137,7 +137,7 @@ def _defenses(scenario: Tables, mechanism: Any, kind: str, name: str) -> Iterato
             yield Fault(key, part.name, accepted, ("privacy.trust",))
         elif trust == "central" and stage == "unbounded" and not bounded:
             summed = "a sum ('fedavg'), " if kind == "estimator" else ""
-            again = "" if kind == "estimator" else (
+            again = "" if kind == "estimator" or defines(part, "finish") else (
                 f"; or this part with its aggregate clipped again ('reclip' behind it in place of '{name}', which adds "
                 "the noise to a sensitivity of twice its radius)"
             )  # fmt: skip
@@ -145,6 +145,12 @@ def _defenses(scenario: Tables, mechanism: Any, kind: str, name: str) -> Iterato
                 f"{summed}a clip of each row at a fixed radius ('norm_bound'), or what works on the new model alone: "
                 "what this part does with a row depends on the data, so that no sensitivity is bounded in front of "
                 f"central noise{again}{_local(kind)}; {NO_CLAIM}"
+            )
+            yield Fault(key, part.name, accepted, ("privacy.trust",))
+        elif trust == "central" and stage == "unbounded" and defines(part, "finish"):
+            accepted = (
+                f"a defense that only looks at rows in front of '{name}', or only works on the new model behind it: "
+                f"what this part does to the model after the noise comes from rows that it saw before it; {NO_CLAIM}"
             )
             yield Fault(key, part.name, accepted, ("privacy.trust",))
         elif trust != "local" and stage == "sum" and kind == "defense" and not bounded:

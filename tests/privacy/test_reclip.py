@@ -154,6 +154,7 @@ REFUSED: list[tuple[Scenario | dict[str, Any], list[Any], str]] = [
         [],
         r"server\.defenses\[0\]: given 'median'.*privacy\.trust = 'local' makes it valid",
     ),
+    ({}, ["flame", RECLIP], r"server\.defenses\[0\]: given 'flame'.*after the noise comes from rows that it saw"),
     ({}, [RECLIP, "median"], r"server\.defenses\[1\]: given 'median'; accepted: in front of 'reclip'"),
     ({"privacy": {"epsilon": 8.0, "trust": "local"}}, ["median", RECLIP], r"privacy\.trust: given 'local'"),
     ({"privacy": {"epsilon": 8.0, "calibration": "paper"}}, ["median", RECLIP], r"privacy\.calibration"),
@@ -168,6 +169,15 @@ REFUSED: list[tuple[Scenario | dict[str, Any], list[Any], str]] = [
 def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], defenses: list[Any], said: str) -> None:
     with pytest.raises(ScenarioError, match=said):
         private(*defenses, **changes)
+
+
+def test_reclip_is_not_named_where_it_would_be_refused() -> None:
+    """FLAME's own noise, as large as the raw rows' median norm asks, comes after the server's."""
+    with pytest.raises(ScenarioError, match=r"given 'flame'") as error:
+        private("flame", "dp_fedavg")
+    assert "reclip" not in str(error.value)
+    private("weak_dp", RECLIP)
+    private("crfl", RECLIP)
 
 
 def test_the_proof_shows_the_rule_unbounded_and_the_aggregate_bounded(tmp_path: Path) -> None:
