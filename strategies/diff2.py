@@ -311,6 +311,14 @@ class Diff2(GradientDifferences):
     def reads(self) -> Collection[str]:
         return ("batch_size",) if self.subroutine == "bvr_l_sgd" else ()
 
+    def publications(self, setting: Setting, absent: int = 0) -> list[Publication]:
+        """As of gradient descent; and the iterates of the local routine, which nothing clips and no noise covers."""
+        kinds = super().publications(setting, absent)
+        if self.subroutine != "gd":
+            what = f"none, of {self.local_steps_count} local steps on one client's raw gradients"
+            kinds.append(Publication("that client's iterate", what, "unbounded", 0.0, range(1, setting.rounds + 1)))
+        return kinds
+
     def interval(self, rounds: int) -> int:
         if self.restart is not None:
             return self.restart

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from fedsim import rng
 from fedsim.errors import ScenarioError
 from fedsim.federation import build, make_estimator
+from fedsim.privacy.proof import lines
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
 from strategies.defense import Round
@@ -206,6 +208,19 @@ def test_the_local_routine_moves_one_clients_iterate() -> None:
     plain = simulate(private({**DIFF2, "c1": 1e9, "c2": 1e9}, privacy={"epsilon": "inf"}))
     assert not any(line["faults"] for line in result.lines)
     assert result.lines[-1]["loss"] < plain.lines[-1]["loss"]
+
+
+@pytest.mark.parametrize("privacy", [{"epsilon": "inf"}, {"noise": [1.0, 1.0], "trust": "local", "claim": "none"}])
+def test_the_proof_tells_of_local_steps_without_noise(privacy: dict[str, Any]) -> None:
+    scenario = private({**DIFF2, "subroutine": "bvr_l_sgd", "local_steps_count": 5}, privacy=privacy)
+    guarantee = build(scenario).guarantee
+    assert guarantee is not None
+    assert guarantee.none
+    said = "\n".join(lines(scenario, guarantee))
+    assert re.search(
+        r"clip: none, of 5 local steps on one client's raw gradients +each client's own data +unbounded", said
+    )
+    assert re.search(r"noise on that client's iterate: .* 0 +5\n", said)
 
 
 @pytest.mark.parametrize("batch", [32, 10_000])
