@@ -82,10 +82,10 @@ def test_gradients_updated_in_place_are_copied():
     x = nn.Parameter(torch.zeros(1))
     x.grad = torch.zeros(1)
     optimizer = LastThree([x], lr=1.0)
-    for value in (1.0, 5.0, 2.0):
+    for value in (1.0, 5.0, 7.0):
         x.grad.fill_(value)
         optimizer.step()
-    assert x.item() == -2.0
+    assert x.item() == -5.0
 
 
 def test_rows_do_not_mix_and_state_goes_through_a_state_dict():
