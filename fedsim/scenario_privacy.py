@@ -167,10 +167,11 @@ def _participation(scenario: Tables, mechanism: Any, name: str) -> Iterator[Faul
         if sampler.name != "uniform":
             accepted = f"'uniform', the default: '{name}' is calibrated to all clients in every round"
             yield Fault("server.sampler", sampler.name, accepted, ("server.estimator",))
-    elif scenario.privacy.unit == "client" and sampler.name == "by_size":
+    elif scenario.privacy.unit == "client" and getattr(_found("sampler", sampler.name), "reads_sizes", True):
         accepted = (
-            "a sampler that reads no example counts ('uniform', 'poisson'): how many examples a client holds is "
-            f"what privacy.unit = 'client' protects; {NO_CLAIM}"
+            "a sampler that reads no example counts ('uniform', 'poisson', or one of your own that declares "
+            "reads_sizes = False): how many examples a client holds is what privacy.unit = 'client' protects; "
+            f"{NO_CLAIM}"
         )
         yield Fault("server.sampler", sampler.name, accepted, ("privacy.unit",))
 

@@ -7,15 +7,17 @@ poisson    every client by itself with probability ``rate``; the cohort's size i
 fixed      the same clients in every round
 =========  ========================================================================================
 
-Ids come back in the order in which they were drawn. Efraimidis & Spirakis, "Weighted random sampling with a
-reservoir", Information Processing Letters 2006 (by_size).
+Ids come back in the order in which they were drawn. A sampler that looks at no example count says so
+(``reads_sizes = False``); with any other a claim of privacy for whole clients is refused.
+
+Efraimidis & Spirakis, "Weighted random sampling with a reservoir", Information Processing Letters 2006 (by_size).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,8 @@ sampler = partial(register, "sampler")
 @sampler("uniform")
 class Uniform:
     """Every subset of ``per_round`` clients is equally likely; the cost does not grow with the population."""
+
+    reads_sizes: ClassVar[bool] = False
 
     def sample(
         self, round: int, sizes: NDArray[Any], per_round: int, generator: np.random.Generator
@@ -70,6 +74,8 @@ class Poisson:
         rate: probability of a client to take part in a round; ``per_round`` plays no role.
     """
 
+    reads_sizes: ClassVar[bool] = False
+
     rate: Annotated[float, Field(gt=0, le=1)]
 
     def sample(
@@ -86,6 +92,8 @@ class Fixed:
     Args:
         clients: partition ids, all different.
     """
+
+    reads_sizes: ClassVar[bool] = False
 
     clients: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 

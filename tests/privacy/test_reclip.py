@@ -12,6 +12,7 @@ import torch
 from scipy.stats import norm
 from typer.testing import CliRunner
 
+from fedsim import registry
 from fedsim.cli import app
 from fedsim.errors import ScenarioError
 from fedsim.federation import build
@@ -23,6 +24,7 @@ from fedsim.tables import Privacy
 from fedsim.updates import Updates
 from strategies.defense import Round
 from strategies.pipeline import aggregate
+from strategies.sampler import Uniform
 
 ROUNDS = 6
 RECLIP: dict[str, Any] = {"name": "reclip", "radius": 0.5}
@@ -169,6 +171,22 @@ REFUSED: list[tuple[Scenario | dict[str, Any], list[Any], str]] = [
 def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], defenses: list[Any], said: str) -> None:
     with pytest.raises(ScenarioError, match=said):
         private(*defenses, **changes)
+
+
+@pytest.mark.parametrize("declared", [None, True, False])
+def test_only_a_sampler_that_says_so_is_taken_to_read_no_example_counts(
+    declared: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_parts", {kind: dict(parts) for kind, parts in registry._parts.items()})
+    own = {} if declared is None else {"reads_sizes": declared}
+    registry.register("sampler", "of_my_own")(type("OfMyOwn", (), {"sample": Uniform.sample, **own}))
+    drawn = {"server": {"defenses": ["median", RECLIP], "sampler": "of_my_own"}}
+    private(**drawn, privacy={"epsilon": 8.0, "unit": "example"})
+    if declared is False:
+        private(**drawn)
+        return
+    with pytest.raises(ScenarioError, match=r"server\.sampler: given 'of_my_own'.*declares reads_sizes = False"):
+        private(**drawn)
 
 
 def test_reclip_is_not_named_where_it_would_be_refused() -> None:
