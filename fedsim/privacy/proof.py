@@ -213,6 +213,7 @@ def record(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = 
         "unit": guarantee.privacy.unit,
         "trust": guarantee.privacy.trust,
         "against": guarantee.readers[0].name if guarantee.readers else None,
+        "hidden_cohorts": not guarantee.none and any(each.hidden_cohort for each in guarantee.publications),
         "heads": list(HEADS),
         "stages": [list(each) for each in stages(scenario, guarantee, diagnostics)],
         "epsilon_heads": list(EPSILON_HEADS),

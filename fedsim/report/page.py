@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +15,12 @@ import numpy as np
 from fedsim.errors import RecordError
 from fedsim.report import aftermath, images, words
 from fedsim.report.charts import losses, norms, progress, scores, weight
+from fedsim.report.figures import Chart
 from fedsim.report.folder import RunFolder, finite
 from fedsim.report.maps import kept_map, partition_map
 from fedsim.report.measures import Latest, Measures, measure
 from fedsim.report.observations import observed
-from fedsim.report.privacy import ASIDE, DAGGER, MARK, daggers, marked, note_on_notes, outside, spent
+from fedsim.report.privacy import ASIDE, COHORT_MARK, DAGGER, MARK, daggers, marked, note_on_notes, outside, spent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -69,7 +71,7 @@ def contents(run: RunFolder) -> dict[str, Any]:
         "notes": notes,
         "notes_note": note_on_notes(run, notes),
         "progress": progress(run, measures, ASIDE if "kept" in private else ""),
-        "kept": None if run.guest else marked(kept_map(run), "kept" in private),
+        "kept": None if run.guest else _kept(run, private),
         "passed": measures.passed,
         "weight": marked(weight(run, measures), "kept" in private),
         "detection": detection(measures),
@@ -92,6 +94,11 @@ def contents(run: RunFolder) -> dict[str, Any]:
         "table_data": _rows(run),
         "runtime": _runtime(run),
     }
+
+
+def _kept(run: RunFolder, private: Mapping[str, str]) -> Chart | None:
+    """Who was kept; its columns also tell who was asked."""
+    return marked(marked(kept_map(run), "kept" in private), "cohort" in private, COHORT_MARK)
 
 
 def write(file: Path, template: str, **values: Any) -> Path:

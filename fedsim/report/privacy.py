@@ -8,6 +8,7 @@ from fedsim.report.figures import Axis, Chart, Series, curves
 from fedsim.report.folder import RunFolder
 
 MARK = "Diagnostic outside the guarantee: computed from private data without noise."
+COHORT_MARK = "Diagnostic outside the guarantee, which counts on nobody seeing who was asked."
 ASIDE = "outside the guarantee"
 DAGGER = "†"
 FIGURES = {
@@ -40,6 +41,8 @@ def outside(run: RunFolder) -> dict[str, str]:
             "kept": _chosen(run),
         }
         found |= {key: name for key, name in ROWS.items() if shown[key]}
+    if run.privacy.get("hidden_cohorts"):
+        found["cohort"] = "who was asked in which round"
     if run.partition.get("counts"):
         found["partition"] = "who holds how many examples of which label"
     if any(line.get("faults") for line in run.rounds):
@@ -69,10 +72,10 @@ def daggers(run: RunFolder) -> set[str]:
     return kept | ({"worst10"} & set(private))
 
 
-def marked(chart: Chart | None, outside: bool) -> Chart | None:
+def marked(chart: Chart | None, outside: bool, mark: str = MARK) -> Chart | None:
     """The chart, its note saying that no guarantee covers it."""
     if chart is not None and outside:
-        chart.note = f"{chart.note} {MARK}".strip()
+        chart.note = f"{chart.note} {mark}".strip()
     return chart
 
 

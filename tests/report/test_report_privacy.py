@@ -195,6 +195,20 @@ def test_a_comparison_marks_the_runs_whose_messages_were_raw(tmp_path: Path) -> 
     assert f"† {MARK}" in html
 
 
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_who_was_asked_is_marked_where_the_guarantee_counts_on_nobody_knowing(tmp_path: Path, rate: float) -> None:
+    text = page(
+        tmp_path,
+        client={"per_round": 4, "optimizer": "sgd"},
+        server={"defenses": ["dp_fedavg"], "sampler": {"name": "poisson", "rate": rate}},
+        privacy={"epsilon": 8.0, "unit": "client"},
+    )
+    hidden = rate < 1
+    assert ("which counts on nobody seeing who was asked" in figure(text, "Who was kept")) == hidden
+    assert ("who was asked in which round" in text) == hidden
+    assert ("or tell the cohorts" in text) == hidden
+
+
 def test_a_filter_that_dropped_nobody_is_marked_all_the_same(tmp_path: Path) -> None:
     folder = private_run(tmp_path / "raw", "central", weights=False)
     html = write_report(folder).read_text("utf-8")
