@@ -164,13 +164,16 @@ def test_both_forms_by_hand() -> None:
     assert float(one) == pytest.approx(12.0)
 
 
-def test_domainbed_holds_the_references_and_cmnist_does_not() -> None:
+@pytest.mark.parametrize("of", ["gradients", "hessians"])
+def test_domainbed_holds_the_references_and_cmnist_does_not(of: str) -> None:
     """Trap: detached or not shows in the gradient of a reference that is not the plain mean of its parts."""
-    gradients = torch.tensor([[[1.0]], [[3.0]]], requires_grad=True)
-    weighted = Statistics(gradients, gradients * 0, 0.25 * gradients[0] + 0.75 * gradients[1], torch.zeros(1, 1))
-    (held,) = torch.autograd.grad(losses.domainbed_penalty(weighted, beta=1.0), gradients, retain_graph=True)
+    parts, none = torch.tensor([[[1.0]], [[3.0]]], requires_grad=True), torch.zeros(1, 1)
+    mean = 0.25 * parts[0] + 0.75 * parts[1]
+    both = ((parts, parts * 0), (mean, none)) if of == "gradients" else ((parts * 0, parts), (none, mean))
+    weighted = Statistics(*both[0], *both[1])
+    (held,) = torch.autograd.grad(losses.domainbed_penalty(weighted, alpha=1.0, beta=1.0), parts, retain_graph=True)
     torch.testing.assert_close(held.reshape(-1), torch.tensor([-1.5, 0.5]))
-    (moved,) = torch.autograd.grad(losses.cmnist_penalty(weighted), gradients)
+    (moved,) = torch.autograd.grad(losses.cmnist_penalty(weighted), parts)
     torch.testing.assert_close(moved.reshape(-1), torch.tensor([-3.0 + 0.5, 1.0 + 1.5]))
 
 
