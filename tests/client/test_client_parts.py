@@ -72,15 +72,21 @@ def test_paths_agree_under_a_step_control(optimizer, path):
     assert not torch.allclose(reference, run("reference"), rtol=0.1)
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "harmonic"])
 @pytest.mark.parametrize("path", ["reference", *PATHS])
-def test_a_masked_class_keeps_its_row(path):
-    load = workload((30,), path=path, epochs=1, loss=part("loss", "cross_entropy", mask_absent=True))
-    load.train.targets[load.train.targets == 2] = 1
-    module = mlp()
-    load.layout.load(module, deltas(FederatedClient(load), initial(load), [0])[0])
-    moved = module[3].weight.abs().sum(1)
-    assert moved[2] == 0
-    assert (moved[[0, 1, 3]] > 0).all()
+def test_a_masked_class_keeps_its_row(path, name):
+    def moved(masked):
+        loss = part("loss", name, mask_absent=masked)
+        load = workload((30,), path=path, epochs=1, loss=loss, model=with_head(loss))
+        load.train.targets[load.train.targets == 2] = 1
+        module = loss.head(mlp())
+        load.layout.load(module, deltas(FederatedClient(load), initial(load), [0])[0])
+        return module[3].weight.abs().sum(1)
+
+    assert moved(masked=False).min() > 0
+    rows = moved(masked=True)
+    assert rows[2] == 0
+    assert (rows[[0, 1, 3]] > 0).all()
 
 
 def test_the_harmonic_head_takes_the_place_of_the_last_linear_layer():
