@@ -54,6 +54,10 @@ def choose(workload: Workload) -> Path:
         ScenarioError: the path that was asked for cannot serve the model.
     """
     asked = workload.path
+    if workload.layout.b and getattr(workload.optimizer, "evaluates", False):
+        accepted = f"one without buffers ('{workload.layout.buffers[0][0]}') with client.optimizer = "
+        accepted += f"'{workload.optimizer.name}', whose evaluations of a batch move no statistics"
+        raise ScenarioError([Fault("model", "a model with buffers", accepted)])
     found = _reference("engine.path asks for it") if asked == "reference" else None
     obstacle = why = _row_obstacle(workload) if found is None else ""
     if found is None and asked in ("auto", "stacked"):

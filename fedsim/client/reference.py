@@ -6,6 +6,8 @@ The fast paths are held equal to this one by tests. It is itself the fastest for
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +61,13 @@ def train(
             position += size
             inputs = replica.batch(augment(workload, job.source.inputs.index_select(0, chosen), job))
             targets = workload.targets(job.source.targets.index_select(0, chosen))
+            if getattr(workload.optimizer, "evaluates", False):
+                pull = None if start is None else (start, proximal)
+                attacked = partial(_attacked, hooks, _local_step(job, received, step)) if hooks.objectives else None
+                total += _searched(replica, optimizer, (inputs, targets), aside, pull, attacked) * size
+                if hooks.followers:
+                    _after_step(replica, job, received, hooks, step)
+                continue
             if noisy is not None:
                 divisor = min(workload.batch_size, job.num_examples)
                 replica.write(replica.gradient, noisy(inputs, targets, divisor, noise))
@@ -93,6 +102,51 @@ def train(
         for i, each in enumerate(parameters):
             job.memory |= collect(optimizer.state[each], i, each.shape, read)
     return replica.delta(vector), float(total) / max(position, 1)
+
+
+def _searched(
+    replica: Replica,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    aside: Aside,
+    pull: tuple[Tensor, float] | None,
+    attacked: Callable[[Tensor, Tensor], Tensor] | None,
+) -> Tensor:
+    """A step of an optimizer that evaluates the batch's objective itself; the batch's mean loss before it.
+
+    In evaluation mode: all evaluations of a step must be of one function.
+
+    Args:
+        replica: holds the model.
+        optimizer: takes a closure without a backward.
+        batch: inputs and targets.
+        aside: what the objective needs beside them.
+        pull: where the round began, and the weight of the proximal term.
+        attacked: (objective, parameters (d,)) → what a malicious client minimises.
+    """
+    losses = []
+
+    def closure() -> Tensor:
+        total, loss = replica.objective(*batch, aside)
+        losses.append(loss.detach())
+        if attacked is not None:
+            total = attacked(total, torch.cat([each.reshape(-1) for each in replica.parameters]))
+        if pull is not None:
+            apart = torch.cat([each.reshape(-1) for each in replica.parameters]) - replica.read(pull[0])
+            total = total + 0.5 * pull[1] * apart.square().sum()
+        return total
+
+    with replica.evaluating():
+        optimizer.step(closure)  # type: ignore[arg-type]
+    return losses[0]
+
+
+def _attacked(hooks: Hooks, at: LocalStep, total: Tensor, parameters: Tensor) -> Tensor:
+    """The attacks' objective in place of a client's, each of what the one before left."""
+    losses = total[None]
+    for each in hooks.objectives:
+        losses = each.objective(losses, parameters[None], at)
+    return losses[0]
 
 
 def _told(replica: Replica, job: Job, inputs: Tensor, targets: Tensor) -> Tensor:

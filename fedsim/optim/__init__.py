@@ -16,10 +16,12 @@ from fedsim.optim.softmax_radius import RadiusControl, softmax_radius
 if TYPE_CHECKING:
     from fedsim.optim import gns, robust_gradients, sam_gs
     from fedsim.optim.diffgrad import DiffGrad
+    from fedsim.optim.gns_step import GNS
     from fedsim.optim.langevin import Langevin, NormalizedSGD, SphericalLangevin, normalized_sgd, spherical_langevin
     from fedsim.optim.sam_gs import SamGS
 
 _HOME = {
+    "GNS": "gns_step",
     "DiffGrad": "diffgrad",
     "Langevin": "langevin",
     "NormalizedSGD": "langevin",
@@ -32,6 +34,7 @@ _HOME = {
 _MODULES = ("gns", "robust_gradients", "sam_gs")
 
 __all__ = [
+    "GNS",
     "DiffGrad",
     "Langevin",
     "NormalizedSGD",

@@ -53,6 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
         }
         for curvature in ("gauss_newton", "empirical_fisher", "exact", "zero")
     },
+    "gns on the clients": {"client.optimizer": {"name": "gns"}, **PERSIST, "engine.precision": "float64"},
     "step control": {"client.step_control": {"name": "softmax_radius", "quantile": 0.9}},
     "harmonic": {"client.loss": {"name": "harmonic", "mask_absent": True}},
     "harmonic, cosine": {"client.loss": {"name": "harmonic", "distance": "cosine"}},

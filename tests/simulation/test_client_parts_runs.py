@@ -68,6 +68,26 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"client.optimizer": "winsorized", "engine.path": "stacked"},
         "engine.path.*'reference'",
     ),
+    "a step control around a second-order step": (
+        {"client.optimizer": "gns", "client.step_control": "softmax_radius"},
+        "client.step_control.*second-order step",
+    ),
+    "a clipped gradient before a second-order step": (
+        {"client.optimizer": "gns", "client.clip_norm": 1.0},
+        "client.clip_norm.*gns",
+    ),
+    "a schedule of no rate": (
+        {"client.optimizer": "gns", "client.lr_schedule": {"name": "cosine"}},
+        "client.lr_schedule.*no learning rate",
+    ),
+    "a second-order step in sixteen bits": (
+        {"client.optimizer": "gns", "engine.precision": "bfloat16"},
+        "engine.precision.*gns",
+    ),
+    "a second-order step on a fast path": (
+        {"client.optimizer": "gns", "engine.path": "vmap"},
+        "engine.path.*'reference'",
+    ),
     "an unknown loss": ({"client.loss": "harmonica"}, "client.loss.name.*harmonic"),
     "an unknown distance": ({"client.loss": {"name": "harmonic", "distance": "far"}}, "client.loss.distance"),
     "memory behind an estimator": (
