@@ -22,6 +22,7 @@ import fedsim
 
 BEGIN, END = "<!-- parts: begin -->", "<!-- parts: end -->"
 VERSIONS = ("fedsim-flwr", "torch", "numpy")
+HEAD = "| part | round with it | without | ratio |"
 ROUNDS = 5
 """Rounds of a measured run; the first and the last are not counted."""
 SGD = {"name": "sgd", "lr": 0.05}
@@ -68,7 +69,11 @@ PARTS: dict[str, Case] = {
     "optimizer diffgrad, to adam": (IMAGES, {"client.optimizer": "adam"}, {"client.optimizer": "diffgrad"}),
     "optimizer langevin": (IMAGES, {}, {"client.optimizer": "langevin"}),
     "optimizer spherical_langevin": (IMAGES, {}, {"client.optimizer": "spherical_langevin"}),
-    **{f"optimizer {name}": (IMAGES, {}, {"client.optimizer": name}) for name in ("rm3", "m3", "ra3", "winsorized")},
+    **{
+        f"optimizer {name}": (IMAGES, {}, {"client.optimizer": name})
+        for name in ("normalized_sgd", "rm3", "m3", "ra3", "winsorized")
+    },
+    "optimizer gns": (LINEAR | {"client": FEATURES["client"]}, {}, {"client.optimizer": "gns"}),
     "server optimizer diffgrad, to adam": (
         IMAGES,
         {"server.optimizer": {"name": "adam", "lr": 0.01}},
@@ -81,7 +86,7 @@ PARTS: dict[str, Case] = {
     "step control softmax_radius": (IMAGES, {}, {"client.step_control": "softmax_radius"}),
     **{
         f"loss harmonic, {distance}": (IMAGES, {}, {"client.loss": {"name": "harmonic", "distance": distance}})
-        for distance in ("euclidean", "cosine")
+        for distance in ("euclidean", "cosine", "manhattan")
     },
     "analysis coherence, clients": (IMAGES, {}, {"server.analysis": ["coherence"]}),
     "analysis coherence, examples": (IMAGES, {}, {"server.analysis": [{"name": "coherence", "examples": True}]}),
@@ -93,7 +98,7 @@ PARTS: dict[str, Case] = {
             {},
             {"client": LINEAR["client"], "server.estimator": {"name": "gns", "curvature": curvature, "l2": 1e-3}},
         )
-        for curvature in ("gauss_newton", "empirical_fisher", "exact")
+        for curvature in ("gauss_newton", "empirical_fisher", "exact", "zero")
     },
 }
 
@@ -126,17 +131,27 @@ def measure(case: Case, repetitions: int) -> dict[str, float]:
     return {side: statistics.median(each) for side, each in found.items()} | {"ratio": ratio}
 
 
-def table(found: list[dict[str, Any]], machine: dict[str, Any], load: float) -> str:
-    """The rows and the machine for BENCHMARKS.md."""
+def table(found: list[dict[str, Any]], machine: dict[str, Any], load: float, before: str = "") -> str:
+    """The rows and the machine for BENCHMARKS.md; rows that were not measured anew stay as they were ``before``."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if name in VERSIONS)
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}"
     busy = "" if load < machine["cores"] else f" Other programs were at work (load {load:.0f}): the ratios are rough."
-    lines = ["| part | round with it | without | ratio |", "|---|---|---|---|"]
+    rows = {}
     for each in found:
         sides = " | ".join(f"{1000 * each[side]:.1f} ms" for side in ("with", "without"))
-        lines.append(f"| {each['part']} | {sides} | {each['ratio']:.2f} |")
-    date = time.strftime("%Y-%m-%d")
-    return f"Measured on {date} on {where}; {versions}; one worker.{busy}\n\n" + "\n".join(lines)
+        rows[each["part"]] = f"| {each['part']} | {sides} | {each['ratio']:.2f} |"
+    old = {line.split("|")[1].strip(): line for line in before.splitlines() if line.startswith("| ")}
+    kept = {part: old[part] for part in PARTS if part in old and part not in rows}
+    which = f" These rows: {'; '.join(rows)}." if kept else ""
+    said = [line for line in before.splitlines() if line.startswith("Measured")] if kept else []
+    said.append(f"Measured on {time.strftime('%Y-%m-%d')} on {where}; {versions}; one worker.{busy}{which}")
+    lines = [(rows | kept)[part] for part in PARTS if part in rows or part in kept]
+    return "\n\n".join(said) + "\n\n" + "\n".join([HEAD, "|---|---|---|---|", *lines])
+
+
+def between(file: Path) -> str:
+    """What stands between the marks of a Markdown file."""
+    return file.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
 
 
 def write(text: str, file: Path) -> None:
@@ -162,7 +177,7 @@ def main() -> None:
         print(json.dumps(found[-1]), flush=True)
     if chosen.write:
         file = Path(__file__).resolve().parent.parent / "BENCHMARKS.md"
-        write(table(found, runtime.describe(), os.getloadavg()[0]), file)
+        write(table(found, runtime.describe(), os.getloadavg()[0], between(file)), file)
 
 
 if __name__ == "__main__":
