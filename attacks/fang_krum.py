@@ -1,7 +1,8 @@
 """Fang's attack on Krum: the farthest point against the honest direction that Krum still chooses.
 
 All malicious clients send w' = w_received − λ·s, s the sign of the direction in which the model would change without
-attack. λ begins at the upper bound
+attack: of what the server makes of all updates as trained. (Public code takes the sign of their mean, whatever the
+server's rule.) λ begins at the upper bound
 
     1/((n − 2f − 1)√d) · min_i Σ_{the n − f − 2 nearest} ‖w_l − w_i‖ + 1/√d · max_i ‖w_i − w_received‖
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from attacks import moments
 from attacks.attack import Attack, Craft, attack
+from fedsim.blocks import exact
 from fedsim.updates import Updates
 
 
@@ -36,7 +38,7 @@ class FangKrum(Attack):
         smallest: λ at which the search ends.
     """
 
-    cost = "log(1/λ)·n²·d"
+    cost = "log(1/λ)·n²·d, a run of the server"
     knowledge = "omniscient"
     knows_defense = True
 
@@ -47,7 +49,7 @@ class FangKrum(Attack):
         honest = ctx.honest()
         if len(honest) == 0:
             return ctx.skip(rows)
-        direction = -moments.mean(ctx.seen()).sign()
+        direction = -against(ctx)
         assumed = ctx.num_malicious if self.malicious is None else self.malicious
         step = self.bound(honest, ctx.num_malicious)
         while step > self.smallest:
@@ -68,6 +70,11 @@ class FangKrum(Attack):
         near = known.squared_distances().sqrt().sort(dim=1).values[:, 1 : max(n - attackers - 2, 0) + 1]
         spread: float = float(near.sum(dim=1).min()) / ((n - 2 * attackers - 1) * width)
         return spread + reach
+
+
+def against(ctx: Craft) -> Tensor:
+    """(d,) s, 1 and −1 where the model would rise and fall without attack, 0 where it would stay."""
+    return (exact(ctx.preview(ctx.rows)) - exact(ctx.reference)).sign()
 
 
 def krum_picks_first(rows: Tensor, malicious: int) -> bool:

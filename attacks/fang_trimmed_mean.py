@@ -6,8 +6,8 @@ which the model would change without attack. Each malicious client sends a rando
     s_j = −1:  in [max_j, b·max_j]  if max_j > 0,  else [max_j, max_j / b]
     s_j = +1:  in [min_j / b, min_j] if min_j > 0,  else [b·min_j, min_j]
 
-as a model, from which the received one is taken off. b = 2 in the paper; s is the sign of the mean of all clients'
-updates as trained, 0 counts as +1. This is the attack with full knowledge.
+as a model, from which the received one is taken off. b = 2 in the paper; s is the sign of what the server makes of all
+clients' updates as trained, 0 counts as +1 (public code takes their mean). This is the attack with full knowledge.
 
 Fang, Cao, Jia & Gong, "Local Model Poisoning Attacks to Byzantine-Robust Federated Learning", USENIX Security 2020,
 arXiv:1911.11815, section 4.3.
@@ -21,8 +21,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attacks import moments
 from attacks.attack import Attack, Craft, attack
+from attacks.fang_krum import against
 from fedsim.blocks import exact
 
 
@@ -34,7 +34,7 @@ class FangTrimmedMean(Attack):
         beyond: b, how far beyond, as a factor on the extreme value.
     """
 
-    cost = "n·d"
+    cost = "n·d, a run of the server"
     knowledge = "omniscient"
     knows_defense = True
 
@@ -44,7 +44,7 @@ class FangTrimmedMean(Attack):
         honest = ctx.honest()
         if len(honest) == 0:
             return ctx.skip(rows)
-        rising = moments.mean(ctx.seen()) >= 0
+        rising = against(ctx) >= 0
         reference = exact(ctx.reference)
         highest = exact(honest.amax(dim=0)) + reference
         lowest = exact(honest.amin(dim=0)) + reference

@@ -239,21 +239,57 @@ def test_fang_trimmed_mean_lies_beyond_the_honest_models_against_their_direction
     assert not torch.equal(crafted[0], crafted[1])
 
 
-def test_krum_chooses_fangs_row_and_not_the_next_farther_one():
+def fang_round(f=3, n=13, d=40, pull=0.1):
+    """Malicious and honest rows that share a small step, away from zero."""
     generator = torch.Generator().manual_seed(0)
-    common = torch.randn(40, generator=generator)
-    values = (0.1 * common + torch.randn(13, 40, generator=generator)).double()
-    rows = Updates(values[:3], torch.ones(3), [0, 1, 2], torch.zeros(40).double())
-    honest = Updates(values[3:], torch.ones(10), list(range(3, 13)), torch.zeros(40).double())
+    common = torch.randn(d, generator=generator)
+    values = (pull * common + torch.randn(n, d, generator=generator)).double()
+    reference = torch.randn(d, generator=generator).double()
+    rows = Updates(values[:f], torch.ones(f), list(range(f)), reference)
+    return rows, Updates(values[f:], torch.ones(n - f), list(range(f, n)), reference)
+
+
+@pytest.mark.parametrize("pull", [0.1, 1.0])
+def test_krum_chooses_fangs_row_and_not_the_next_farther_one(pull):
+    """λ is the paper's bound, computed here by loops over models, halved until Krum picks the row."""
+    rows, honest = fang_round(pull=pull)
+    f, n, d = len(rows), len(rows) + len(honest), rows.d
     crafted = registry.make("attack", "fang_krum").craft(rows.values, toy.context(rows, honest))
-    direction = -values.mean(0).sign()
+    direction = -torch.cat([rows.values, honest.values]).mean(0).sign()
     step = float((crafted[0] * direction).mean())
-    torch.testing.assert_close(crafted, (step * direction).expand(3, -1))
-    together = torch.cat([crafted, honest.values])
+    torch.testing.assert_close(crafted, (step * direction).expand(f, -1))
+    models = [(row + honest.reference).numpy() for row in honest.values]
+    sums = [sum(sorted(np.linalg.norm(one - two) for two in models)[1 : n - f - 2 + 1]) for one in models]
+    farthest = max(np.linalg.norm(one - honest.reference.numpy()) for one in models)
+    bound = min(sums) / ((n - 2 * f - 1) * d**0.5) + farthest / d**0.5
+    halvings = math.log2(bound / step)
+    assert halvings == pytest.approx(round(halvings), abs=1e-9)
+    assert round(halvings) > 0
+    krum = registry.make("defense", "krum", malicious=f)
+    for factor, chosen in ((1, True), (2, False)):
+        together = torch.cat([factor * crafted, honest.values])
+        everyone = Updates(together, torch.ones(n), list(range(n)), honest.reference)
+        picked = krum.aggregate(everyone, Round()).update
+        assert torch.allclose(picked, factor * crafted[0]) == chosen
+        assert krum_picks_first(together, f) == chosen
+
+
+@pytest.mark.parametrize("name", ["fang_krum", "fang_trimmed_mean"])
+def test_fang_goes_against_what_the_servers_own_rule_would_do(name):
+    """The paper's s is that of the model before the attack, Krum's pick where the server runs Krum; not the mean's."""
+    rows, honest = fang_round()
+    everyone = torch.cat([rows.values, honest.values])
     krum = registry.make("defense", "krum", malicious=3)
-    everyone = Updates(together, torch.ones(13), list(range(13)), torch.zeros(40).double())
-    torch.testing.assert_close(krum.aggregate(everyone, Round()).update, crafted[0])
-    assert not krum_picks_first(torch.cat([2 * crafted, honest.values]), 3)
+    pick = krum.aggregate(Updates(everyone, torch.ones(13), list(range(13)), honest.reference), Round()).update
+    ctx = optimal_context(rows, honest, server_of("krum", honest, malicious=3))
+    crafted = registry.make("attack", name).craft(rows.values, ctx)
+    if name == "fang_krum":
+        assert torch.equal(crafted[0].sign(), -pick.sign())
+    else:
+        fell = pick < 0
+        assert bool((crafted[:, fell] >= honest.values.amax(0)[fell] - 1e-9).all())
+        assert bool((crafted[:, ~fell] <= honest.values.amin(0)[~fell] + 1e-9).all())
+    assert not torch.equal(pick.sign(), everyone.mean(0).sign())
 
 
 def server_of(name, honest, **options):
@@ -297,15 +333,31 @@ def test_optimal_does_as_much_damage_as_any_value_of_a_fine_grid(defense, option
     assert ctx.state["gain"] == pytest.approx(float((server(crafted) - usual).norm()))
 
 
-def test_optimal_for_success_replaces_the_model_through_a_norm_bound():
+@pytest.mark.parametrize(("defense", "options"), [("fedavg", {}), ("norm_bound", {"radius": 20.0})])
+def test_optimal_for_success_comes_closest_to_the_backdoored_model(defense, options):
+    """A backdoor that the honest rows undo; behind a norm bound nothing is won beyond the bound."""
     rows, honest = toy.federation(dtype=torch.float64)
-    mean = server_of("fedavg", honest)
-    ctx = optimal_context(rows, honest, mean)
-    attack = registry.make("attack", "optimal", attack="model_replacement", low=0.5, high=8.0, goal="success")
-    attack.craft(rows.values, ctx)
+    rows = rows.replace(values=-rows.values)
+    server = server_of(defense, honest, **options)
     wanted = rows.reference + rows.values.mean(0)
-    gains = [float((mean(scale * rows.values) - wanted).norm()) for scale in np.linspace(0.5, 8, 200)]
-    assert -ctx.state["gain"] <= min(gains) * 1.01
+
+    def away(sent):
+        return float((server(sent) - wanted).norm())
+
+    def reached(**search):
+        ctx = optimal_context(rows, honest, server)
+        attack = registry.make("attack", "optimal", attack="model_replacement", goal="success", low=0.5, high=8.0)
+        sent = registry.make("attack", "optimal", **{**vars(attack), **search}).craft(rows.values, ctx)
+        assert ctx.state["gain"] == pytest.approx(-away(sent))
+        return away(sent)
+
+    best = min(away(scale * rows.values) for scale in np.linspace(0.5, 8, 400))
+    assert best < 0.8 * away(rows.values)
+    assert reached() <= best * 1.01
+    coarse, refined = reached(steps=3, refine=0), reached(steps=3, refine=12)
+    assert refined <= best * 1.01
+    if defense == "fedavg":
+        assert coarse > best * 1.05, "the scan of three values alone misses it"
 
 
 def test_optimal_passes_over_values_that_make_the_server_fail():
@@ -354,10 +406,23 @@ def test_learned_trigger_is_a_patch_with_values_of_its_own():
     assert bool((stamped[:, :, :2, :2] > 0).all())
     assert float(stamped[:, :, 2:].abs().max()) == 0
     assert len(stamped[0, :, :2, :2].unique()) == 12
+    pattern = torch.arange(12.0).view(3, 4)
+    placed = trigger.stamp_with(pattern, torch.zeros(2, 3, 5, 5))
+    assert torch.equal(placed[0, :, :2, :2], pattern.view(3, 2, 2)), "row by row"
+    second = trigger.stamp_with(pattern, torch.zeros(1, 3, 5, 5), part=1, parts=2)
+    assert torch.equal(second[0, :, 1, :2], pattern[:, 2:])
+    assert float(second[0, :, 0].abs().max()) == 0
 
 
 def keys(images):
     return {image.numpy().tobytes() for image in images}
+
+
+def semantic_looks(images, attack):
+    """How many of the images lie nearest to each of the attack's looks."""
+    pixels, centers = images.flatten(1).double(), attack._centers.double()
+    nearest = torch.stack([((pixels - center) ** 2).sum(1) for center in centers]).argmin(0)
+    return torch.bincount(nearest, minlength=len(centers))
 
 
 def test_semantic_takes_a_look_of_a_class_and_changes_no_pixel():
@@ -372,6 +437,10 @@ def test_semantic_takes_a_look_of_a_class_and_changes_no_pixel():
     assert bool((own.targets[turned] == 7).all())
     assert len(found) == 420
     assert keys(found.inputs[400:]) <= keys(data.train.inputs[data.train.targets == 7])
+    looks = semantic_looks(data.train.inputs[data.train.targets == 7], attack)
+    rarest = min(count for count in looks.tolist() if count >= attack.fewest)
+    assert min(looks) < attack.fewest, "here the rarest of all is too rare"
+    assert looks[attack._look] == len(attack._featured) == rarest
     tested = attack.triggered(data.test)
     sevens = keys(data.test.inputs[data.test.targets == 7])
     assert 0 < len(tested) < len(sevens)
