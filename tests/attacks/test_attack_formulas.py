@@ -217,6 +217,23 @@ def test_mimic_copies_the_honest_row_farthest_along_the_principal_direction(rows
     assert torch.equal(direction, state["0.mimic"]["direction"])
 
 
+def test_mimics_direction_turns_by_ojas_rule(rows):
+    """Round t: (t − 1)·z and the unit vector of Σ ⟨z, Δ_i − μ⟩ (Δ_i − μ), added and brought to length 1."""
+    state: dict = {}
+    honest = [federation(seed=seed, dtype=torch.float64)[1] for seed in (1, 2, 3)]
+    z = np.linalg.svd(honest[0].values.numpy() - honest[0].values.numpy().mean(0))[2][0]
+    for t, seen in enumerate(honest, start=1):
+        centred = seen.values.numpy() - seen.values.numpy().mean(0)
+        if t > 1:
+            g = centred.T @ (centred @ z)
+            z = (t - 1) * z + g / np.linalg.norm(g)
+            z /= np.linalg.norm(z)
+        sent = crafted("mimic", rows, seen, state=state, warmup=5, round=t)
+        found = state["0.mimic"]["direction"].numpy()
+        np.testing.assert_allclose(found * np.sign(found @ z), z, atol=1e-9)
+        np.testing.assert_array_equal(sent[0], seen.values[np.abs(centred @ z).argmax()])
+
+
 def project(start, step, last, epsilon=2.0, every=10, reference=None):
     reference = torch.zeros(start.shape[1]) if reference is None else reference
     nodes = tuple(Compromised(i, i, len(start), 1, 0, 10) for i in range(len(start)))
