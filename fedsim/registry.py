@@ -111,7 +111,7 @@ def get(kind: str, name: str) -> Any:
     _load(kind)
     if name not in _parts[kind] and name in _plugins[kind]:
         return _from_entry_point(kind, name)
-    if name in _parts[kind]:
+    if name in _parts[kind] and not name.endswith(":NAME"):
         return _parts[kind][name]
     if name.startswith("flwr:"):
         factory = _parts[kind].get("flwr:NAME")

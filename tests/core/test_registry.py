@@ -78,6 +78,12 @@ def test_unknown_names_come_with_the_nearest() -> None:
         registry.register("atack", "x")
 
 
+@pytest.mark.parametrize(("kind", "first"), [("defense", "Bulyan"), ("partition", "DirichletPartitioner")])
+def test_the_name_in_flowers_prefix_stands_for_one_and_is_none(kind: str, first: str) -> None:
+    with pytest.raises(ScenarioError, match=rf"given 'flwr:NAME'.*{first}"):
+        registry.make(kind, "flwr:NAME")
+
+
 def test_make_builds_or_names_all_faults() -> None:
     krum = fedsim.make("defense", "krum", malicious=2)
     assert (krum.malicious, krum.kind, krum.name) == (2, "defense", "krum")
