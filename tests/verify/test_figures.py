@@ -27,7 +27,7 @@ ALL: dict[str, dict[str, Measured]] = {
         "cmnist_erm": Measured({}, curves("step", "central")),
         "cmnist_hgp": Measured({}, curves("step", "central")),
         "cmnist_fedsgd_hgp": Measured({}, curves("round", "fedsgd")),
-        "cmnist_two_steps_hgp": Measured({}, curves("round", "fedavg")),
+        "cmnist_fedavg_hgp": Measured({}, curves("round", "fedavg")),
         "left_out": Measured({}, curves("angle", "erm", "hgp")),
     },
     "diffgrad": {
