@@ -146,7 +146,7 @@ def test_buckets_change_over_rounds_and_a_rule_behind_them_names_the_clients():
         np.testing.assert_allclose(result.weights @ given.values, result.update, rtol=1e-12)
 
 
-def foolsgold_weights(history):
+def foolsgold_weights(history, confidence):
     n = len(history)
     unit = history / np.linalg.norm(history, axis=1, keepdims=True)
     cs = [[0.0 if i == j else float(unit[i] @ unit[j]) for j in range(n)] for i in range(n)]
@@ -158,19 +158,22 @@ def foolsgold_weights(history):
     alpha = np.clip([1 - max(row) for row in cs], 0, 1)
     alpha = alpha / alpha.max()
     with np.errstate(divide="ignore"):
-        return np.clip(np.log(alpha / (1 - alpha)) + 0.5, 0, 1)
+        return np.clip(confidence * (np.log(alpha / (1 - alpha)) + 0.5), 0, 1)
 
 
-def test_foolsgold_weighs_by_the_similarity_of_whole_histories():
-    part, state, history = make("defense", "foolsgold"), {}, np.zeros((6, 20))
-    for number in range(1, 4):
-        given = rows(6, d=20, seed=number)
+@pytest.mark.parametrize("confidence", [0.1, 1.0])
+def test_foolsgold_weighs_by_the_similarity_of_whole_histories(confidence):
+    part, state, history, between = make("defense", "foolsgold", confidence=confidence), {}, np.zeros((6, 5)), 0
+    for number in range(1, 5):
+        given = rows(6, d=5, seed=number, shift=0.5)
         present = [0, 1, 2, 3, 4, 5] if number != 2 else [0, 2, 3, 5]
         here = given.rows(present)
         history[present] += here.values.numpy()
         result = part.aggregate(here, Round(round=number, state=state))
-        expected = foolsgold_weights(history[present])
+        expected = foolsgold_weights(history[present], confidence)
         np.testing.assert_allclose(result.weights, expected / expected.sum(), atol=1e-6)
+        between += int(((expected > 0) & (expected < 1)).sum())
+    assert between >= 3, "weights that are neither 0 nor 1 tell the histories apart"
 
 
 def test_foolsgold_silences_sybils_and_not_the_honest():
@@ -190,6 +193,19 @@ def test_flame_drops_the_small_cluster_and_clips_to_the_median(of):
     assert len(chosen) >= 7
     clipped = [values[i] * min(1, middle / np.linalg.norm(values[i])) for i in chosen]
     np.testing.assert_allclose(result.update, np.mean(clipped, axis=0), rtol=1e-10)
+
+
+@pytest.mark.parametrize("of", ["models", "updates"])
+def test_flames_cluster_is_of_more_than_half(of):
+    """Seven honest clients of two kinds: the five attackers are the largest of the three tight groups."""
+    generator = np.random.default_rng(0)
+    attackers, common = generator.normal(size=200), generator.normal(size=200)
+    kinds = [common + 0.5 * generator.normal(size=200) for _ in range(2)]
+    groups = ((attackers, 5, 0.02), (kinds[0], 4, 0.05), (kinds[1], 3, 0.05))
+    values = np.concatenate([center + wide * generator.normal(size=(n, 200)) for center, n, wide in groups])
+    reference = torch.from_numpy(generator.normal(size=200))
+    given = Updates(torch.from_numpy(values), torch.ones(12), list(range(12)), reference)
+    assert kept(make("defense", "flame", of=of).aggregate(given)) == list(range(5, 12))
 
 
 def test_flames_noise_is_a_share_of_the_median_norm():
@@ -303,6 +319,34 @@ def test_fldetector_finds_who_does_not_follow_from_the_round_before():
         weights = weights + result.update.numpy()
     assert kept(result) == list(range(3, 10))
     assert float(result.scores["fldetector"][:3].min()) > float(result.scores["fldetector"][3:].max())
+
+
+def test_fldetectors_scores_by_loops():
+    """ĝ_i = g_i^{t−1} + Ĥ(w_t − w_{t−1}); who was away is predicted by the last mean; s_i over the last N rounds."""
+    part, state, window = make("defense", "fldetector", window=3), {}, 3
+    generator = np.random.default_rng(4)
+    offsets, scale = generator.normal(size=(6, 8)), generator.uniform(0.2, 2.0, size=8)
+    weights, means, before, past = [generator.normal(size=8)], [], {}, {}
+    for number in range(1, 8):
+        present = [i for i in range(6) if (i, number) not in {(1, 4), (1, 5), (3, 2)}]
+        gradients = {i: scale * (weights[-1] - offsets[i]) + 0.3 * generator.normal(size=8) for i in present}
+        rows = torch.from_numpy(np.stack([-gradients[i] for i in present]))
+        given = Updates(rows, torch.ones(len(present)), present, torch.from_numpy(weights[-1].copy()))
+        result = part.aggregate(given, Round(round=number, state=state))
+        if number >= 3:
+            steps = np.diff(weights[:-1], axis=0)[-window:]
+            turns = np.diff(means, axis=0)[-window:]
+            moved = torch.from_numpy(weights[-1] - weights[-2])
+            change = hessian_product(torch.from_numpy(steps), torch.from_numpy(turns), moved).numpy()
+            away = {i: np.linalg.norm(before.get(i, means[-1]) + change - gradients[i]) for i in present}
+            for i in present:
+                past[i] = [*past.get(i, []), away[i] / sum(away.values())][-window:]
+            expected = [np.mean(past[i]) for i in present]
+            np.testing.assert_allclose(result.scores["fldetector"], expected, rtol=1e-8)
+            assert np.linalg.norm(change) > 0.1 * np.mean(list(away.values())), "the Hessian matters here"
+        before.update(gradients)
+        means.append(np.mean(list(gradients.values()), axis=0))
+        weights.append(weights[-1] + 0.3 * rows.numpy().mean(0))
 
 
 def test_rflbat_drops_the_cluster_whose_members_are_alike():
