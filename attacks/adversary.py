@@ -12,7 +12,8 @@ Production Federated Learning", IEEE S&P 2022, arXiv:2108.10241.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -200,15 +201,12 @@ class Adversary:
         for position, part in enumerate(self.attacks):
             if not overrides(part, "craft"):
                 continue
-            name = f"{position}.{getattr(part, 'name', type(part).__name__)}"
+            name = f"{position}.{_label(part)}"
             pieces = []
             for index, own in self._views(len(rows), memory.setdefault(name, {}), rows.client_ids):
                 ctx = self._craft(claimed.rows(index), honest, len(rows), own, shared)
-                try:
+                with _named(part, position):
                     crafted = part.craft(current[index], ctx)
-                except KnowledgeError as error:
-                    who = f"the attack '{name.partition('.')[2]}' (adversary.attacks[{position}]) reached for"
-                    raise KnowledgeError(f"{who} {error}") from error
                 pieces.append(_same_shape(crafted, current[index], name))
             current = torch.cat(pieces)
         return current, claimed.num_examples
@@ -217,13 +215,14 @@ class Adversary:
         counts = rows.num_examples
         if self.claim is not None:
             counts = torch.full_like(counts, float(self.claim))
-        for part in self.attacks:
+        for position, part in enumerate(self.attacks):
             if not overrides(part, "claimed_examples"):
                 continue
             pieces = []
             for index, own in self._views(len(rows), {}, rows.client_ids):
                 ctx = self._craft(rows.rows(index), honest, len(rows), own, shared)
-                pieces.append(part.claimed_examples(counts[index], ctx))
+                with _named(part, position):
+                    pieces.append(part.claimed_examples(counts[index], ctx))
             counts = torch.cat(pieces).to(torch.float64)
         return counts
 
@@ -287,7 +286,7 @@ def _rights(attacks: Sequence[Attack], knowledge: str, knows_defense: bool) -> l
         return [Fault("adversary.knowledge", knowledge, "own, colluding or omniscient")]
     faults = []
     for position, part in enumerate(attacks):
-        who = f"the attack '{getattr(part, 'name', type(part).__name__)}' (adversary.attacks[{position}])"
+        who = f"the attack '{_label(part)}' (adversary.attacks[{position}])"
         if KNOWLEDGE.index(part.knowledge) > KNOWLEDGE.index(knowledge):
             faults.append(Fault("adversary.knowledge", knowledge, f"'{part.knowledge}', which {who} needs"))
         if part.knows_defense and not knows_defense:
@@ -295,6 +294,20 @@ def _rights(attacks: Sequence[Attack], knowledge: str, knows_defense: bool) -> l
     if knows_defense and knowledge != "omniscient":
         faults.append(Fault("adversary.knows_defense", True, "true only with adversary.knowledge = 'omniscient'"))
     return faults
+
+
+def _label(part: Attack) -> str:
+    return getattr(part, "name", type(part).__name__)
+
+
+@contextmanager
+def _named(part: Attack, position: int) -> Iterator[None]:
+    """What reaches for hidden rows is named in the error."""
+    try:
+        yield
+    except KnowledgeError as error:
+        who = f"the attack '{_label(part)}' (adversary.attacks[{position}])"
+        raise KnowledgeError(f"{who} reached for {error}") from error
 
 
 def _same_shape(crafted: Tensor, rows: Tensor, name: str) -> Tensor:

@@ -14,7 +14,8 @@ hook             where it runs                 what it does
 ``craft``        the adversary, before         changes the malicious rows, seeing what its knowledge allows
                  they are sent
 ``trigger``      the evaluation                what test images get, to measure the attack success rate
-``observe``      every message, read-only      the honest-but-curious side
+``observe``      every message that it may     the honest-but-curious side
+                 see, read-only
 ===============  ============================  ==============================================================
 
 Attacks combine in a list: ``attacks = [{ name = "badnets" }, { name = "model_replacement" }]``; each hook of the
@@ -322,7 +323,7 @@ class Attack:
         return {}
 
     def observe(self, message: Message, reply: Message | None) -> None:
-        """See a message that passed (and its reply); must not change it."""
+        """See a message that passed, and its reply: of its own clients, of all if omniscient; must not change it."""
 
 
 def overrides(part: Attack | type[Attack], hook: str) -> bool:

@@ -1,7 +1,8 @@
 """A grid around any other: it holds the adversary's nodes.
 
 Messages to nodes that the adversary holds are marked, so that the attacks' hooks run there; what these nodes reply is
-crafted on its way back, seeing just what the threat model allows. Every message passes the attacks' ``observe``.
+crafted on its way back, seeing just what the threat model allows. What passes is shown to the attacks' ``observe``:
+every message to an omniscient adversary, to any other those of its own nodes.
 """
 
 from __future__ import annotations
@@ -288,8 +289,12 @@ class AdversarialGrid(Grid):
         return server
 
     def _show(self, attack: Any, sent: list[Message], replies: list[Message]) -> None:
+        assert self._directory is not None
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
         for message in sent:
+            client = self._directory.partition(message.metadata.dst_node_id)
+            if self.adversary.knowledge != "omniscient" and not self.adversary.holds([client])[0]:
+                continue
             reply = by_node.get(message.metadata.dst_node_id)
             seen = reply if reply is None or reply.has_error() else with_content(reply, _copied(reply.content))
             attack.observe(with_content(message, _copied(message.content)), seen)

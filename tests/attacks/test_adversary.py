@@ -200,6 +200,18 @@ def test_who_reaches_for_honest_rows_is_named_with_the_knowledge_that_it_takes(k
         adversary([flip(), Reaching()], count=3, knowledge=knowledge).craft(rows, honest, round=1, num_clients=11)
 
 
+class Claiming(Attack):
+    def claimed_examples(self, num_examples, ctx):
+        return num_examples + ctx.honest_examples.sum()
+
+
+def test_who_claims_by_what_is_hidden_is_named_too():
+    rows, honest = federation()
+    said = r"the attack 'Claiming' \(adversary\.attacks\[0\]\) reached for honest examples: given knowledge = 'own'"
+    with pytest.raises(KnowledgeError, match=said):
+        adversary([Claiming()], count=3, knowledge="own").craft(rows, honest, round=1, num_clients=11)
+
+
 def test_a_misspelt_field_is_no_matter_of_knowledge():
     with pytest.raises(AttributeError, match="honest_row"):
         sees("omniscient")[0][0].honest_row  # noqa: B018

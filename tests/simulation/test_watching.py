@@ -10,6 +10,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
+from attacks.adversary import Adversary
 from fedsim import flower, registry
 from fedsim.federation import build
 from fedsim.grids.local import LocalGrid
@@ -71,6 +72,20 @@ def test_every_message_is_observed_and_none_is_changed() -> None:
         cohorts = [client + flower.FIRST_NODE for line in result.lines for client in line["cohort"]]
         assert nodes == cohorts
     assert {found for found, _, _ in watching.seen} == {*kinds, "evaluate"}
+
+
+@pytest.mark.parametrize("knowledge", ["own", "colluding", "omniscient"])
+def test_other_clients_messages_pass_an_adversary_that_is_not_omniscient_unseen(knowledge: str) -> None:
+    watching = plug_in()
+    overhearing = {"name": WATCHING.replace(":Watching", ":Overhearing")}
+    case = small(adversary={"count": 3, "knowledge": knowledge, "attacks": [overhearing]})
+    result = simulate(case)
+    held = {int(client) + flower.FIRST_NODE for client in Adversary.of(case).pool}
+    asked = {client + flower.FIRST_NODE for line in result.lines for client in line["cohort"]}
+    seen = {node for kind, node, answered in watching.seen if kind == "train" and answered}
+    assert asked - held
+    assert asked & held
+    assert seen == (asked if knowledge == "omniscient" else asked & held)
 
 
 ALL = {"knowledge": "omniscient", "knows_defense": True}

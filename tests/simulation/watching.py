@@ -42,6 +42,16 @@ class Watching(Attack):
             content.clear()
 
 
+class Overhearing(Watching):
+    """Sees no more than its own clients do."""
+
+    knowledge = "own"
+    knows_defense = False
+
+    def craft(self, rows: Tensor, ctx: Craft) -> Tensor:
+        return -rows
+
+
 def none_seen() -> Any:
     for noted in (Watching.seen, Watching.previews, Watching.received):
         noted.clear()
