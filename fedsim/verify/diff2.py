@@ -48,7 +48,14 @@ def calibration(seed: int) -> Measured:
             "5 to 12",
             2.0,
         ),
-        "half": Expected("share of seeds on which DIFF2's is at most half of DP-GD's", "1", 1.0),
+        "half": Expected(
+            "share of seeds on which DIFF2's is at most half of DP-GD's",
+            "1",
+            0.6,
+            0.6,
+            differs="DIFF2 is ahead on every seed, by 2.2, 12, 1.3, 4.3 and 2.0 times, which is half and less on three of "
+            "five: it arrives sooner, and by the last rounds DP-GD has come to the same floor",
+        ),
         "last": Expected("the same after the last round alone", "5 to 12"),
         "loss": Expected("test loss of DIFF2 less that of DP-GD", "not always lower"),
     },
