@@ -53,8 +53,8 @@ def calibration(seed: int) -> Measured:
             "1",
             0.6,
             0.6,
-            differs="DIFF2 is ahead on every seed, by 2.2, 12, 1.3, 4.3 and 1.96 times, at most half on three of five: it "
-            "arrives sooner, and by the last rounds DP-GD has come to the same floor",
+            differs="DIFF2 is ahead on every seed, by 2.2, 12, 1.3, 4.3 and 1.96 times, at most half on three of five: "
+            "it arrives sooner, and by the last rounds DP-GD has come to the same floor",
         ),
         "last": Expected("the same after the last round alone", "5 to 12"),
         "loss": Expected("test loss of DIFF2 less that of DP-GD", "not always lower"),
