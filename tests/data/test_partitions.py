@@ -35,12 +35,17 @@ def balanced(n: int, classes: int = 10) -> Dataset:
     classes=st.integers(1, 12),
     alpha=st.sampled_from([1e-4, 0.01, 0.5, 100.0]),
     seed=st.integers(0, 5),
-    name=st.sampled_from(["iid", "dirichlet", "shards", "quantity", "similarity"]),
+    name=st.sampled_from(["iid", "dirichlet", "balanced_dirichlet", "shards", "quantity", "similarity"]),
 )
 def test_every_example_goes_to_exactly_one_client(sizes, classes, alpha, seed, name):
     examples, clients = sizes
     labels = np.random.default_rng(seed).integers(0, classes, examples)
-    options = {"dirichlet": {"alpha": alpha}, "quantity": {"law": "dirichlet", "alpha": alpha}, "shards": {"shards": 1}}
+    options = {
+        "dirichlet": {"alpha": alpha},
+        "balanced_dirichlet": {"alpha": alpha},
+        "quantity": {"law": "dirichlet", "alpha": alpha},
+        "shards": {"shards": 1},
+    }
     part = registry.make("partition", name, **options.get(name, {}))
     shares = part.assign(dataset(labels, classes), clients, seed)
     assert len(shares) == clients
@@ -55,6 +60,7 @@ def test_every_example_goes_to_exactly_one_client(sizes, classes, alpha, seed, n
         ("iid", {}),
         ("iid", {"examples": 7}),
         ("dirichlet", {"alpha": 0.3}),
+        ("balanced_dirichlet", {"alpha": 0.3}),
         ("shards", {}),
         ("similarity", {}),
         ("labels_per_client", {}),
@@ -107,6 +113,28 @@ def test_dirichlet_gives_the_moments_of_its_distribution():
     expected = (1 / clients) * (1 - 1 / clients) / (clients * alpha + 1)
     assert share.mean() == pytest.approx(1 / clients)
     assert share.var() == pytest.approx(expected, rel=0.12)
+
+
+@pytest.mark.parametrize(("weights", "alpha"), [((1, 1, 1, 1), 2.0), ((4, 3, 2, 1), 5.0), ((1, 1, 1, 1), 1000.0)])
+def test_balanced_dirichlet_gives_equal_sizes_and_the_moments_of_its_distribution(weights, alpha):
+    """Of m labels from q ~ Dir(α·p): mean p, variance p(1 - p)·(1 + (m - 1)/(α + 1))/m; less by what is dealt out."""
+    clients, m = 1500, 40
+    prior = np.array(weights) / sum(weights)
+    data = dataset(np.repeat(np.arange(4), (clients * m * prior).round().astype(int)), 4)
+    shares = registry.make("partition", "balanced_dirichlet", alpha=alpha).assign(data, clients, 0)
+    assert set(shares.sizes.tolist()) == {m}
+    share = label_shares(data, shares)
+    np.testing.assert_allclose(share.mean(axis=0), prior, rtol=1e-9)
+    expected = prior * (1 - prior) * (1 + (m - 1) / (alpha + 1)) / m
+    np.testing.assert_allclose(share.var(axis=0), expected, rtol=0.15)
+
+
+def test_balanced_dirichlet_leaves_few_labels_to_a_client_for_small_alpha():
+    data = balanced(10_007)
+    shares = registry.make("partition", "balanced_dirichlet", alpha=1e-6).assign(data, 500, 0)
+    assert sorted(set(shares.sizes.tolist())) == [20, 21]
+    held = (label_shares(data, shares) > 0).sum(axis=1)
+    assert np.median(held) == 1
 
 
 def test_dirichlet_keeps_the_least_size():

@@ -49,6 +49,7 @@ PARTITIONS: list[Any] = [
     {"name": "similarity", "gamma": 0.3},
     {"name": "labels_per_client", "labels": 3},
     {"name": "label_bias", "bias": 0.7},
+    {"name": "balanced_dirichlet", "alpha": 0.5},
     {"name": "feature_shift", "shift": "rotation"},
     {"name": "feature_shift", "shift": "noise"},
     {"name": "feature_shift", "shift": "colour"},
