@@ -75,12 +75,16 @@ def _federated(name: str, known: str) -> dict[str, Expected]:
     }
 
 
-def _local(name: str, known: str, low: float | None, high: float | None) -> dict[str, Expected]:
-    return {"fedavg": Expected(f"test accuracy, {name}, FedAvg", known, low, high)}
+def _local(name: str, known: str, low: float | None, high: float | None, differs: str = "") -> dict[str, Expected]:
+    return {"fedavg": Expected(f"test accuracy, {name}, FedAvg", known, low, high, differs)}
 
 
 _alone: dict[str, Any] = {"seeds": 1, "quick": False, "paper": "hessian_alignment"}
-_five = f"{_setting}; client = domain, 5 local full-batch steps of Adam, kept over rounds; 100 rounds"
+_five = f"{_setting}; client = domain, 5 local full-batch steps of Adam, 100 rounds"
+_drift = (
+    "five steps towards references of the round's start: .21, .27, .33 in rounds 50, 75, 100, still rising when the "
+    "rounds end. With two steps in each of 250 rounds, and with five of an Adam that is kept over rounds, it is .10"
+)
 
 
 @claim(_central("ERM", ".134", None, 0.2, ".864"), source=_setting, **_alone)
@@ -119,7 +123,7 @@ def cmnist_fedavg_erm(seed: int) -> Measured:
     return _fedavg("erm", seed)
 
 
-@claim(_local("HGP", "above .5", 0.5, None), source=_five, **_alone)
+@claim(_local("HGP", "above .5", 0.2, 0.5, _drift), source=_five, **_alone)
 def cmnist_fedavg_hgp(seed: int) -> Measured:
     """Ten minutes on two cores."""
     return _fedavg("hgp", seed)

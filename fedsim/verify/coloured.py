@@ -116,17 +116,12 @@ def fedsgd(data: Part, hidden: int, method: str, lr: float, seed: int, weights: 
 
 
 def fedavg(data: Part, hidden: int, method: str, lr: float, seed: int, weights: str = "torch") -> Scenario:
-    """The federation of domains with five local full-batch steps of Adam; arguments as of :func:`fedsgd`.
-
-    A client keeps its Adam over rounds: a fresh one's first steps are signs, and after the switch to λ it would have
-    forgotten the large gradients before it, beside which those of the aligned loss are small.
-    """
+    """The federation of domains with five local full-batch steps of Adam; arguments as of :func:`fedsgd`."""
     return Scenario(
         rounds=100,
         client={
             **_client(5, method, ANNEAL // 5),
             "optimizer": {"name": "adam", "lr": lr, "weight_decay": 2 * L2},
-            "optimizer_state": "persist",
         },
         **_others(data, hidden, seed, weights),
     )
