@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import fedsim
+from fedsim import registry
 from fedsim.bench.redteam import redteam
+from fedsim.errors import DataMissing
 
 pytest.importorskip("optuna")
 pytestmark = pytest.mark.slow
@@ -66,6 +68,38 @@ def test_krum_falls_to_min_max_and_to_alie_with_a_z_of_its_own(tmp_path: Path) -
     assert max(tuned) > losses["alie"] + 0.2
     assert max(scored.lost[0] for scored in verdict.trials) > losses["min_max"]
     assert min(verdict.adaptive.lost) > 0.3, "it holds on seeds that the search never saw"
+
+
+def test_the_multi_metric_filter_falls_to_small_steps_in_every_round(tmp_path: Path) -> None:
+    """Its scores are those of how an update stands out, and one on a small ball does not: it is kept, and stays."""
+    try:
+        registry.make("dataset", "mnist").load()
+    except DataMissing as error:
+        pytest.skip(str(error))
+    trigger = 'adversary.attacks=[{ name = "edge_case", dataset = "mnist", source = 7, target = 5 }]'
+    found = redteam(
+        "papers/multi_metrics_small_norm",
+        [{"name": "multi_metrics", "keep": 0.3}],
+        4,
+        tmp_path / "out",
+        tune=1,
+        report=2,
+        attacks=["pgd"],
+        sets=[trigger, "rounds=100", "evaluate.every=5"],
+        say=mute,
+    )
+    (verdict,) = found
+    names = [part["name"] for part in verdict.adaptive.attempt.attacks]
+    assert names == ["edge_case", "pgd"]
+    assert verdict.adaptive.attempt.attacks[1]["epsilon"] < 1
+    assert not verdict.adaptive.attempt.schedule or verdict.adaptive.attempt.schedule["name"] == "every_round"
+    assert min(verdict.adaptive.asr) >= 0.9
+    assert sum(verdict.adaptive.lost) / 2 <= 0.02
+    assert min(verdict.adaptive.asr) > max(verdict.static.asr)
+    assert verdict.floor < 0.1
+    clients = fedsim.run(fedsim.Scenario.load(tmp_path / "out" / "adaptive-multi_metrics.toml", {"rounds": 40})).clients
+    attackers = clients[clients["malicious"]]
+    assert attackers["kept"].mean() >= 0.25
 
 
 def test_a_norm_bound_falls_to_small_steps_in_every_round(tmp_path: Path) -> None:
