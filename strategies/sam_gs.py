@@ -1,16 +1,9 @@
-"""SAM-GS: clients as tasks whose gradients differ in length, reconciled by their similarity in magnitude.
+"""SAM-GS: clients as tasks, g_k = −Δ_k, reconciled by how alike the lengths of their updates are.
 
-With g_k = −Δ_k, K clients and ψ(a, b) = 2‖a‖‖b‖ / (‖a‖² + ‖b‖²), Ψ its mean over pairs i < j (as in the authors'
-code; the paper's sum has i = j as well, and with K = 2 would never fall under γ ≤ ½):
-
-    m_k = β₁ m_k + (1 − β₁) g_k,   h = β₂ h + (1 − β₂)(1 − Ψ)² + ε,   m̂_k = m_k/(1 − β₁^t_k),   ĥ = h/(1 − β₂^t)
-    w_k = mean_j ‖g_j‖ / ‖g_k‖           if Ψ < γ  (lengths differ: equalise)
-    w_k = |m̂_k| / (√ĥ + ε), elementwise  otherwise (momentum)
-    Δ = (1/K) Σ_k w_k ⊙ Δ_k
-
-The paper takes the sum, K times this; as a mean it is a step of a client's size. m_k and t_k follow the client over the
-rounds in which it answers. The momentum branch is quadratic in the updates' scale: put an adaptive server optimizer
-behind it. Equal and opposite gradients stay a saddle.
+The rule is :func:`fedsim.optim.sam_gs.surgery`, with the formulas. m_k and t_k follow the client over the rounds in
+which it answers; h and t are the server's. The paper takes the sum of the weighted gradients; here it is their mean,
+a step of a client's size. The momentum branch is quadratic in the updates' scale: put an adaptive server optimizer
+behind it, or ``rescale``. Equal and opposite gradients stay a saddle.
 
 Borsani et al., "Gradient Similarity Surgery in Multi-Task Deep Learning", 2025, arXiv 2506.06130.
 """
@@ -24,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.blocks import exact
+from fedsim.optim.sam_gs import Pairs, State, surgery
 from fedsim.updates import Aggregate, Updates
 from strategies.defense import Defense, Round, defense
 
@@ -39,6 +33,9 @@ class SAMGS(Defense):
         beta_1: β₁, decay of the clients' momentum.
         beta_2: β₂, decay of the dissimilarity's mean.
         eps: ε.
+        pairs: what the similarity runs over: "distinct" clients (the authors' code), or "all" pairs, each client with
+            itself too (the paper).
+        rescale: give the momentum branch the length that the plain mean has.
     """
 
     cost = "n·d"
@@ -48,48 +45,44 @@ class SAMGS(Defense):
     beta_1: Decay = 0.9
     beta_2: Decay = 0.99
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    pairs: Pairs = "distinct"
+    rescale: bool = False
 
     def combine(self, updates: Updates, ctx: Round) -> Aggregate:
-        n, norms = len(updates), updates.norms
-        similarity = magnitude_similarity(norms)
         rows = exact(updates.values)
-        moments = self._moments(updates.client_ids, -rows, ctx.state)
-        spread = self.beta_2 * float(ctx.state.get("h", 0.0)) + (1 - self.beta_2) * (1 - similarity) ** 2 + self.eps
-        step = int(ctx.state.get("t", 0)) + 1
-        ctx.state["h"], ctx.state["t"] = spread, step
-        if similarity < self.gamma:
-            weights = norms.mean() / norms.clamp(min=1e-300) * (norms > 0)
-            update = (weights.to(rows) / n) @ rows
-        else:
-            root = (spread / (1 - self.beta_2**step)) ** 0.5 + self.eps
-            update = (moments.abs() / root * rows).mean(dim=0)
+        clients = list(map(str, updates.client_ids))
+        state = _state(clients, rows, ctx.state)
+        combined = surgery(
+            -rows,
+            state,
+            betas=(self.beta_1, self.beta_2),
+            gamma=self.gamma,
+            eps=self.eps,
+            pairs=self.pairs,
+            rescale=self.rescale,
+        )
+        _keep(clients, state, ctx.state)
+        update = -combined.gradient / len(rows)
         largest = torch.finfo(updates.values.dtype).max
         update = update.clamp(-largest, largest).to(dtype=updates.values.dtype, device=updates.values.device)
-        return Aggregate(update, torch.full((n,), torch.nan, dtype=torch.float64))
-
-    def _moments(self, clients: list[int], gradients: Tensor, state: dict[str, Any]) -> Tensor:
-        """(n, d) bias-corrected m̂_k of these clients, whose memory moves on."""
-        memory: dict[str, Tensor] = dict(state.get("moments", {}))
-        counts: dict[str, int] = dict(state.get("counts", {}))
-        found = []
-        for client, gradient in zip(map(str, clients), gradients, strict=True):
-            before = memory.get(client)
-            moment = (1 - self.beta_1) * gradient
-            memory[client] = moment if before is None else self.beta_1 * before.to(moment) + moment
-            counts[client] = counts.get(client, 0) + 1
-            found.append(memory[client] / (1 - self.beta_1 ** counts[client]))
-        state["moments"], state["counts"] = memory, counts
-        return torch.stack(found)
+        return Aggregate(update, torch.full((len(rows),), torch.nan, dtype=torch.float64))
 
 
-def magnitude_similarity(norms: Tensor) -> float:
-    """Ψ, the mean over pairs i < j of 2ab / (a² + b²); pairs of zeros are alike."""
-    n = len(norms)
-    if n < 2:
-        return 1.0
-    first, second = torch.triu_indices(n, n, 1)
-    a, b = norms[first], norms[second]
-    largest = torch.maximum(a, b)
-    ratio = torch.minimum(a, b) / largest.clamp(min=1e-300)
-    ratio = torch.where(largest > 0, ratio, 1.0)
-    return float((2 * ratio / (1 + ratio.square())).mean())
+def _state(clients: list[str], rows: Tensor, kept: dict[str, Any]) -> State:
+    """What SAM-GS remembers of these clients; nothing of those that answer for the first time."""
+    state = State.fresh(len(rows), rows.shape[1], rows.dtype, rows.device)
+    state.spread.fill_(float(kept.get("h", 0.0)))
+    state.steps.fill_(int(kept.get("t", 0)))
+    for row, client in enumerate(clients):
+        if client in kept.get("counts", {}):
+            state.momentum[row] = kept["moments"][client]
+            state.counts[row] = kept["counts"][client]
+    return state
+
+
+def _keep(clients: list[str], state: State, kept: dict[str, Any]) -> None:
+    """Write it back; clients that did not answer keep what they had."""
+    kept["h"], kept["t"] = float(state.spread), int(state.steps)
+    moments = (row.clone() for row in state.momentum)
+    kept["moments"] = kept.get("moments", {}) | dict(zip(clients, moments, strict=True))
+    kept["counts"] = kept.get("counts", {}) | dict(zip(clients, state.counts.tolist(), strict=True))

@@ -398,22 +398,28 @@ def test_rm3_is_the_median_of_three_rounds_and_waits_for_them():
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
-def test_sam_gs_in_both_branches(gamma):
-    part, state = make("defense", "sam_gs", gamma=gamma), {}
+@pytest.mark.parametrize("pairs", ["distinct", "all"])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_sam_gs_in_both_branches(gamma, pairs, rescale):
+    part, state = make("defense", "sam_gs", gamma=gamma, pairs=pairs, rescale=rescale), {}
     moments, h = np.zeros((4, 7)), 0.0
     for number in range(1, 4):
         given = rows(4, seed=number)
         gradients = -given.values.numpy()
         norms = np.linalg.norm(gradients, axis=1)
-        psi = np.mean([2 * a * b / (a * a + b * b) for a, b in itertools.combinations(norms, 2)])
+        over = itertools.combinations(norms, 2) if pairs == "distinct" else itertools.product(norms, norms)
+        psi = np.mean([2 * a * b / (a * a + b * b) for a, b in over])
         moments = 0.9 * moments + 0.1 * gradients
         h = 0.99 * h + 0.01 * (1 - psi) ** 2 + 1e-8
         if psi < gamma:
             weights = (norms.mean() / norms)[:, None]
         else:
             weights = np.abs(moments / (1 - 0.9**number)) / (np.sqrt(h / (1 - 0.99**number)) + 1e-8)
+        wanted = -(weights * gradients).mean(axis=0)
+        if rescale and psi >= gamma:
+            wanted *= np.linalg.norm(gradients.mean(axis=0)) / np.linalg.norm(wanted)
         result = part.aggregate(given, Round(round=number, state=state))
-        np.testing.assert_allclose(result.update, -(weights * gradients).mean(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(result.update, wanted, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["weak_dp", "crfl"])

@@ -106,14 +106,15 @@ def test_cagrad_without_a_radius_is_the_mean():
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
-def test_sam_gs_on_the_server_is_the_optimizers_over_clients_that_come_and_go(gamma):
-    part, state = make("defense", "sam_gs", gamma=gamma), {}
+@pytest.mark.parametrize("options", [{}, {"pairs": "all"}, {"rescale": True}])
+def test_sam_gs_on_the_server_is_the_optimizers_over_clients_that_come_and_go(gamma, options):
+    part, state = make("defense", "sam_gs", gamma=gamma, **options), {}
     memory = State.fresh(4, 6, torch.float64)
     for number, clients in enumerate(([0, 2], [1, 2, 3], [0, 1, 3]), start=1):
         gradients = normal(len(clients), 6, seed=number)
         ctx = Round(round=number, part="sam_gs", state=state)
         found = part.aggregate(rows_of(-gradients, clients), ctx).update
-        wanted = surgery(gradients, memory, tasks=clients, gamma=gamma).gradient
+        wanted = surgery(gradients, memory, tasks=clients, gamma=gamma, **options).gradient
         torch.testing.assert_close(-found * len(clients), wanted)
 
 
