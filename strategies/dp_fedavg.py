@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +34,7 @@ from fedsim.errors import NOTHING, Fault, FedsimError
 from fedsim.privacy.mechanism import Publication, Setting
 from fedsim.privacy.noise import noised
 from fedsim.privacy.releases import Sampling
+from fedsim.scenario_privacy import claims
 from fedsim.updates import Aggregate, Updates
 from strategies.defense import Defense, Round, defense
 
@@ -51,6 +52,8 @@ class DpFedAvg(Defense):
         clip_lr: η_C, rate at which C moves, in log scale.
         count_noise: σ_b, standard deviation of the noise on the count of updates within C; more than z/2. Without it
             m̄/20, but at least z.
+        denominator: what the noisy sum is divided by, m̄, the "expected" cohort, or the number of updates that were
+            "received", which depends on the cohort and on who answers; only without a claim (privacy.claim = "none").
     """
 
     full_participation: ClassVar[bool] = False
@@ -64,6 +67,7 @@ class DpFedAvg(Defense):
     quantile: Annotated[float, Field(ge=0, le=1)] = 0.5
     clip_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
     count_noise: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    denominator: Literal["expected", "received"] = "expected"
 
     def __post_init__(self) -> None:
         self.noise_multiplier = 0.0
@@ -73,6 +77,12 @@ class DpFedAvg(Defense):
     def check(self, scenario: Any) -> Iterable[Fault]:
         """Whether a claim for clients, with the server's own noise, can hold; whether it can be accounted."""
         found = [*self._table(scenario.privacy), *self._cohort(scenario)]
+        if self.denominator == "received" and claims(scenario):
+            accepted = (
+                "'expected', the same whoever takes part: a random denominator tells who does, and its mean has no "
+                'sensitivity of C/m̄; or privacy.claim = "none"'
+            )
+            found.append(Fault("denominator", self.denominator, accepted, ("privacy.claim",)))
         yield from found
         if found:
             return
@@ -138,7 +148,7 @@ class DpFedAvg(Defense):
     def set_up(self, setting: Setting) -> None:
         """Calibrate the noise and fix the divisor."""
         self.noise_multiplier, self.deployed = multiplier(setting), setting.deployed
-        self.divisor = expected_cohort(setting)
+        self.divisor = expected_cohort(setting) if self.denominator == "expected" else None
 
     def publications(self, setting: Setting, absent: int = 0) -> list[Publication]:
         """The noisy sum of each round and, with ``adaptive``, the noisy count, as the one release that they are."""
@@ -170,7 +180,7 @@ class DpFedAvg(Defense):
 
     def combine(self, updates: Updates, ctx: Round) -> Aggregate:
         clip = float(ctx.state.get("clip", self.clip))
-        divisor = float(len(updates)) if self.divisor is None else self.divisor
+        divisor = float(max(1, len(updates))) if self.divisor is None else self.divisor
         on_sum, on_count = self.noises(divisor)
         norms = updates.norms if len(updates) else torch.zeros(0, dtype=torch.float64)
         factors = (clip / norms.clamp(min=1e-300)).clamp(max=1.0)

@@ -16,6 +16,7 @@ from fedsim.client.memory import Memory
 from fedsim.client.objective import class_mask
 from fedsim.client.workload import Workload
 from fedsim.data.examples import Examples
+from fedsim.optim.batches import shuffled
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Job:
         augmenter: the generator of its augmentations.
         present: (C,) which classes it holds, where its loss asks.
         memory: its optimizer's state, where that is kept over rounds: at the start, and after training at its end.
+        told: measures that its optimizer tells of, after training.
     """
 
     client: int
@@ -45,6 +47,7 @@ class Job:
     augmenter: np.random.Generator | None
     present: Tensor | None = None
     memory: Memory = field(default_factory=dict)
+    told: dict[str, float] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -96,7 +99,7 @@ def make_job(
         straggles, done = stream.random(2)
         if straggles < workload.straggler:
             steps = max(1, int(done * steps))
-    draw = getattr(workload.optimizer, "batches", schedule)
+    draw = getattr(workload.optimizer, "batches", shuffled)
     order, sizes = draw(
         n, steps, workload.batch_size, rng.stream(workload.seed, "client.shuffle", round=round, client=client)
     )
@@ -106,19 +109,6 @@ def make_job(
     asked = workload.loss is not None and workload.loss.masks
     present = class_mask(workload.num_classes, source.targets[as_index(rows, workload.device)]) if asked else None
     return Job(client, round, n, source, rows[order], sizes, compromised, augmenter, present)
-
-
-def schedule(n: int, steps: int, batch: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], list[int]]:
-    """Positions of the examples in the order of their visit, and the size of each of the steps."""
-    if not n or not steps:
-        return np.zeros(0, dtype=np.int64), []
-    epoch = [min(batch, n - start) for start in range(0, n, batch)]
-    epochs = -(-steps // len(epoch))
-    sizes = (epoch * epochs)[:steps]
-    order = (
-        generator.permutation(n) if epochs == 1 else np.concatenate([generator.permutation(n) for _ in range(epochs)])
-    )
-    return order[: sum(sizes)], sizes
 
 
 def augment(workload: Workload, inputs: Tensor, job: Job) -> Tensor:

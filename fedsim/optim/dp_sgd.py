@@ -6,9 +6,9 @@ In each step a client of n examples draws each of them by itself with the probab
 
 B is ``client.batch_size``; the divisor is the expected size of a batch, since its true size is a secret that the noise
 does not cover. A step without examples is noise. Every message is private by itself (``privacy.trust = "local"``), and
-costs its client s Poisson samples at the rate q for the s steps of a round. Shuffled batches, as other optimizers visit
-them, are no Poisson samples, and are not used here. z is ``privacy.noise``, or calibrated for ``privacy.epsilon``, for
-the client that it costs most.
+costs its client s Poisson samples at the rate q for the s steps of a round. Shuffled batches, as
+other optimizers visit them (``sampling = "shuffled"``), are no Poisson samples and have no claim. z is
+``privacy.noise``, or calibrated for ``privacy.epsilon``, for the client that it costs most.
 
 Abadi et al., "Deep Learning with Differential Privacy", CCS 2016 (arXiv:1607.00133).
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim.errors import NOTHING, Fault, PrivacyError
+from fedsim.optim.batches import shuffled
 from fedsim.optim.elementwise import NonNegative, Positive, optimizer
 from fedsim.privacy.mechanism import Publication, Setting
+from fedsim.scenario_privacy import claims
 
 ATTEMPTS = 5
 """Times that the noise is raised to the needs of a client that turns out to cost more."""
@@ -41,6 +43,8 @@ class DpSgd:
         clip: C, largest norm of an example's gradient.
         momentum: share of the last step that is kept.
         weight_decay: L2 penalty, added to the noisy gradient.
+        sampling: of the batches, "poisson", or "shuffled": B examples after B in a fresh order each epoch, the divisor
+            B for the short last one too; only without a claim (privacy.claim = "none").
     """
 
     row_wise: ClassVar[bool] = False
@@ -50,6 +54,7 @@ class DpSgd:
     clip: Positive = 1.0
     momentum: NonNegative = 0.0
     weight_decay: NonNegative = 0.0
+    sampling: Literal["poisson", "shuffled"] = "poisson"
 
     def __post_init__(self) -> None:
         self.noise_multiplier = 0.0
@@ -75,6 +80,12 @@ class DpSgd:
             yield Fault("/privacy.epsilon", NOTHING, accepted)
         if privacy.noise is not None and len(privacy.noise) != 1:
             yield Fault("/privacy.noise", privacy.noise, "[z], the noise's standard deviation over the clip")
+        if self.sampling == "shuffled" and claims(scenario):
+            accepted = (
+                "'poisson', whose amplification is accounted: in a shuffled order an example comes once an epoch for "
+                'certain; or privacy.claim = "none"'
+            )
+            yield Fault("sampling", self.sampling, accepted, ("privacy.claim",))
         if client.clip_norm is not None:
             yield Fault("/client.clip_norm", client.clip_norm, "none: dp_sgd clips each example's gradient to its clip")
         if client.augmentation:
@@ -125,6 +136,8 @@ class DpSgd:
         if not n or not steps:
             return np.zeros(0, dtype=np.int64), []
         source = np.random.default_rng() if self.deployed else generator
+        if self.sampling == "shuffled":
+            return shuffled(n, steps, batch, source)
         rate = min(1.0, batch / n)
         drawn = [np.flatnonzero(source.random(n) < rate).astype(np.int64) for _ in range(steps)]
         return np.concatenate(drawn), [len(each) for each in drawn]

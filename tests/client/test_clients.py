@@ -14,9 +14,10 @@ from torch import nn
 from attacks.attack import Attack
 from fedsim import flower, registry, runtime
 from fedsim.client.app import FederatedClient
-from fedsim.client.job import make_job, schedule
+from fedsim.client.job import make_job
 from fedsim.data.examples import Examples, Shares
 from fedsim.errors import FedsimError
+from fedsim.optim.batches import shuffled
 from fedsim.testing.federation import CLASSES, SHAPE, deltas, initial, messages, mlp, replies, workload
 
 SIZES = (10, 7, 0, 1, 12, 8, 3, 16, 5, 5, 9, 2)
@@ -35,7 +36,7 @@ class Counting(Attack):
 
 @pytest.mark.parametrize(("n", "batch", "epochs"), [(10, 4, 1), (10, 4, 3), (8, 4, 2), (3, 4, 2), (1, 1, 1)])
 def test_each_epoch_visits_each_example_once(n, batch, epochs):
-    order, sizes = schedule(n, epochs * -(-n // batch), batch, np.random.default_rng(0))
+    order, sizes = shuffled(n, epochs * -(-n // batch), batch, np.random.default_rng(0))
     assert len(order) == sum(sizes) == n * epochs
     for epoch in range(epochs):
         assert sorted(order[epoch * n : (epoch + 1) * n]) == list(range(n))
@@ -44,7 +45,7 @@ def test_each_epoch_visits_each_example_once(n, batch, epochs):
 
 
 def test_steps_go_on_over_epochs():
-    order, sizes = schedule(10, 5, 4, np.random.default_rng(0))
+    order, sizes = shuffled(10, 5, 4, np.random.default_rng(0))
     assert sizes == [4, 4, 2, 4, 4]
     assert sorted(order[:10]) == list(range(10))
     assert len(set(order[10:])) == 8
@@ -116,9 +117,9 @@ def test_the_plan_is_balanced_and_ignores_the_order_of_the_messages(cohort):
     assert sorted(i for chunk in chunks for i in chunk) == list(range(cohort))
     assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
     assert len(chunks) == min(cohort, 2 * -(-cohort // 32))
-    shuffled = np.random.default_rng(0).permutation(cohort).tolist()
-    again = app.plan([sent[i] for i in shuffled], [contexts[i] for i in shuffled])
-    assert [[clients[i] for i in chunk] for chunk in chunks] == [[clients[shuffled[i]] for i in c] for c in again]
+    mixed = np.random.default_rng(0).permutation(cohort).tolist()
+    again = app.plan([sent[i] for i in mixed], [contexts[i] for i in mixed])
+    assert [[clients[i] for i in chunk] for chunk in chunks] == [[clients[mixed[i]] for i in c] for c in again]
 
 
 def test_the_reference_path_takes_a_client_at_a_time():

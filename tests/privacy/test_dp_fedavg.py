@@ -125,6 +125,14 @@ def test_the_divisor_and_the_weights_are_fixed(sampler: dict[str, Any], divisor:
         assert got.weights.tolist() == pytest.approx([1 / divisor] * 3)
 
 
+def test_without_a_claim_the_divisor_may_be_what_came() -> None:
+    part = ready({"clip": 100.0, "denominator": "received"}, setting(0.0))
+    values = torch.arange(12.0).reshape(3, 4)
+    torch.testing.assert_close(part.aggregate(rows(values), context()).update, values.mean(0))
+    server = {"defenses": [{"name": "dp_fedavg", "denominator": "received"}], "sampler": POISSON}
+    assert private(server=server, privacy={"noise": [1.0], "claim": "none", **CLIENT})
+
+
 def test_the_noise_has_its_deviation_and_no_memory() -> None:
     part, d = ready({"clip": 3.0}, setting(0.8)), 40_000
     silent = rows(torch.zeros(5, d, dtype=torch.float64))
@@ -230,6 +238,10 @@ UNIFORM = {"defenses": ["dp_fedavg"]}
         (
             {"server": {"defenses": [{"name": "dp_fedavg", "adaptive": True, "count_noise": 0.5}], "sampler": POISSON}},
             r"count_noise: given 0\.5; accepted: above z/2",
+        ),
+        (
+            {"server": {"defenses": [{"name": "dp_fedavg", "denominator": "received"}], "sampler": POISSON}},
+            r"server\.defenses\[0\]\.denominator: given 'received'; accepted: 'expected'",
         ),
         ({"server": {"defenses": ["krum", "dp_fedavg"], "sampler": POISSON}}, r"server\.defenses\[0\]: given 'krum'"),
     ],

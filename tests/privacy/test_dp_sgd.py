@@ -108,6 +108,16 @@ def test_batches_are_poisson_samples() -> None:
     assert part().batches(3, 2, 50, np.random.default_rng(0))[0].tolist() == [0, 1, 2, 0, 1, 2]
 
 
+def test_shuffled_batches_take_each_example_once_an_epoch_and_run_without_a_claim() -> None:
+    order, sizes = part(sampling="shuffled").batches(7, 5, 3, np.random.default_rng(0))
+    assert sizes == [3, 3, 1, 3, 3]
+    assert sorted(order[:7].tolist()) == list(range(7))
+    assert len(set(order[7:].tolist())) == 6
+    optimizer = {"name": "dp_sgd", "lr": 0.2, "sampling": "shuffled"}
+    privacy = {"noise": [1.0], "trust": "local", "claim": "none"}
+    assert len(simulate(private(client={"per_round": 3, "optimizer": optimizer}, privacy=privacy)).lines) == 4
+
+
 def test_the_noise_is_that_of_the_sum_over_the_expected_batch() -> None:
     model = torch.nn.Linear(4000, 10)
     inputs, targets = torch.zeros(0, 4000), torch.zeros(0, dtype=torch.int64)
@@ -209,6 +219,10 @@ def test_workers_and_interruptions_change_no_bit(tmp_path: Path) -> None:
         ({"engine": {"path": "stacked"}}, r"engine\.path: given 'stacked'; accepted: 'auto' or 'reference'"),
         ({"engine": {"precision": "bfloat16"}}, r"engine\.precision: given 'bfloat16'"),
         ({"client": {"optimizer": "dp_sgd", "per_round": 3, "clip_norm": 1.0}}, r"client\.clip_norm: given 1\.0"),
+        (
+            {"client": {"optimizer": {"name": "dp_sgd", "sampling": "shuffled"}, "per_round": 3}},
+            r"client\.optimizer\.sampling: given 'shuffled'; accepted: 'poisson'",
+        ),
         (
             {"server": {"defenses": [{"name": "flwr:FedAvg", "fraction_evaluate": 0.5}]}},
             r"server\.defenses\[0\]\.fraction_evaluate: given 0\.5; accepted: 0\.0",
