@@ -35,7 +35,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.errors import NOTHING, Fault, UpdatesError
+from fedsim.errors import NOTHING, Fault, PrivacyError, UpdatesError
 from fedsim.flower import Flat, flatten
 from fedsim.privacy.mechanism import Publication
 from fedsim.privacy.noise import noised
@@ -90,6 +90,14 @@ class GradientDifferences(Estimator):
 
     def set_up(self, setting: Setting) -> None:
         self.setting = setting
+        privacy = setting.privacy
+        counts = privacy.claim != "none" if privacy.noise is not None else privacy.epsilon not in (None, "inf")
+        if counts and privacy.unit == "example" and 0 in list(setting.sizes):
+            raise PrivacyError(
+                f"partition: given client {list(setting.sizes).index(0)} without examples; accepted: at least one "
+                "for each client, since the noise is calibrated to whoever has the fewest (some partitions take "
+                'min_examples; privacy.unit = "client" counts no examples)'
+            )
         self.sigma = self._noise(setting)
 
     def _noise(self, setting: Setting) -> tuple[float, float]:

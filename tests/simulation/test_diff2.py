@@ -276,6 +276,15 @@ def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], said: str) 
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("privacy", [{"epsilon": 3.0}, {"noise": [1.0, 1.0]}])
+def test_a_client_without_examples_is_named(privacy: dict[str, Any]) -> None:
+    partition = {"name": "dirichlet", "alpha": 0.001, "min_examples": 0}
+    with pytest.raises(
+        ScenarioError, match=r"given client \d+ without examples; accepted: at least one for each client"
+    ):
+        build(private(data={"clients": 30, "partition": partition}, client={"per_round": 30}, privacy=privacy))
+
+
 def test_a_slip_is_told_with_the_rounds_that_it_lasts() -> None:
     attack = {"count": 2, "attacks": [{"name": "badnets", "target": 0}]}
     part = {**DIFF2, "restart": 4}
