@@ -399,8 +399,7 @@ class DefendedStrategy(Strategy):
                 losses[client] = (float(loss), count)
         refused |= dict.fromkeys(asked - rows.keys() - refused.keys(), "no reply")
         outcome.faults += [(client, refused[client]) for client in sorted(refused)]
-        if self.estimator is not None:
-            outcome.measures |= clipping(told)
+        outcome.measures |= clipping(told) if self.estimator is not None else friction(told)
         total = sum(count for _, count in losses.values())
         if total:
             outcome.train_loss = sum(losses[client][0] * losses[client][1] for client in sorted(losses)) / total
@@ -528,10 +527,17 @@ def clipping(told: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, float |
     found: dict[str, float | None] = {}
     total = sum(n for n, _ in shares)
     if total:
-        found["clipped"] = sum(n * share for n, share in shares) / total
+        found["clipped"] = math.fsum(n * share for n, share in shares) / total
     if counts:
         found["nonfinite"] = int(sum(counts))
     return found
+
+
+def friction(told: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, float]:
+    """``friction``, the mean ξ of the clients' diffGrad weighted by their examples; nothing where nobody tells it."""
+    means = [(n, each["friction"]) for n, each in told if _is_number(each.get("friction")) and each["friction"] <= 1]
+    total = sum(n for n, _ in means)
+    return {"friction": math.fsum(n * mean for n, mean in means) / total} if total else {}
 
 
 def _is_number(value: Any) -> bool:

@@ -39,7 +39,7 @@ NodeHandler = Callable[[Node, RecordDict], RecordDict]
 TRAIN = ("train", "train.default")
 CHUNK = 32
 CHUNK_BYTES = 256 * 2**20
-Outcome = tuple[Tensor, float, int]
+Outcome = tuple[Tensor, float, int, Mapping[str, float]]
 
 
 class FederatedClient(ClientApp):
@@ -145,7 +145,10 @@ class FederatedClient(ClientApp):
         return bool(stream.random() < self.workload.dropout)
 
     def _train(self, orders: list[Order]) -> list[Outcome | Exception]:
-        """(delta, loss, examples) of each client, or why it failed; a chunk that fails is tried client by client."""
+        """Each client's (delta, loss, examples, what its optimizer tells), or why it failed.
+
+        A chunk that fails is tried client by client.
+        """
         outcomes: dict[int, Outcome | Exception] = {}
         work: list[tuple[Order, Job]] = []
         for order in orders:
@@ -162,7 +165,7 @@ class FederatedClient(ClientApp):
                     job.memory = recall(order.state)
                 work.append((order, job))
             else:
-                outcomes[order.position] = (torch.zeros_like(order.vector), 0.0, 0)
+                outcomes[order.position] = (torch.zeros_like(order.vector), 0.0, 0, {})
         if self.path.engine is None:
             outcomes.update((order.position, self._loop(order, job)) for order, job in work)
         else:
@@ -196,7 +199,7 @@ class FederatedClient(ClientApp):
         for order, job in work:
             remember(order.state, job.memory)
         return {
-            order.position: (row, loss, job.num_examples)
+            order.position: (row, loss, job.num_examples, job.told)
             for (order, job), row, loss in zip(work, rows.unbind(), losses, strict=True)
         }
 
@@ -208,7 +211,7 @@ class FederatedClient(ClientApp):
         except Exception as error:
             return error
         remember(order.state, job.memory)
-        return delta, loss, job.num_examples
+        return delta, loss, job.num_examples, job.told
 
     @property
     def engine(self) -> Engine:
@@ -226,12 +229,14 @@ class FederatedClient(ClientApp):
             self._threads.replica = Replica(self.workload)
         return cast(Replica, self._threads.replica)
 
-    def _reply(self, message: Message, order: Order, delta: Tensor, loss: float, examples: int) -> Message:
+    def _reply(
+        self, message: Message, order: Order, delta: Tensor, loss: float, examples: int, told: Mapping[str, float]
+    ) -> Message:
         config = config_of(message.content)
         vector = delta if config.get("reply") == "delta" else order.vector + delta
         metrics = MetricRecord({"num-examples": examples})
         if self.workload.secrecy != "server":
-            metrics["loss"] = loss
+            metrics.update({"loss": loss, **told})
         content = RecordDict({"arrays": Flat(vector, self.workload.layout), "metrics": metrics})
         return Message(as_asked(message, content), reply_to=message)
 

@@ -132,7 +132,8 @@ class Stepper:
         gradient: (k, d) gradients.
         scale: factor of the learning rate.
         streams: gives each row's stream of noise.
-        remembering: the jobs whose optimizers' states are kept over rounds; empty where none is.
+        jobs: of the rows.
+        remembering: whether their optimizers' states are kept over rounds.
     """
 
     def __init__(
@@ -142,16 +143,17 @@ class Stepper:
         gradient: Tensor,
         scale: float,
         streams: Callable[[], list[torch.Generator]],
-        remembering: Sequence[Job] = (),
+        jobs: Sequence[Job] = (),
+        remembering: bool = False,
     ) -> None:
-        self.rows, self.gradient, self.remembering = rows, gradient, remembering
+        self.part, self.rows, self.gradient, self.jobs, self.remembering = part, rows, gradient, jobs, remembering
         self.parameter = nn.Parameter(rows)
         self.parameter.grad = gradient
         self.optimizer: torch.optim.Optimizer = part.build([self.parameter], scale)
         if hasattr(self.optimizer, "use_streams"):
             self.optimizer.use_streams(streams())
         if remembering:
-            restore(self.optimizer, [self.parameter], [job.memory for job in remembering])
+            restore(self.optimizer, [self.parameter], [job.memory for job in jobs])
 
     def step(self, active: int) -> None:
         if active < len(self.parameter):
@@ -162,9 +164,12 @@ class Stepper:
         """Rows from ``active`` on are done: they become what their optimizer uploads, if not the last iterate."""
         if hasattr(self.optimizer, "upload"):
             self.rows[active : len(self.parameter)] = self.optimizer.upload(self.parameter)[active:]
-        for i, job in enumerate(self.remembering[active : len(self.parameter)], start=active):
-            state = self.optimizer.state[self.parameter]
-            job.memory = collect(state, 0, self.parameter.shape, lambda value, row=i: value[row])  # type: ignore[misc]
+        told = self.part.diagnostics(self.optimizer, self.parameter) if hasattr(self.part, "diagnostics") else []
+        for i, job in enumerate(self.jobs[active : len(self.parameter)], start=active):
+            job.told |= told[i] if told else {}
+            if self.remembering:
+                state = self.optimizer.state[self.parameter]
+                job.memory = collect(state, 0, self.parameter.shape, lambda value, row=i: value[row])  # type: ignore[misc]
 
     def _narrow(self, active: int) -> None:
         self.leave(active)
@@ -254,8 +259,8 @@ class Chunk:
     def _with_optimizer(self) -> None:
         gradient = torch.zeros_like(self.rows)
         optimizer, streams = self.workload.optimizer, lambda: [step_noise(self.workload, job) for job in self.jobs]
-        remembering = self.jobs if self.workload.optimizer_state == "persist" else ()
-        stepper = Stepper(optimizer, self.rows, gradient, self.scale, streams, remembering)
+        remembering = self.workload.optimizer_state == "persist"
+        stepper = Stepper(optimizer, self.rows, gradient, self.scale, streams, self.jobs, remembering)
         self.workload.objective.divide_decay(stepper.optimizer, self.aside.references)
         sums = torch.zeros(len(self.jobs), dtype=self.rows.dtype, device=self.rows.device)
         views: dict[Run, Any] = {}

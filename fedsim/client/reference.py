@@ -96,6 +96,8 @@ def train(
         with torch.no_grad():
             for each in parameters:
                 each.copy_(optimizer.upload(each))
+    if hasattr(workload.optimizer, "diagnostics"):
+        job.told = dict(*workload.optimizer.diagnostics(optimizer))
     if workload.optimizer_state == "persist":
         read = replica.read if replica.one_vector else (lambda value: value)
         job.memory = {}

@@ -45,7 +45,7 @@ class DiffGrad(torch.optim.Optimizer):
         aliased: the paper's experiments: g_{t-1} is no copy, so that ξ_t = ½ from the second step on.
         fused: Adam's fused kernel on the CPU, where it serves. Without it the bits of a number never depend on where in
             its tensor it stands, so that a row of a (k, d) tensor moves as it would alone.
-        log_friction: keep each step's mean ξ, for :meth:`mean_friction`.
+        log_friction: keep each step's mean ξ, for :meth:`mean_friction` and :meth:`row_friction`.
 
     Raises:
         FedsimError: an option out of range; a sparse or complex gradient.
@@ -74,6 +74,7 @@ class DiffGrad(torch.optim.Optimizer):
                 raise FedsimError(f"DiffGrad: {name}: given {given}; accepted: {wanted}")
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**options, "aliased": aliased, "fused": fused, "log_friction": log_friction})
+        self._friction: dict[Tensor, Tensor] = {}
 
     @overload
     def step(self, closure: None = None, *, rows: Tensor | None = None) -> None: ...
@@ -106,16 +107,21 @@ class DiffGrad(torch.optim.Optimizer):
                 here = [int(state["step"]) == t for state in states]
                 moving = list(compress(parameters, here))
                 moves = self._zeros(moving, keep=group["fused"])
-                _advance(moving, list(compress(gradients, here)), list(compress(states, here)), moves, t, group)
+                seen = _advance(moving, list(compress(gradients, here)), list(compress(states, here)), moves, t, group)
+                self._friction |= dict(zip(moving, seen, strict=group["log_friction"]))
         return loss
 
     def mean_friction(self) -> float:
         """Mean ξ over all coordinates in the last step; NaN without ``log_friction`` or before the first step."""
         parameters = [each for group in self.param_groups for each in group["params"]]
-        logged = [(each.numel(), self.state[each]["friction"]) for each in parameters if "friction" in self.state[each]]
+        logged = [(each.numel(), self._friction[each].mean()) for each in parameters if each in self._friction]
         if not logged:
             return math.nan
         return float(sum(n * float(mean) for n, mean in logged) / sum(n for n, _ in logged))
+
+    def row_friction(self, parameter: Tensor) -> Tensor:
+        """(k,) mean ξ of each row of a (k, …) parameter in the last step, with ``log_friction``."""
+        return self._friction[parameter]
 
     def _zeros(self, parameters: list[Tensor], keep: bool) -> list[Tensor]:
         """Room for the steps; what is kept need not be allocated again, a sixth of a step's time."""
@@ -160,8 +166,8 @@ def _advance(
     moves: list[Tensor],
     t: int,
     group: dict[str, Any],
-) -> None:
-    """One step of parameters that have all made t steps; ``moves`` are zeros."""
+) -> list[Tensor]:
+    """One step of parameters that have all made t steps; ``moves`` are zeros. Gives their rows' mean ξ, if logged."""
     beta1, beta2 = group["betas"]
     first, second = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
     fused = group["fused"] and all(
@@ -196,11 +202,21 @@ def _advance(
         torch._foreach_abs_(previous)
         frictions = [_sigmoid_(each) for each in previous]
         torch._foreach_addcmul_(parameters, frictions, moves)
+    seen: list[Tensor] = []
     if group["log_friction"]:
-        for i, state in enumerate(states):
-            state["friction"] = torch.tensor(0.5) if frictions is None else frictions[i].mean()
+        seen = [_row_means(each) for each in frictions or map(_halves, gradients)]
     if not group["aliased"]:
         torch._foreach_copy_(previous, gradients)
+    return seen
+
+
+def _row_means(numbers: Tensor) -> Tensor:
+    """(k,) means of the rows of (k, …); (1,) of a vector."""
+    return numbers.flatten(1).mean(1) if numbers.ndim > 1 else numbers.mean().reshape(1)
+
+
+def _halves(like: Tensor) -> Tensor:
+    return torch.full_like(like, 0.5)
 
 
 def _advance_rows(
@@ -216,14 +232,14 @@ def _advance_rows(
     for t in sorted(set(steps[chosen].tolist())):
         index = (chosen & (steps == t)).nonzero()[:, 0]
         here = index.to(parameter.device)
-        part = {name: each[here] for name, each in state.items() if name not in ("step", "friction")}
+        part = {name: each[here] for name, each in state.items() if name != "step"}
         part["step"] = torch.tensor(t)
         values = parameter[here]
         _advance([values], [gradient[here]], [part], [torch.zeros_like(values)], int(t), plain)
         parameter[here] = values
         state["step"][index] += 1
         for name, each in part.items():
-            if name not in ("step", "friction"):
+            if name != "step":
                 state[name][here] = each
 
 
@@ -255,6 +271,7 @@ class ClientDiffGrad:
         eps: added to the root of the second moment.
         weight_decay: L2 penalty, added to the gradient.
         aliased: the paper's experiments, whose friction is ½ from the second step on.
+        log_friction: clients tell the mean ξ of their last step, and the round's record has their mean.
     """
 
     row_wise: ClassVar[bool] = True
@@ -263,6 +280,7 @@ class ClientDiffGrad:
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     aliased: bool = False
+    log_friction: bool = False
 
     def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> DiffGrad:
         """The optimizer of these parameters, its learning rate times ``scale``."""
@@ -274,4 +292,17 @@ class ClientDiffGrad:
             weight_decay=self.weight_decay,
             aliased=self.aliased,
             fused=False,
+            log_friction=self.log_friction,
         )
+
+    def diagnostics(self, optimizer: DiffGrad, rows: Tensor | None = None) -> list[dict[str, float]]:
+        """What each client tells of its last step.
+
+        Args:
+            optimizer: built by this part, after a step.
+            rows: its one (k, d) parameter of k clients; None where it is one client's.
+        """
+        if not self.log_friction:
+            return []
+        means = [optimizer.mean_friction()] if rows is None else optimizer.row_friction(rows).tolist()
+        return [{"friction": mean} for mean in means]

@@ -15,6 +15,7 @@ FIGURES = {
     "train_loss": "the clients' training loss",
     "worst10": "the accuracy of single clients",
     "gradient_norm": "the gradient norm on all training data",
+    "friction": "the mean friction of the clients' steps",
     "clipped": "the share of clipped examples",
     "nonfinite": "the number of gradients that were not finite",
 }

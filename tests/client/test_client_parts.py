@@ -13,9 +13,9 @@ from fedsim.client.app import FederatedClient
 from fedsim.client.job import make_job
 from fedsim.errors import FedsimError
 from fedsim.losses import HarmonicHead
-from fedsim.optim import RadiusControl
+from fedsim.optim import DiffGrad, RadiusControl
 from fedsim.optim.robust_gradients import winsorized
-from fedsim.testing.federation import CLASSES, deltas, initial, messages, mlp, workload
+from fedsim.testing.federation import CLASSES, deltas, initial, messages, mlp, replies, workload
 
 SIZES = (10, 7, 0, 1, 12, 8)
 PATHS = ["stacked", "vmap"]
@@ -117,6 +117,29 @@ def test_a_step_control_is_the_one_of_a_plain_loop():
     assert max(radii) > 1
     theirs = load.layout.flatten(dict(module.named_parameters()), torch.float64) - vector
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", ["reference", *PATHS])
+def test_a_client_tells_the_friction_of_its_last_step(path):
+    sizes = (14, 30, 0, 3)
+    step = part("optimizer", "diffgrad", lr=0.05, log_friction=True)
+    load = workload(sizes, path=path, precision="float64", optimizer=step)
+    vector = initial(load)
+    told = [reply.content["metrics"].get("friction") for reply in replies(FederatedClient(load), vector, range(4))]
+    assert told[2] is None
+    for client in (0, 1, 3):
+        module = mlp().double()
+        load.layout.load(module, vector)
+        optimizer = DiffGrad(module.parameters(), lr=0.05)
+        job, position, gradients = make_job(load, client, 3, None, ()), 0, [torch.zeros(load.layout.d)]
+        for size in job.sizes:
+            batch = load.train.take(job.order[position : position + size])
+            position += size
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(batch.inputs.double()), batch.targets).backward()
+            gradients.append(torch.cat([each.grad.flatten() for each in module.parameters()]))
+            optimizer.step()
+        assert told[client] == pytest.approx(float((gradients[-1] - gradients[-2]).abs().sigmoid().mean()), abs=1e-9)
 
 
 MEMORIES = {"adam": {}, "diffgrad": {}, "rm3": {}, "sgd": {"momentum": 0.9}, "nadam": {}, "rprop": {}}
