@@ -82,7 +82,7 @@ class UpdatesError(FedsimError):
     """A matrix of updates whose parts do not fit each other or the rule that is asked of it."""
 
 
-def nearest(given: object, names: Iterable[str], closeness: float = 0.5) -> str:
+def nearest(given: object, names: Iterable[str], closeness: float = 0.6) -> str:
     """`` (did you mean 'krum'?)`` where one of the names is close to what was given, else nothing."""
     close = difflib.get_close_matches(str(given), list(names), n=1, cutoff=closeness)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -32,6 +32,7 @@ def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
         )
     elif attacked and not any(line["attack_acted"] for line in played):
         notes.append("The attack never changed what a malicious client sent: this run shows no attack.")
+    notes += _underrated(played, scenario)
     if played and scenario.guest and scenario.evaluate.clients:
         notes.append("The worst-10 % accuracy is not measured behind a stock Flower strategy: it owns the evaluation.")
     skipped = [
@@ -49,6 +50,20 @@ def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
         )
     notes += _slips(played, scenario)
     return notes
+
+
+def _underrated(played: list[dict[str, Any]], scenario: Scenario) -> list[str]:
+    """Defenses that count on fewer malicious clients than there were."""
+    most = max((len(line["malicious"]) for line in played), default=0)
+    found = []
+    for part in scenario.server.defenses:
+        expected = getattr(registry.make("defense", part.name, **part.options), "malicious", None)
+        if isinstance(expected, int) and expected < most:
+            found.append(
+                f"{part.name} counts on at most {expected} malicious clients in a cohort, and there were up to {most}: "
+                f"its option `malicious` says how many."
+            )
+    return found
 
 
 def _slips(played: list[dict[str, Any]], scenario: Scenario) -> list[str]:

@@ -1,4 +1,8 @@
-"""Clusters of clients, the same whatever the order of the rows: rows go in by partition id, labels come back by row."""
+"""Clusters of clients, the same whatever the order of the rows: rows go in by partition id, labels come back by row.
+
+scikit-learn brings pandas with it, 150 MB that a run without clusters does not need: it is imported where clusters
+are sought.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.cluster import HDBSCAN, KMeans, MeanShift, estimate_bandwidth
 from torch import Tensor
 
 from fedsim.updates import Updates
@@ -22,6 +25,8 @@ def density(distances: Tensor, updates: Updates, smallest: int, *, single: bool 
         smallest: clients of the smallest cluster, two at least.
         single: whether all clients may be one cluster.
     """
+    from sklearn.cluster import HDBSCAN
+
     order = in_id_order(updates.client_ids)
     given = distances[order[:, None], order]
     given = (given + given.T) / 2
@@ -36,6 +41,8 @@ def density(distances: Tensor, updates: Updates, smallest: int, *, single: bool 
 
 def mean_shift(features: Tensor, updates: Updates) -> Tensor:
     """(n,) mean-shift labels of (n, k) features, bandwidth from the median neighbour; −1 for orphans."""
+    from sklearn.cluster import MeanShift, estimate_bandwidth
+
     order = in_id_order(updates.client_ids)
     given = features[order].numpy()
     bandwidth = float(estimate_bandwidth(given, quantile=0.5))
@@ -49,6 +56,8 @@ def mean_shift(features: Tensor, updates: Updates) -> Tensor:
 
 def k_means(features: Tensor, updates: Updates, clusters: int, seed: int) -> tuple[Tensor, float]:
     """(n,) labels of the best of ten k-means runs on (n, k) features, and the sum of squares within the clusters."""
+    from sklearn.cluster import KMeans
+
     order = in_id_order(updates.client_ids)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,6 +67,8 @@ def k_means(features: Tensor, updates: Updates, clusters: int, seed: int) -> tup
 
 def gap(features: Tensor, updates: Updates, most: int, generator: np.random.Generator, draws: int = 10) -> int:
     """Tibshirani's gap statistic: the fewest clusters k with gap(k) ≥ gap(k + 1) − s(k + 1), at most ``most``."""
+    from sklearn.cluster import KMeans
+
     order = in_id_order(updates.client_ids)
     given = features[order].numpy()
     low, high = given.min(axis=0), given.max(axis=0)

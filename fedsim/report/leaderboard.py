@@ -12,7 +12,7 @@ import hashlib
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -237,7 +237,7 @@ class _Site:
             ),
             "link": self.link(setting),
             "attack": setting.attack,
-            "label": f"{setting.defense} under {setting.attack}",
+            "label": f"{setting.defense} under {setting.attack}: {_said(values)} per cent",
             "marks": setting.marks,
         }
 
@@ -365,6 +365,11 @@ def _range(row: dict[str, Any]) -> str:
 def _mean(values: Any) -> float:
     known = [value for value in values if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan
+
+
+def _said(values: Mapping[str, Interval]) -> str:
+    """All measures of a square in words, whichever of them it shows."""
+    return ", ".join(f"{MEASURES[name].lower()} {short(each.mean)}" for name, each in values.items())
 
 
 def _known(value: float, otherwise: float) -> float:

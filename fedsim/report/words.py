@@ -97,6 +97,8 @@ def sentences(scenario: Mapping[str, Any], attackers: int | None = None) -> list
     table = {
         name: dict(scenario.get(name) or {}) for name in ("data", "model", "client", "adversary", "server", "engine")
     }
+    if table["server"].get("estimator"):
+        _leave_training_out(table)
     found = [
         ("Data", _data(table["data"])),
         ("Clients", _clients(table["client"])),
@@ -119,6 +121,18 @@ def _data(table: dict[str, Any]) -> str:
     split = part(table.pop("partition", "iid"))
     text += f", split {split}" + (f" over {plural(int(clients), 'client')}" if clients is not None else "")
     return _with_rest(text, table, "data")
+
+
+def _leave_training_out(table: dict[str, dict[str, Any]]) -> None:
+    """Clients answer the estimator in place of training, and it makes the server's step: their defaults say nothing."""
+    from fedsim.tables import Client, Server
+    from strategies.estimator import TRAINING
+
+    for name, idle, keys in (("client", Client(), TRAINING), ("server", Server(), ("optimizer",))):
+        shown = idle.model_dump(mode="json")
+        for key in keys:
+            if table[name].get(key) in (shown.get(key), _name(shown.get(key))):
+                table[name].pop(key, None)
 
 
 def _clients(table: dict[str, Any]) -> str:

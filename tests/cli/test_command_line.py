@@ -63,6 +63,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert "bench" in done.stdout
 
 
+def test_a_checked_scenario_has_imported_no_pandas() -> None:
+    code = (
+        "import sys, fedsim\nfedsim.Scenario(server={'defenses': ['krum']})\n"
+        "print(sorted({'pandas', 'pyarrow', 'sklearn', 'matplotlib', 'ray', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_run_writes_a_folder_and_says_where_the_report_is(small: Path, tmp_path: Path) -> None:
     done = call("run", str(small), "--seed", "3", "--set", "client.batch_size=16")
     assert done.exit_code == 0, done.stderr

@@ -126,6 +126,15 @@ def test_a_defense_that_never_acts_is_said() -> None:
     assert any("never changed an aggregate" in note for note in result.notes)
 
 
+def test_a_defense_that_counts_on_too_few_is_said() -> None:
+    table = {"count": 2, "attacks": ["sign_flip"]}
+    said = "krum counts on at most 1 malicious clients in a cohort, and there were up to "
+    notes = simulate(small(server={"defenses": ["krum"]}, adversary=table)).notes
+    assert any(note.startswith(said) for note in notes)
+    enough = {"defenses": [{"name": "multi_krum", "malicious": 2}]}
+    assert not any("counts on" in note for note in simulate(small(server=enough, adversary=table)).notes)
+
+
 def test_an_attack_that_never_acts_is_said() -> None:
     table = {"fraction": 0.25, "attacks": [{"name": "model_replacement", "scale": 1.0}]}
     result = simulate(small(adversary=table))
