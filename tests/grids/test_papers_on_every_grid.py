@@ -40,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "hutchinson": {"client.regularizers": [{**ALIGNED, "method": "diagonal", "hutchinson_samples": 3}]},
     **{name: {"client.regularizers": [{"name": name, "weight": 1.0}]} for name in ("coral", "irm", "vrex", "fishr")},
     "diffgrad": {"client.optimizer": {"name": "diffgrad"}, **PERSIST},
+    "diffgrad, its friction told": {"client.optimizer": {"name": "diffgrad", "log_friction": True}},
     "diffgrad on the server": {"server.optimizer": {"name": "diffgrad"}},
     "langevin": {"client.optimizer": {"name": "langevin", "temperature": 1e-4}},
     "spherical_langevin": {"client.optimizer": {"name": "spherical_langevin"}},
