@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -46,6 +46,7 @@ class Semantic(Attack):
 
     cost = "examples; k-means of a class once"
     untargeted = False
+    trains_on_others: ClassVar[bool] = True
 
     target: Annotated[int, Field(ge=0)] = 0
     source: Annotated[int, Field(ge=0)] = 7
