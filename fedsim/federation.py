@@ -19,7 +19,7 @@ from torch import Tensor
 import fedsim
 from attacks.adversary import Adversary
 from fedsim import flower, registry, rng, runtime
-from fedsim.client.app import FederatedClient
+from fedsim.client.app import TRAIN, FederatedClient
 from fedsim.client.workload import Workload
 from fedsim.data.examples import Dataset, Examples, Shares
 from fedsim.data.partition import Partition
@@ -249,7 +249,7 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
     if faults:
         raise ScenarioError(faults)
     estimator = make_estimator(scenario, shares.sizes, deployed)
-    guarantee = protected(scenario, estimator, shares, layout, deployed)
+    guarantee = protected(scenario, estimator, shares, layout, module, deployed)
     client = scenario.client
     optimizer = make("optimizer", client.optimizer)
     if hasattr(optimizer, "publications"):
@@ -283,6 +283,8 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
         secrecy="none" if not claims(scenario) else "public" if scenario.privacy.trust == "central" else "server",
     )
     app = FederatedClient(workload, adversary.attacks, handlers(scenario, estimator))
+    if workload.secrecy == "server":  # nothing but what the noise is on
+        app.unasked = ("evaluate", "evaluate.default", *(() if estimator is None else TRAIN))
     initial = layout.flatten(named, DTYPES[scenario.engine.precision])
     return Federation(
         scenario, dataset, shares, root, layout, initial, module, adversary, app, estimator, guarantee, deployed
@@ -363,7 +365,7 @@ def setting_of(scenario: Scenario, sizes: NDArray[Any], deployed: bool = False) 
         scenario.seed,
         trained,
         scenario.privacy,
-        scenario.cohort,
+        None if scenario.guest else scenario.cohort,  # a stock strategy draws cohorts that nobody can draw again here
         scenario.attackers,
         deployed,
         scenario.server.sampler,
@@ -372,7 +374,12 @@ def setting_of(scenario: Scenario, sizes: NDArray[Any], deployed: bool = False) 
 
 
 def protected(
-    scenario: Scenario, estimator: Estimator | None, shares: Shares, layout: Layout, deployed: bool = False
+    scenario: Scenario,
+    estimator: Estimator | None,
+    shares: Shares,
+    layout: Layout,
+    module: torch.nn.Module,
+    deployed: bool = False,
 ) -> Guarantee | None:
     """What privacy the run guarantees; None where no part adds noise.
 
@@ -388,6 +395,11 @@ def protected(
     faults = []
     if claims(scenario) and layout.b and getattr(mechanism, "sends_buffers", True):
         accepted = f"a model without buffers, which would leave the clients without noise behind '{part.name}'"
+        faults.append(Fault("model.name", scenario.model.name, accepted))
+    mixes = any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+    alone = scenario.privacy.unit == "example" and not getattr(mechanism, "bounds_aggregate", False)
+    if claims(scenario) and mixes and alone and not faults:
+        accepted = "a model without batch normalisation: it mixes examples, so that no gradient is one example's alone"
         faults.append(Fault("model.name", scenario.model.name, accepted))
     twice = len(np.unique(shares.indices)) < len(shares.indices)
     if claims(scenario) and scenario.privacy.unit == "example" and twice:

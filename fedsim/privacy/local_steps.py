@@ -17,6 +17,9 @@ from fedsim import registry, rng
 from fedsim.privacy.mechanism import Setting
 from fedsim.privacy.releases import Release
 
+REPEATED = ("uniform", "poisson", "fixed")
+"""Samplers whose draws can be drawn again here; of any other every client is taken to take part in each round."""
+
 
 @dataclass(frozen=True)
 class Local:
@@ -47,7 +50,7 @@ class Local:
 
 def participation(setting: Setting) -> tuple[NDArray[np.int64], list[int]]:
     """How many rounds each client is drawn for, and by which round some client has been for the k-th time."""
-    if setting.cohort in (None, setting.clients) or setting.sampler.name == "by_size":
+    if setting.cohort in (None, setting.clients) or setting.sampler.name not in REPEATED:
         return np.full(setting.clients, setting.rounds), list(range(1, setting.rounds + 1))
     sampler = registry.make("sampler", setting.sampler.name, **setting.sampler.options)
     sizes = np.asarray(setting.sizes)

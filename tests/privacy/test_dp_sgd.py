@@ -23,7 +23,7 @@ from fedsim.privacy.mechanism import Setting
 from fedsim.registry import make
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from fedsim.tables import Client, Privacy
+from fedsim.tables import Client, Part, Privacy
 from fedsim.testing.federation import deltas, initial, replies, workload
 
 SIZES = (10, 7, 0, 1)
@@ -106,6 +106,19 @@ def test_batches_are_poisson_samples() -> None:
     taken = np.bincount(order, minlength=500) / 2000
     assert np.abs(taken - 0.1).max() < 5 * math.sqrt(0.09 / 2000)
     assert part().batches(3, 2, 50, np.random.default_rng(0))[0].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_behind_a_stock_strategy_every_client_counts_as_taking_part_in_each_round() -> None:
+    """It draws cohorts of its own: what fedsim's sampler would draw is nobody's participation."""
+    private_guest = private(server={"defenses": ["flwr:FedAvg"]}, privacy={"epsilon": 3.0, "trust": "local"})
+    counts, _ = participation(setting_of(private_guest, build(private_guest).shares.sizes))
+    assert counts.tolist() == [3] * 8
+
+
+def test_a_sampler_of_ones_own_counts_every_client_in_each_round() -> None:
+    part = Part(name="tests/own.py:Own")
+    where = Setting(5, 0, [10, 20, 30], Privacy(noise=[1.0], trust="local"), cohort=2, client=Client(), sampler=part)
+    assert participation(where)[0].tolist() == [5, 5, 5]
 
 
 def test_shuffled_batches_take_each_example_once_an_epoch_and_run_without_a_claim() -> None:
