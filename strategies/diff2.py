@@ -91,7 +91,10 @@ class GradientDifferences(Estimator):
     def set_up(self, setting: Setting) -> None:
         self.setting = setting
         privacy = setting.privacy
-        counts = privacy.claim != "none" if privacy.noise is not None else privacy.epsilon not in (None, "inf")
+        if privacy.noise is None:
+            counts = privacy.epsilon not in (None, "inf")
+        else:
+            counts = any(privacy.noise) and privacy.claim != "none"
         if counts and privacy.unit == "example" and 0 in list(setting.sizes):
             raise PrivacyError(
                 f"partition: given client {list(setting.sizes).index(0)} without examples; accepted: at least one "
@@ -135,7 +138,7 @@ class GradientDifferences(Estimator):
         from fedsim.privacy.releases import SENSITIVITY
 
         privacy, rounds, interval = setting.privacy, setting.rounds, self.interval(setting.rounds)
-        n, clients = min(setting.sizes), setting.clients
+        n, clients = max(1, min(setting.sizes)), setting.clients  # 0 of them only without noise, or by clients
         found = diff2_releases(*self.sigma, rounds, interval, clients, n, privacy.trust, privacy.unit, colluding=absent)
         factor = SENSITIVITY[privacy.neighbours]
         among = {"n_min": n} if privacy.unit == "example" else {}
@@ -194,8 +197,11 @@ class GradientDifferences(Estimator):
         examples, layout = node.examples(), node.workload.layout
         n = len(examples)
         if n == 0:
-            row = torch.zeros_like(node.parameters[: layout.d])
-            radius, sigma, clipped, broken = 0.0, 0.0, 0.0, 0
+            row, clipped, broken = torch.zeros_like(node.parameters[: layout.d]), 0.0, 0
+            radius, sigma = self.c1, self.sigma_in(node.round, restart)
+            if not restart:
+                before = flatten(content["previous"], layout, row.dtype)[: layout.d].to(row.device)  # type: ignore[arg-type]
+                radius = radius_of(self.c2, node.parameters[: layout.d], before)
         else:
             module, loss = node.module.eval(), node.workload.example_loss
             if restart:
@@ -209,7 +215,7 @@ class GradientDifferences(Estimator):
             row = found.total / n
             clipped, broken = found.clipped, found.nonfinite
         trust = self.setting.privacy.trust
-        if trust != "central" and sigma and n:
+        if trust != "central" and sigma:
             scale = radius * sigma * (math.sqrt(self.setting.clients) if trust == "distributed" else 1.0)
             row = row if scale == 0 else noised(row, scale, self._stream(node.stream))
         counted = 1 if self.setting.privacy.unit == "client" else n
@@ -239,7 +245,9 @@ class GradientDifferences(Estimator):
 
     def to_steps(self, rows: Tensor, ctx: Round) -> Tensor:
         """−η (v_{r−1} + row), with v_{r−1} = 0 where the round restarts."""
-        return ((rows.double() + self._memory(ctx)) * -self.lr).to(rows.dtype)
+        steps = (rows.double() + self._memory(ctx)) * -self.lr
+        # In front of central noise a step keeps all its bits: rounded as v is, it would move by more than rows do.
+        return steps if self.setting.privacy.trust == "central" else steps.to(rows.dtype)
 
     def to_rows(self, steps: Tensor, ctx: Round) -> Tensor:
         return (steps.double() / -self.lr - self._memory(ctx)).to(steps.dtype)

@@ -67,6 +67,7 @@ class FederatedClient(ClientApp):
         self.poisoners = [each for each in self.attacks if overrides(each, "poison")]
         self.reader = Reader(workload)
         self.path = choose(workload)
+        self.unasked: tuple[str, ...] = ()
         self._threads = threading.local()
         self.train()(self._alone)
         self.evaluate()(self._alone)
@@ -75,7 +76,7 @@ class FederatedClient(ClientApp):
             {"train": self.train, "query": self.query, "evaluate": self.evaluate}[category](action)(self._alone)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (FederatedClient, (self.workload, self.attacks, self.handlers))
+        return (FederatedClient, (self.workload, self.attacks, self.handlers), {"unasked": self.unasked})
 
     def _alone(self, message: Message, context: Context) -> Message:
         return self.many([message], [context])[0]
@@ -112,6 +113,8 @@ class FederatedClient(ClientApp):
         received: dict[int, Tensor] = {}
         for position, (message, context) in enumerate(zip(messages, contexts, strict=True)):
             try:
+                if message.metadata.message_type in self.unasked:
+                    raise FedsimError("an answer to this would leave without noise")
                 if message.metadata.message_type in TRAIN:
                     order = self.reader.order(position, message, context, received)
                     if self._drops_out(order.client, order.round):

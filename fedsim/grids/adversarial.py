@@ -251,7 +251,7 @@ class AdversarialGrid(Grid):
         if self.estimating is None:
             return vector
         d = self.layout.d
-        return torch.cat([self.estimating.to_steps(vector[None, :d])[0], vector[d:]])
+        return torch.cat([self.estimating.to_steps(vector[None, :d])[0].to(vector.dtype), vector[d:]])
 
     def _row_of(self, step: Tensor) -> Tensor:
         return step if self.estimating is None else self.estimating.to_rows(step)

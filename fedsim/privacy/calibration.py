@@ -242,7 +242,7 @@ def _records(clients: int, examples_per_client: int | Sequence[int], trust: Trus
     sizes = np.atleast_1d(examples_per_client).tolist()
     if np.ndim(examples_per_client) and len(sizes) != clients:
         raise PrivacyError(f"examples_per_client: given {len(sizes)} numbers; accepted: one, or {clients}")
-    for size in sizes:
+    for size in sizes if unit == "example" else ():
         _check_count("examples_per_client", size)
     return (int(min(sizes)) if unit == "example" else 1) * (1 if trust == "local" else clients)
 

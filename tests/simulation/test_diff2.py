@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord
 
 from fedsim import rng
 from fedsim.errors import ScenarioError
@@ -17,7 +19,10 @@ from fedsim.federation import build, make_estimator
 from fedsim.privacy.proof import lines
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
+from fedsim.testing.federation import messages
+from fedsim.updates import Updates
 from strategies.defense import Round
+from strategies.strategy import Outcome
 
 RUNS: list[dict[str, Any]] = [{"rounds": rounds, "privacy": {"noise": [1e6, 1e6]}} for rounds in (1, 2, 3, 4)]
 DIFF2: dict[str, Any] = {"name": "diff2", "restart": 3, "c1": 1.0, "c2": 5.0, "lr": 0.5}
@@ -274,6 +279,78 @@ def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], said: str) 
     with pytest.raises(ScenarioError) as error:
         private(**changes)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("lr", "c2"), [(1.0, 0.3), (0.001, 0.1)])
+def test_a_step_in_front_of_the_noise_moves_no_further_than_its_row(lr: float, c2: float) -> None:
+    """The trap: a step rounded at v's size moves by more than 2C/(nP), where C is far smaller than v."""
+    part = {"name": "diff2", "restart": 50, "c1": 1.0, "c2": c2, "lr": lr}
+    server = {"estimator": part, "defenses": ["norm_bound"]}
+    federation = build(private(server=server, rounds=60, data={"clients": 20}, client={"per_round": 20}))
+    strategy: Any = federation.strategy(federation.evaluator())
+    estimator: Any = federation.estimator
+    estimator.sigma = (0.0, 0.0)
+    d, g = federation.layout.d, torch.Generator().manual_seed(1)
+    v = torch.randn(d, generator=g, dtype=torch.float64)
+    v /= v.norm()
+    now = federation.initial.clone()
+    before = now + (lr * v).float()
+    radius = c2 * float((now.double() - before.double()).norm())
+    rows, u = torch.randn(20, d, generator=g) * (0.3 * radius / d**0.5), torch.randn(d, generator=g)
+    ends = []
+    for moved in (0.0, 2 * radius / 600):
+        changed = rows.clone()
+        changed[0] += u / u.norm() * moved
+        strategy._vector, strategy.outcome = now, Outcome(2, list(range(20)))
+        strategy.estimator_state = {"v": v.clone(), "at": before.clone()}
+        strategy._contexts = [strategy._context(i, 2, 20) for i in range(len(strategy.defenses))]
+        ones = torch.ones(20, dtype=torch.float64)
+        strategy._step(
+            Updates(changed, ones, list(range(20)), now, kind="gradient", layout=federation.layout), strategy._contexts
+        )
+        ends.append(strategy.estimator_state["v"])
+    exact = (2 * radius / 600) / 20
+    assert float((ends[0] - ends[1]).norm()) == pytest.approx(exact, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_behind_noise_of_its_own_a_client_answers_nothing_else(kind: str) -> None:
+    federation = build(private(privacy={"epsilon": 8.0, "trust": "local"}), deployed=True)
+    sent, contexts = messages(federation.app.workload, federation.initial, [0], kind=kind)
+    (answer,) = federation.app.many(sent, contexts)
+    assert answer.has_error()
+    again = pickle.loads(pickle.dumps(federation.app))
+    assert again.many(sent, contexts)[0].has_error()
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {"epsilon": "inf"},
+        {"epsilon": 8.0, "unit": "client"},
+        {"epsilon": 8.0, "unit": "client", "trust": "local"},
+        {"claim": "none"},
+        {"claim": "none", "noise": [1.0, 1.0]},
+    ],
+)
+def test_where_no_example_counts_a_client_may_have_none(privacy: dict[str, Any]) -> None:
+    partition = {"name": "dirichlet", "alpha": 0.001, "min_examples": 0}
+    scenario = private(data={"clients": 30, "partition": partition}, client={"per_round": 30}, privacy=privacy)
+    assert 0 in build(scenario).shares.sizes
+    assert len(simulate(scenario.changed(rounds=3)).lines) == 4
+
+
+def test_a_client_without_examples_sends_its_noise_all_the_same() -> None:
+    partition = {"name": "dirichlet", "alpha": 0.001, "min_examples": 0}
+    privacy = {"epsilon": 8.0, "unit": "client", "trust": "local"}
+    federation = build(private(data={"clients": 30, "partition": partition}, client={"per_round": 30}, privacy=privacy))
+    empty = int(np.argmin(federation.shares.sizes))
+    records = {"diff2": ConfigRecord({"restart": True})}
+    sent, contexts = messages(federation.app.workload, federation.initial, [empty], kind="train.diff2", round=1)
+    sent[0].content.update(records)
+    (answer,) = federation.app.many(sent, contexts)
+    vector: Any = answer.content["arrays"]
+    assert float(vector.vector.std()) == pytest.approx(federation.estimator.sigma[0], rel=0.2)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("privacy", [{"epsilon": 3.0}, {"noise": [1.0, 1.0]}])
