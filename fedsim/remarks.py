@@ -60,8 +60,8 @@ def _underrated(played: list[dict[str, Any]], scenario: Scenario) -> list[str]:
         expected = getattr(registry.make("defense", part.name, **part.options), "malicious", None)
         if isinstance(expected, int) and expected < most:
             found.append(
-                f"{part.name} counts on at most {expected} malicious clients in a cohort, and there were up to {most}: "
-                f"its option `malicious` says how many."
+                f"{part.name} counts on {expected} malicious {'client' if expected == 1 else 'clients'} in a cohort, "
+                f"and there were up to {most}: its option `malicious` says how many."
             )
     return found
 

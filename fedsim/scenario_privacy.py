@@ -18,7 +18,7 @@ post-processing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fedsim import registry
@@ -90,12 +90,24 @@ def faults(scenario: Tables) -> Iterator[Fault]:
 
 def unprotected(scenario: Tables) -> Iterator[Fault]:
     """Why a scenario guarantees nothing, though it has a part that adds noise."""
-    _, kind, part = mechanisms(scenario)[0]
+    key, kind, part = mechanisms(scenario)[0]
     mechanism = _found(kind, part.name)
+    for fault in _unclaimed(kind, part):
+        yield Fault(f"{key}.{fault.key}", fault.given, f"{fault.accepted}; {NO_CLAIM}", ("privacy.claim",))
     yield from _defenses(scenario, mechanism, kind, part.name)
     yield from _participation(scenario, mechanism, part.name)
     yield from _measurements(scenario)
-    yield from _adversary(scenario, kind)
+    yield from _adversary(scenario, kind, getattr(mechanism, "bounds_aggregate", False))
+
+
+def _unclaimed(kind: str, part: Part) -> Iterable[Fault]:
+    """What the part that adds the noise says itself of options for which nothing can be claimed."""
+    if not hasattr(_found(kind, part.name), "unclaimed"):
+        return ()
+    try:
+        return list(registry.make(kind, part.name, **part.options).unclaimed())
+    except FedsimError:  # options that are told elsewhere
+        return ()
 
 
 def _local(kind: str) -> str:
@@ -193,10 +205,18 @@ def _measurements(scenario: Tables) -> Iterator[Fault]:
         yield Fault("server.defenses[0].fraction_evaluate", asked, accepted)
 
 
-def _adversary(scenario: Tables, kind: str) -> Iterator[Fault]:
+def _adversary(scenario: Tables, kind: str, bounds_aggregate: bool = False) -> Iterator[Fault]:
     privacy, adversary = scenario.privacy, scenario.adversary
     if not scenario.attackers:
         return
+    for i, part in enumerate(scenario.adversary.attacks):
+        if not bounds_aggregate and _trains_on_others(part):
+            accepted = (
+                "an attack on the attackers' own examples ('edge_case' with mode = 'foreign' and clean_from = 'own'): "
+                "an honest client's example that attackers train on, too, is in more than one message, and moves them "
+                f"further than its sensitivity says; {NO_CLAIM}"
+            )
+            yield Fault(f"adversary.attacks[{i}]", part.name, accepted, ("privacy.epsilon", "privacy.noise"))
     who = ("adversary.count", "adversary.fraction", "data.clients", "privacy.trust")
     if adversary.knowledge == "omniscient" and privacy.trust != "local":
         accepted = (
@@ -210,6 +230,13 @@ def _adversary(scenario: Tables, kind: str) -> Iterator[Fault]:
             f"noise, and know it{_local(kind)}; {NO_CLAIM}"
         )
         yield Fault("privacy.colluding", privacy.colluding if privacy.colluding else NOTHING, accepted, who)
+
+
+def _trains_on_others(part: Part) -> bool:
+    try:
+        return bool(getattr(registry.make("attack", part.name, **part.options), "trains_on_others", False))
+    except FedsimError:
+        return False
 
 
 def _found(kind: str, name: str) -> Any:

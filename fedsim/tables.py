@@ -6,12 +6,13 @@ short for a table with a name alone; :class:`Kind` says of which kind the parts 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_serializer
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,12 @@ class Privacy(Section):
     """Privacy loss distributions, Rényi DP, or the closed form (unsampled Gaussian releases)."""
     claim: Literal["derived", "none"] = "derived"
     """``none`` runs a pipeline that guarantees nothing, and the report says so."""
+
+    @field_validator("epsilon", mode="before")
+    @classmethod
+    def _infinite(cls, given: Any) -> Any:
+        """TOML's own ``inf`` is the word in quotes."""
+        return "inf" if isinstance(given, float) and given == math.inf else given
 
 
 class Observe(Section):

@@ -34,7 +34,6 @@ from fedsim.errors import NOTHING, Fault, FedsimError
 from fedsim.privacy.mechanism import Publication, Setting
 from fedsim.privacy.noise import noised
 from fedsim.privacy.releases import Sampling
-from fedsim.scenario_privacy import claims
 from fedsim.updates import Aggregate, Updates
 from strategies.defense import Defense, Round, defense
 
@@ -77,12 +76,6 @@ class DpFedAvg(Defense):
     def check(self, scenario: Any) -> Iterable[Fault]:
         """Whether a claim for clients, with the server's own noise, can hold; whether it can be accounted."""
         found = [*self._table(scenario.privacy), *self._cohort(scenario)]
-        if self.denominator == "received" and claims(scenario):
-            accepted = (
-                "'expected', the same whoever takes part: a random denominator tells who does, and its mean has no "
-                'sensitivity of C/m̄; or privacy.claim = "none"'
-            )
-            found.append(Fault("denominator", self.denominator, accepted, ("privacy.claim",)))
         yield from found
         if found:
             return
@@ -102,6 +95,15 @@ class DpFedAvg(Defense):
         if self.adaptive and self.count_noise is not None and not 2 * self.count_noise > z:
             accepted = f"above z/2 = {z / 2:.4g}: less noise on the count costs more than the whole release may"
             yield Fault("count_noise", self.count_noise, accepted, ("privacy.noise", "privacy.epsilon"))
+
+    def unclaimed(self) -> Iterable[Fault]:
+        """Options for which nothing can be claimed."""
+        if self.denominator == "received":
+            accepted = (
+                "'expected', the same whoever takes part: a random denominator tells who does, and its mean has no "
+                "sensitivity of C/m̄"
+            )
+            yield Fault("denominator", self.denominator, accepted)
 
     def _table(self, privacy: Any) -> Iterable[Fault]:
         if privacy.unit != "client":
@@ -161,7 +163,7 @@ class DpFedAvg(Defense):
             Publication(
                 "sum of clipped updates" + (" and count of those within C" if self.adaptive else ""),
                 clip,
-                f"{factor}·C" + (f" and {factor}/2" if self.adaptive else ""),
+                f"{factor}·C" + (f" and {factor}/2" if self.adaptive else "") + self._over(),
                 self.noise_multiplier,
                 range(1, setting.rounds + 1),
                 sampling_rate=rate,
@@ -169,6 +171,9 @@ class DpFedAvg(Defense):
                 sampled="cohort",
             )
         ]
+
+    def _over(self) -> str:
+        return "" if self.denominator == "expected" else ", over a random denominator: unbounded"
 
     def noises(self, divisor: float) -> tuple[float, float]:
         """(z_Δ, σ_b): multiplier of the noise on the sum, and the noise on the count, which together cost z."""

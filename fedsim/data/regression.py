@@ -8,7 +8,7 @@ Efron, Hastie, Johnstone & Tibshirani, "Least angle regression", Annals of Stati
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ class Diabetes:
         test: share of the examples that the server evaluates on.
         data_seed: of the split; independent of the scenario's seed.
     """
+
+    standardised: ClassVar[bool] = True
 
     test: Share = 0.2
     data_seed: Annotated[int, Field(ge=0)] = 0
@@ -58,6 +60,8 @@ class CaliforniaHousing:
         test: share of the examples that the server evaluates on.
         data_seed: of the split; independent of the scenario's seed.
     """
+
+    standardised: ClassVar[bool] = True
 
     folder: str | None = None
     test: Share = 0.2
@@ -98,6 +102,8 @@ class SyntheticRegression:
         noise_law: normal; or exponential less its mean, skewed as prices are.
         data_seed: other seeds give other tasks; independent of the scenario's seed.
     """
+
+    standardised: ClassVar[bool] = True
 
     examples: Annotated[int, Field(ge=1)] = 16_512
     test: Annotated[int, Field(ge=1)] = 4_128

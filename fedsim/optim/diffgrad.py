@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from fedsim.errors import FedsimError
+from fedsim.errors import Fault, FedsimError
 from fedsim.optim.elementwise import Decay, NonNegative, Positive, optimizer
 
 LANES = 64
@@ -281,6 +281,11 @@ class ClientDiffGrad:
     weight_decay: NonNegative = 0.0
     aliased: bool = False
     log_friction: bool = False
+
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        """Whether anybody reads what the clients tell."""
+        if self.log_friction and scenario.guest:
+            yield Fault("log_friction", True, "false behind a stock Flower strategy, which leaves it unread")
 
     def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> DiffGrad:
         """The optimizer of these parameters, its learning rate times ``scale``."""

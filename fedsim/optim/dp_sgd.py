@@ -28,7 +28,6 @@ from fedsim.errors import NOTHING, Fault, PrivacyError
 from fedsim.optim.batches import shuffled
 from fedsim.optim.elementwise import NonNegative, Positive, optimizer
 from fedsim.privacy.mechanism import Publication, Setting
-from fedsim.scenario_privacy import claims
 
 ATTEMPTS = 5
 """Times that the noise is raised to the needs of a client that turns out to cost more."""
@@ -44,7 +43,7 @@ class DpSgd:
         momentum: share of the last step that is kept.
         weight_decay: L2 penalty, added to the noisy gradient.
         sampling: of the batches, "poisson", or "shuffled": B examples after B in a fresh order each epoch, the divisor
-            B for the short last one too; only without a claim (privacy.claim = "none").
+            min(B, n) for the short last one too; only without a claim (privacy.claim = "none").
     """
 
     row_wise: ClassVar[bool] = False
@@ -80,12 +79,6 @@ class DpSgd:
             yield Fault("/privacy.epsilon", NOTHING, accepted)
         if privacy.noise is not None and len(privacy.noise) != 1:
             yield Fault("/privacy.noise", privacy.noise, "[z], the noise's standard deviation over the clip")
-        if self.sampling == "shuffled" and claims(scenario):
-            accepted = (
-                "'poisson', whose amplification is accounted: in a shuffled order an example comes once an epoch for "
-                'certain; or privacy.claim = "none"'
-            )
-            yield Fault("sampling", self.sampling, accepted, ("privacy.claim",))
         if client.clip_norm is not None:
             yield Fault("/client.clip_norm", client.clip_norm, "none: dp_sgd clips each example's gradient to its clip")
         if client.augmentation:
@@ -102,6 +95,14 @@ class DpSgd:
         if scenario.engine.path not in ("auto", "reference"):
             yield Fault("/engine.path", scenario.engine.path, "'auto' or 'reference': it trains a client at a time")
 
+    def unclaimed(self) -> Iterable[Fault]:
+        """Options for which nothing can be claimed."""
+        if self.sampling == "shuffled":
+            accepted = (
+                "'poisson', whose samples are accounted: in a shuffled order an example comes once an epoch for certain"
+            )
+            yield Fault("sampling", self.sampling, accepted)
+
     def set_up(self, setting: Setting) -> None:
         """Calibrate the noise."""
         self.noise_multiplier, self.deployed = multiplier(setting), setting.deployed
@@ -117,15 +118,16 @@ class DpSgd:
         price = partial(cost, noise_multiplier=z, setting=setting)
         one = max(found, key=lambda each: each.size) if z == 0 else worst(found, price)
         factor = 2 if setting.privacy.neighbours == "replace_one" else 1
+        poisson = self.sampling == "poisson"
         return [
             Publication(
                 "local steps (of the client that they cost most)",
                 f"each example's gradient to C = {self.clip:g}",
-                f"{factor}·C = {factor * self.clip:g}, of a sum over a batch",
+                f"{factor}·C = {factor * self.clip:g}, of a sum over a {'' if poisson else 'shuffled '}batch",
                 z,
                 participation(setting)[1][: one.rounds],
                 per_round=one.steps,
-                sampling_rate=one.rate,
+                sampling_rate=one.rate if poisson else 1.0,
             )
         ]
 

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from fedsim import registry
 from fedsim.privacy.guarantee import Guarantee, Reader
 from fedsim.privacy.mechanism import Publication
 from fedsim.scenario_privacy import defines, mechanisms, stage_of
@@ -144,9 +145,12 @@ def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Ite
         rows = {"central": RAW, "distributed": RAW, "local": PRIVATE}[trust]
         yield Stage(f"analysis: {part.name}", rows, AFTER if trust == "local" else "outside the guarantee")
     told = [*diagnostics, *(["training loss"] if scenario.server.estimator is None else [])]
+    told += ["mean friction of the last step"] if scenario.client.optimizer.options.get("log_friction") else []
     if told and trust == "central":
         yield Stage(f"metrics: {', '.join(told)}", "each client's own data", "outside the guarantee")
     yield Stage("text of a client's error", "its data", "kept on the client")
+    if getattr(registry.get("dataset", scenario.data.dataset.name), "standardised", False):
+        yield Stage("inputs and targets: standardised by all training examples", "all clients' data", "not protected")
     if scenario.data.root:
         yield Stage(f"the server's {scenario.data.root} root examples", "its own data", "not protected")
     if scenario.model.init:

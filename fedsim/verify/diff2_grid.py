@@ -4,7 +4,7 @@ The model is Linear(d, 10)–softplus–Linear(10, 1) with the squared error; al
 all seeds train side by side on the whole data set with their own noise, clipped by norms that follow from activations
 and signals. Tuning reads the data and costs privacy that no ε counts: seeds of the tuning are no seeds of the claim.
 
-A point is worth the mean of its squared gradient norms over the last quarter of the rounds, on the seed where it does
+A point is worth the mean of its squared gradient norms over the second half of the rounds, on the seed where it does
 worst: a rate at the edge of stability, whose last rounds are small by luck, is not chosen.
 
 ``python -m fedsim.verify.diff2_grid`` prints the best points of each method with their values on each seed.
@@ -34,7 +34,7 @@ from fedsim.scenario import Scenario
 RADII = (1.0, 3.0, 10.0, 30.0, 100.0)
 RATIOS = (0.003, 0.01, 0.03, 0.1)
 RATES = tuple(0.5**i for i in range(8))
-LAST = 0.25  # share of the rounds, at the end, that a point is judged by
+LAST = 0.5  # share of the rounds, at the end, that a point is judged by
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Stacked:
         return torch.cat([first.flatten(1), torch.einsum("gn,ghn->gh", out * weights, hidden)], 1)
 
     def play(self) -> Tensor:
-        """(g,) squared gradient norms, the mean over the last quarter of the rounds; inf where a point has diverged."""
+        """(g,) squared gradient norms, the mean over the second half of the rounds; inf where a point has diverged."""
         steps = rng.stream(self.seed, "verify.diff2.grid")
         last = max(1, round(LAST * self.rounds))
         total = torch.zeros(len(self.points), dtype=torch.float64)

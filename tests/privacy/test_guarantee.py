@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fedsim.cli import app
 from fedsim.errors import ScenarioError
-from fedsim.federation import build
+from fedsim.federation import build, protected
 from fedsim.flower import Flat, flatten
 from fedsim.privacy import diff2_releases, epsilon
 from fedsim.privacy.guarantee import Guarantee, derive
@@ -22,7 +22,7 @@ from fedsim.privacy.noise import from_entropy, noised
 from fedsim.privacy.proof import Stage, lines, stages
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from fedsim.updates import Updates
+from fedsim.updates import Layout, Updates
 
 DIFF2: dict[str, Any] = {"name": "diff2", "restart": 3, "c1": 1.0, "c2": 5.0, "lr": 0.5}
 NOISE = [0.02, 0.08]
@@ -78,6 +78,12 @@ REFUSED: list[tuple[dict[str, Any], str, list[str]]] = [
         {"adversary": ATTACK, "privacy": {"noise": NOISE, "trust": "distributed"}},
         "privacy.colluding",
         ["1 or more", "'local'"],
+    ),
+    ({"adversary": {"count": 1, "attacks": ["semantic"]}}, "adversary.attacks[0]", ["attackers' own examples"]),
+    (
+        {"adversary": {"count": 1, "attacks": [{"name": "edge_case", "mode": "lowest_density"}]}},
+        "adversary.attacks[0]",
+        ["attackers' own examples"],
     ),
     ({"privacy": {"noise": NOISE, "colluding": 1}}, "privacy.colluding", ["trust = 'distributed'"]),
     ({"privacy": {"noise": NOISE, "trust": "distributed", "colluding": 4}}, "privacy.colluding", ["0 to 3"]),
@@ -282,6 +288,52 @@ def test_without_a_claim_there_is_no_number() -> None:
     free = guarantee(privacy={"epsilon": "inf"})
     assert free.none
     assert "no noise" in free.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {
+                "server": {},
+                "client": {"per_round": 4, "optimizer": {"name": "dp_sgd", "sampling": "shuffled"}},
+                "privacy": {"noise": [1.0], "trust": "local", "claim": "none"},
+            },
+            "client.optimizer.sampling = shuffled",
+        ),
+        (
+            {
+                "server": {"defenses": [{"name": "dp_fedavg", "denominator": "received"}]},
+                "privacy": {"noise": [1.0], "unit": "client", "claim": "none"},
+            },
+            "server.defenses[0].denominator = received",
+        ),
+    ],
+)
+def test_without_a_claim_the_reason_names_the_option_that_forbids_it(changes: dict[str, Any], said: str) -> None:
+    scenario, found = private(**changes), guarantee(**changes)
+    assert any(reason.startswith(said) for reason in found.reasons)
+    text = "\n".join(lines(scenario, found))
+    assert "batch sampled at" not in text
+    assert "shuffled batch" in text or "a random denominator: unbounded" in text
+
+
+def test_batch_normalisation_without_buffers_is_refused_at_load() -> None:
+    federation = build(private())
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(64, track_running_stats=False), torch.nn.Linear(64, 10))
+    with pytest.raises(ScenarioError, match="without batch normalisation"):
+        protected(federation.scenario, federation.estimator, federation.shares, Layout.of(module), module)
+
+
+def test_the_proof_tells_of_standardised_data_and_of_told_friction() -> None:
+    scaled = stages_of(data={"dataset": "diabetes", "clients": 4}, model={"name": "linear"})
+    assert scaled["inputs and targets: standardised by all training examples"].sensitivity == "not protected"
+    friction = stages_of(
+        server={"defenses": ["dp_fedavg"]},
+        client={"per_round": 4, "optimizer": {"name": "diffgrad", "log_friction": True}},
+        privacy={"noise": [1.0], "unit": "client"},
+    )
+    assert friction["metrics: training loss, mean friction of the last step"].sensitivity == "outside the guarantee"
 
 
 def stages_of(**changes: Any) -> dict[str, Stage]:

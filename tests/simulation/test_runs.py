@@ -128,7 +128,7 @@ def test_a_defense_that_never_acts_is_said() -> None:
 
 def test_a_defense_that_counts_on_too_few_is_said() -> None:
     table = {"count": 2, "attacks": ["sign_flip"]}
-    said = "krum counts on at most 1 malicious clients in a cohort, and there were up to "
+    said = "krum counts on 1 malicious client in a cohort, and there were up to "
     notes = simulate(small(server={"defenses": ["krum"]}, adversary=table)).notes
     assert any(note.startswith(said) for note in notes)
     enough = {"defenses": [{"name": "multi_krum", "malicious": 2}]}
