@@ -1,9 +1,12 @@
 """SAM-GS: clients as tasks, g_k = −Δ_k, reconciled by how alike the lengths of their updates are.
 
 The rule is :func:`fedsim.optim.sam_gs.surgery`, with the formulas. m_k and t_k follow the client over the rounds in
-which it answers; h and t are the server's. The paper takes the sum of the weighted gradients; here it is their mean,
-a step of a client's size. The momentum branch is quadratic in the updates' scale: put an adaptive server optimizer
-behind it, or ``rescale``. Equal and opposite gradients stay a saddle.
+which it answers; h and t are the server's. The paper takes the sum of the weighted gradients; here it is their mean.
+Equalised it is a step of a client's size. The momentum branch is quadratic in the updates' scale, divided by how
+unlike they are: where clients are alike its step is many times a client's, so put an adaptive server optimizer behind
+it, or ``rescale``. Equal and opposite gradients stay a saddle.
+
+A single client has no pair, and nothing to be reconciled with: its update passes as it is, and nothing is remembered.
 
 Borsani et al., "Gradient Similarity Surgery in Multi-Task Deep Learning", 2025, arXiv 2506.06130.
 """
@@ -49,6 +52,8 @@ class SAMGS(Defense):
     rescale: bool = False
 
     def combine(self, updates: Updates, ctx: Round) -> Aggregate:
+        if len(updates) == 1:
+            return Aggregate(updates.values[0].clone(), torch.full((1,), torch.nan, dtype=torch.float64))
         rows = exact(updates.values)
         clients = list(map(str, updates.client_ids))
         state = _state(clients, rows, ctx.state)

@@ -95,6 +95,7 @@ class DiffGrad(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._friction.clear()
         for group in self.param_groups:
             parameters = [each for each in group["params"] if each.grad is not None]
             gradients = [_gradient(each, group["weight_decay"]) for each in parameters]
@@ -110,6 +111,14 @@ class DiffGrad(torch.optim.Optimizer):
                 seen = _advance(moving, list(compress(gradients, here)), list(compress(states, here)), moves, t, group)
                 self._friction |= dict(zip(moving, seen, strict=group["log_friction"]))
         return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """After a copy, a pickle or ``load_state_dict``: groups of an older state lack the newer options."""
+        super().__setstate__(state)
+        self._friction = {}
+        for group in self.param_groups:
+            for name, default in (("aliased", False), ("fused", True), ("log_friction", False)):
+                group.setdefault(name, default)
 
     def mean_friction(self) -> float:
         """Mean ξ over all coordinates in the last step; NaN without ``log_friction`` or before the first step."""

@@ -98,6 +98,14 @@ class GNS(torch.optim.Optimizer):
         state["gamma"].fill_(trace.gammas[-1])
         return first
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch does it, but γ stays in float64, whatever the parameters are."""
+        super().load_state_dict(state_dict)
+        saved, ours = (groups[0]["params"] for groups in (state_dict["param_groups"], self.param_groups))
+        for key, parameter in zip(saved, ours, strict=True):
+            if "gamma" in (kept := state_dict["state"].get(key, {})):
+                self.state[parameter]["gamma"] = kept["gamma"].detach().cpu().clone()
+
 
 class _Point:
     """Where the parameters are, as one vector (d,) in float64, and the loss there."""
@@ -151,7 +159,15 @@ class _Point:
         return loss
 
     def _derive(self, loss: Tensor, graph: bool) -> list[Tensor]:
-        found = torch.autograd.grad(loss, self.parameters, create_graph=graph, allow_unused=True)
+        if not loss.requires_grad:
+            raise FedsimError("GNS: closure: given a loss without a graph; accepted: the loss itself, not detached")
+        try:
+            found = torch.autograd.grad(loss, self.parameters, create_graph=graph, allow_unused=True)
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            accepted = "a closure that gives the loss and calls no backward()"
+            raise FedsimError(f"GNS: closure: given one that calls backward(); accepted: {accepted}") from error
         pairs = zip(found, self.parameters, strict=True)
         return [torch.zeros_like(each) if g is None else g for g, each in pairs]
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ class SamGS(torch.optim.Optimizer):
         rescale: give the momentum branch the norm that the sum of the gradients has.
 
     Raises:
-        FedsimError: several groups of parameters: the tasks' gradients are compared as a whole.
+        FedsimError: an option out of range; several groups of parameters: the tasks' gradients are compared as a whole.
     """
 
     def __init__(
@@ -158,26 +158,40 @@ class SamGS(torch.optim.Optimizer):
         pairs: Pairs = "distinct",
         rescale: bool = False,
     ) -> None:
+        accepted = {
+            "lr": (lr, lr >= 0, "lr ≥ 0"),
+            "betas": (betas, all(0 <= beta < 1 for beta in betas), "0 ≤ beta < 1"),
+            "gamma": (gamma, gamma >= 0, "gamma ≥ 0"),
+            "eps": (eps, eps > 0, "eps > 0"),
+            "pairs": (pairs, pairs in get_args(Pairs), "'distinct', 'all'"),
+        }
+        for name, (given, fits, wanted) in accepted.items():
+            if not fits:
+                raise FedsimError(f"SamGS: {name}: given {given!r}; accepted: {wanted}")
         options = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "pairs": pairs, "rescale": rescale}
         super().__init__(params, options)
         if len(self.param_groups) != 1:
             raise FedsimError(f"SamGS: given {len(self.param_groups)} groups of parameters; accepted: one")
 
     def backward(self, losses: Sequence[Tensor] | Tensor) -> Combined:
-        """Write the combined gradient of the tasks' losses into ``.grad`` of the parameters."""
+        """Write the combined gradient of the tasks' losses into ``.grad`` of the parameters; frozen ones stay out."""
         group = self.param_groups[0]
         parameters = group["params"]
+        if (isinstance(losses, Tensor) and not losses.ndim) or not len(losses):
+            raise FedsimError("SamGS: losses: given none, or a single number; accepted: one for each task, in a list")
+        moving = [each for each in parameters if each.requires_grad]
         rows = []
         for i, loss in enumerate(losses):
-            found = torch.autograd.grad(loss, parameters, retain_graph=i + 1 < len(losses), allow_unused=True)
-            pairs = zip(parameters, found, strict=True)
+            found = iter(torch.autograd.grad(loss, moving, retain_graph=i + 1 < len(losses), allow_unused=True))
+            pairs = [(each, next(found) if each.requires_grad else None) for each in parameters]
             rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in pairs]))
         gradients = torch.stack(rows)
         options = {name: group[name] for name in ("betas", "gamma", "eps", "pairs", "rescale")}
         combined = surgery(gradients, self._state(gradients), **options)
         position = 0
         for each in parameters:
-            each.grad = combined.gradient[position : position + each.numel()].view_as(each).clone()
+            if each.requires_grad:
+                each.grad = combined.gradient[position : position + each.numel()].view_as(each).clone()
             position += each.numel()
         return combined
 
@@ -198,6 +212,14 @@ class SamGS(torch.optim.Optimizer):
                 if each.grad is not None:
                     each.add_(each.grad, alpha=-self.param_groups[0]["lr"])
         return losses
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch does it, but h and the counts keep their types, whatever the parameters are."""
+        super().load_state_dict(state_dict)
+        saved, parameter = state_dict["param_groups"][0]["params"][0], self.param_groups[0]["params"][0]
+        for name in ("spread", "steps", "counts"):
+            if name in (kept := state_dict["state"].get(saved, {})):
+                self.state[parameter][name] = kept[name].detach().cpu().clone()
 
     def _state(self, gradients: Tensor) -> State:
         """The state, kept with the first parameter so that it goes through ``state_dict``."""

@@ -83,7 +83,8 @@ _alone: dict[str, Any] = {"seeds": 1, "quick": False, "paper": "hessian_alignmen
 _five = f"{_setting}; client = domain, 5 local full-batch steps of Adam, 100 rounds"
 _drift = (
     "five steps towards references of the round's start: .21, .27, .33 in rounds 50, 75, 100, still rising when the "
-    "rounds end; a longer run had .44 in round 130 and .37 in round 150. With two steps in each of 250 rounds, and with five of an Adam that is kept over rounds, it is .10"
+    "rounds end; a longer run had .44 in round 130 and .37 in round 150. With two steps in each of 250 rounds, and "
+    "with five of an Adam that is kept over rounds, it is .10"
 )
 
 

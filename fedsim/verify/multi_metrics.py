@@ -98,7 +98,7 @@ def published(seed: int) -> Measured:
     {
         "kept": Expected("attacker's updates that the filter kept, of 200", "0 to 4", None, 4),
         "asr": Expected("backdoor's success at the end, one seed", ".06 to .86"),
-        "same": Expected("digests equal to the published one's (1) on the machine that published it", "1", 0, 1),
+        "same": Expected("digests equal to the published one's", "1 on the machine that published it"),
     },
     source="papers/multi_metrics, an attacker in every round, the filter: run again",
     seeds=1,

@@ -104,11 +104,19 @@ def zeros(seed: int) -> Measured:
 
 
 _spiked = {"transformer": (".953", ".376"), "mlp_ln": (".939", ".515"), "cnn_bn": (".699", ".111")}
+_size = "data, widths and the state of training at the step are ours; what holds is the order of the two"
+_otherwise = dict.fromkeys(
+    ("transformer_controlled", "transformer_clipped", "mlp_ln_clipped", "cnn_bn_controlled"), _size
+)
 
 
 @claim(
     {
-        f"{name}_{how}": Expected(f"{name.replace('_', ' + ')}: accuracy right after the step, {how}", figures[i])
+        f"{name}_{how}": Expected(
+            f"{name.replace('_', ' + ')}: accuracy right after the step, {how}",
+            figures[i],
+            differs=_otherwise.get(f"{name}_{how}", ""),
+        )
         for name, figures in _spiked.items()
         for i, how in enumerate(("controlled", "clipped"))
     }

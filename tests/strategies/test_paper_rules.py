@@ -186,3 +186,11 @@ def test_a_clients_spread_is_the_largest_over_all_its_examples(monkeypatch):
     wanted = math.pi * softmax_radius(logits, start, step, node.examples().inputs)
     assert len(node.examples()) == 11
     assert told["spread"]["spread"] == pytest.approx(float(wanted))
+
+
+def test_sam_gs_leaves_a_client_alone_as_it_is():
+    state: dict[str, Any] = {}
+    rows = rows_of([[3.0, -4.0]], [7])
+    found = make("defense", "sam_gs").aggregate(rows, Round(round=1, part="sam_gs", state=state)).update
+    assert torch.equal(found, rows.values[0])
+    assert not state
