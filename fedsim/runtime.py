@@ -140,15 +140,29 @@ def cores() -> int:
 
 
 def processor() -> str:
-    """The processor's name, as the operating system gives it."""
+    """The processor's name, as the operating system gives it, with the generation that it leaves out.
+
+    Virtual machines call every generation "AMD EPYC", and BLAS and oneDNN choose their kernels, and with them the bits,
+    by family, model and vector instructions.
+    """
     try:
-        with open("/proc/cpuinfo") as lines:
-            for line in lines:
-                if line.lower().startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+        with open("/proc/cpuinfo") as file:
+            return described_by(file.read())
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return platform.processor() or platform.machine()
+
+
+def described_by(cpuinfo: str) -> str:
+    """``AMD EPYC, family 25, model 1, avx2``, of the first processor in the text of Linux' /proc/cpuinfo."""
+    first = cpuinfo.split("\n\n", 1)[0]
+    told = {
+        key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())
+    }
+    flags = told.get("flags", "").split()
+    words = [told.get("model name", "")]
+    words += [f"{word} {told[key]}" for key, word in (("cpu family", "family"), ("model", "model")) if told.get(key)]
+    words += [next((each for each in ("avx512f", "avx2", "avx") if each in flags), "")]
+    return ", ".join(word for word in words if word) or platform.processor() or platform.machine()
 
 
 def _torch_threads() -> int | None:

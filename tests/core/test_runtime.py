@@ -73,3 +73,13 @@ def test_devices_that_are_there_have_their_numbers(monkeypatch: pytest.MonkeyPat
     assert [runtime.prepare_device(name).index for name in ("cuda", "cuda:1")] == [None, 1]
     with pytest.raises(ScenarioError, match="cpu, cuda:0, cuda:1"):
         runtime.prepare_device("cuda:2")
+
+
+def test_a_processor_is_told_with_its_generation() -> None:
+    """The trap: virtual machines of two generations have one name, and give different bits."""
+    told = (
+        "processor\t: 0\ncpu family\t: 25\nmodel\t\t: {}\nmodel name\t: AMD EPYC\nflags\t\t: fpu {}\n\nprocessor\t: 1\n"
+    )
+    assert runtime.described_by(told.format(1, "avx2")) == "AMD EPYC, family 25, model 1, avx2"
+    assert runtime.described_by(told.format(17, "avx2 avx512f")) == "AMD EPYC, family 25, model 17, avx512f"
+    assert runtime.described_by("Hardware\t: a board") == runtime.described_by("")
