@@ -36,8 +36,31 @@ def _clients(scenario: Tables) -> Iterator[Fault]:
         yield Fault("client.steps", client.steps, "either client.epochs or client.steps, not both", ("client.epochs",))
 
 
+HEADS = ("hessian_alignment", "fishr", "irm")
+"""Regularizers that look at the last layer's gradient in closed form: that of the plain cross-entropy."""
+LENGTHLESS = ("normalized_sgd", "spherical_langevin", "asgd")
+"""Optimizers that a gradient divided by a large λ leaves with noise, or with nothing at all."""
+
+
 def _training(scenario: Tables) -> Iterator[Fault]:
     client = scenario.client
+    changed = [name for name in ("label_smoothing", "mask_absent") if client.loss and client.loss.options.get(name)]
+    for i, part in enumerate(client.regularizers):
+        if changed and part.name in HEADS:
+            accepted = (
+                f"none with client.loss.{changed[0]}: it takes the last layer's gradient for that of the plain loss"
+            )
+            yield Fault(f"client.regularizers[{i}]", part.name, accepted, ("client.loss",))
+        if part.options.get("rescale") and client.optimizer.name in LENGTHLESS:
+            accepted = f"false with client.optimizer = '{client.optimizer.name}', which minds how long a gradient is"
+            yield Fault(f"client.regularizers[{i}].rescale", True, accepted, ("client.optimizer",))
+    if any(part.name == "generalization" for part in scenario.server.analysis):
+        given = {"clip_norm": client.clip_norm, "proximal": client.proximal}
+        given["optimizer.weight_decay"] = client.optimizer.options.get("weight_decay")
+        for name, value in given.items():
+            if value:
+                accepted = "none: the theory of server.analysis 'generalization' is of plain gradient descent"
+                yield Fault(f"client.{name}", value, accepted, ("server.analysis",))
     if client.optimizer_state == "persist":
         try:
             averages = getattr(registry.get("optimizer", client.optimizer.name), "averages", False)

@@ -249,6 +249,34 @@ def test_what_cannot_combine_is_refused(tables: dict[str, Any], key: str) -> Non
     assert key in {fault.key for fault in refused.value.faults}
 
 
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"optimizer": {"name": "sgd", "lr": 2.5, "weight_decay": 0.5}}, "client.optimizer.weight_decay"),
+        ({"clip_norm": 0.01}, "client.clip_norm"),
+        ({"proximal": 0.5}, "client.proximal"),
+    ],
+)
+def test_the_theory_refuses_what_it_is_not_of(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(ScenarioError) as refused:
+        regression(client={"per_round": 5, "batch_size": 1000, "optimizer": {"name": "sgd", "lr": 2.5}} | options)
+    assert {fault.key for fault in refused.value.faults} == {key}
+
+
+@pytest.mark.parametrize("regularizer", ["hessian_alignment", "fishr", "irm"])
+@pytest.mark.parametrize("option", [{"label_smoothing": 0.1}, {"mask_absent": True}])
+def test_a_head_gradient_in_closed_form_is_of_the_plain_loss_alone(regularizer: str, option: dict[str, Any]) -> None:
+    with pytest.raises(ScenarioError, match=r"client\.regularizers\[0\]: given .* the plain loss"):
+        Scenario(client={"loss": {"name": "cross_entropy", **option}, "regularizers": [regularizer]})
+
+
+@pytest.mark.parametrize("optimizer", ["normalized_sgd", "spherical_langevin", "asgd"])
+def test_steps_that_mind_a_gradients_length_take_no_divided_one(optimizer: str) -> None:
+    part = {"name": "hessian_alignment", "form": "sum", "weight": 91257.0, "warmup": 38, "rescale": True}
+    with pytest.raises(ScenarioError, match=r"client\.regularizers\[0\]\.rescale"):
+        Scenario(client={"optimizer": optimizer, "regularizers": [part]})
+
+
 def test_a_model_too_large_for_a_matrix_is_an_error() -> None:
     with pytest.raises(ScenarioError, match=r"model\.name: given 'mlp'; accepted: .*2000.*it has 4810"):
         build(newton(data={"dataset": "digits", "clients": 5}, model={"name": "mlp", "hidden": [64]}))
