@@ -211,7 +211,13 @@ def spread(mean: float, low: float, high: float, sign: str = "") -> str:
 
 def _keys(table: pd.DataFrame) -> list[str]:
     """What tells the rows apart, the defense and the attack always."""
-    known = ["defense", "attack", "dataset", "partition", *(name for name in table.columns if "." in name)]
+    known = [
+        "defense",
+        "attack",
+        "dataset",
+        "partition",
+        *(name for name in table.columns if "." in name or name == "rounds"),
+    ]
     return [name for name in known if name in ("defense", "attack") or table[name].nunique() > 1]
 
 

@@ -91,7 +91,8 @@ class Flat(ArrayRecord):
 
     def _materialise(self) -> dict[str, Array]:
         data = self.__dict__["_data"]
-        if not data:
+        if not self.__dict__.get("made"):
+            self.__dict__["made"] = True
             data.update({name: SharedArray(view) for name, view in self.layout.views(self.vector).items()})
         return cast("dict[str, Array]", data)
 

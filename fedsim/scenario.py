@@ -96,7 +96,7 @@ def cells(data: Mapping[str, Any], where: str) -> list[tuple[dict[str, Any], Sce
     for values in itertools.product(*flat.values()):
         cell = dict(zip(flat, values, strict=True))
         try:
-            found.append((cell, Scenario._checked(override(base, cell), where)))
+            found.append((cell, Scenario._checked(_calm(override(base, cell), cell), where)))
         except ScenarioError as error:
             for fault in error.faults:
                 unknown = fault.accepted.startswith("no such")
@@ -104,6 +104,15 @@ def cells(data: Mapping[str, Any], where: str) -> list[tuple[dict[str, Any], Sce
     if faults:
         raise ScenarioError(list(faults.values()), where)
     return found
+
+
+def _calm(tables: dict[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell whose matrix names no attack is the run without attack: nobody holds clients in it."""
+    adversary = tables.get("adversary")
+    if cell.get("adversary.attacks") != [] or not isinstance(adversary, Mapping):
+        return tables
+    held = {name: 0 for name in ("fraction", "count") if name in adversary and f"adversary.{name}" not in cell}
+    return {**tables, "adversary": {**adversary, **held}}
 
 
 def _toml_values(value: Any) -> Any:

@@ -114,7 +114,8 @@ def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided p of Student's paired test of "a and b have the same mean"; a[i] and b[i] belong together.
 
     Returns:
-        p; NaN under two pairs; 1 where all pairs are equal, 0 where all differ by the same amount.
+        p; NaN under two pairs; 1 where all pairs are equal. Where all differ by one amount, as shares of a small test
+        set may, Student's test has no spread to go by: the sign test's 2^(1 − n) then.
 
     Raises:
         FedsimError: different lengths, no pair, or a value that is not finite.
@@ -128,7 +129,7 @@ def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float:
         return math.nan
     mean, spread = float(data.mean()), float(data.std(ddof=1))
     if spread == 0:
-        return 1.0 if mean == 0 else 0.0
+        return 1.0 if mean == 0 else 2.0 ** (1 - len(data))
     return float(2 * stdtr(len(data) - 1, -abs(mean) / spread * math.sqrt(len(data))))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import operator
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,6 +77,7 @@ def results(
         store.close()
     tables = {cell["key"]: json.loads(cell["scenario"]) for cell in cells}
     rows = [_row(cell, tables[cell["key"]]) for cell in cells]
+    _tell_apart(rows, tables, folder)
     _add_losses(rows, tables)
     conditions = [condition(text) for text in ([where] if isinstance(where, str) else where)]
     rows = [row for row in rows if all(_holds(each, row, tables[row["key"]]) for each in conditions)]
@@ -143,6 +145,56 @@ def _row(cell: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
+def _tell_apart(rows: list[dict[str, Any]], tables: Mapping[str, Any], folder: Path) -> None:
+    """Give cells that look alike and are not (an edited scenario, plug-in or fedsim) columns and settings of their own.
+
+    Two cells with the same seed and the same name in every column would be taken for one measured twice: a mean over
+    both mixes what was run, and a seed that counts twice makes intervals too short.
+    """
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        seen = [*ALIASES, "seed", "rounds", *sorted(name for name in row if "." in name)]
+        groups.setdefault(tuple(str(row.get(name)) for name in seen), []).append(row)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if not alike:
+        return
+    flat = {row["key"]: dict(_flat(tables[row["key"]])) | _origin(row, folder) for row in rows}
+    for group in alike:
+        cells = [flat[row["key"]] for row in group]
+        names = dict.fromkeys(name for cell in cells for name in cell)
+        for name in (n for n in names if len({json.dumps(cell.get(n), default=str) for cell in cells}) > 1):
+            alias = next((each for each, key in ALIASES.items() if key == name), "")
+            for row in group if alias else rows:
+                row[alias or name] = short(flat[row["key"]].get(name))
+    for row in rows:
+        origin = flat[row["key"]]
+        row["setting"] = hashlib.sha256(
+            json.dumps([row["setting"], *(origin[name] for name in ("run.fedsim", "run.files"))]).encode()
+        ).hexdigest()[:16]
+
+
+def _origin(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a cell's key says beside its scenario: fedsim's version, and the content of its files and data."""
+    path = folder / str(row["folder"]) / "run.json"
+    if not path.is_file():
+        return {"run.fedsim": "", "run.files": ""}
+    told = json.loads(path.read_text("utf-8"))
+    content = json.dumps([told.get("files"), told.get("data")], sort_keys=True)
+    return {"run.fedsim": told.get("fedsim", ""), "run.files": hashlib.sha256(content.encode()).hexdigest()[:6]}
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a scenario, without what makes no other result; lists of parts are one value."""
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if name in ("seed", "title", "engine"):
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        else:
+            yield name, value
+
+
 def _add_losses(rows: list[dict[str, Any]], tables: Mapping[str, Any]) -> None:
     """Utility lost and ASR above its floor, seed by seed."""
     calm: dict[tuple[str, str], float] = {}
@@ -155,10 +207,12 @@ def _add_losses(rows: list[dict[str, Any]], tables: Mapping[str, Any]) -> None:
         for (rest, defenses), value in calm.items()
         if [p["name"] for p in json.loads(defenses)] == ["fedavg"]
     }
+    # Where the matrix has plain averaging, nothing else stands in for a run of it that is not there (yet).
+    plain_is_there = any([p["name"] for p in json.loads(row["_defenses"])] == ["fedavg"] for row in rows)
     for row in rows:
         own = calm.get((row["_rest"], row["_defenses"]), math.nan)
         row["calm_accuracy"] = own
-        row["utility_lost"] = averaged.get(row["_rest"], own) - row["accuracy"]
+        row["utility_lost"] = averaged.get(row["_rest"], math.nan if plain_is_there else own) - row["accuracy"]
         floor = 0.0 if math.isnan(row["floor"]) else row["floor"]
         row["asr_gain"] = row["asr"] - floor
 
@@ -300,7 +354,7 @@ def _merge_one(folder: Path, store: Store, done: Merged) -> None:
         theirs.close()
     for cell in cells:
         here = store.rows("SELECT digest FROM cells WHERE key = ? AND state = 'finished'", (cell["key"],))
-        if cell["state"] != "finished":
+        if cell["state"] != "finished" or not (folder / cell["folder"]).is_dir():
             done.unfinished.append(cell["folder"])
         elif here and here[0]["digest"] != cell["digest"]:
             done.differ.append(cell["folder"])

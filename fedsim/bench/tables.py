@@ -140,6 +140,10 @@ def ranking(
     if not names:
         return pd.DataFrame(columns=["place", "defense", "worst", "low", "high", "under", "ahead", "seeds", "marks"])
     harm = np.stack([np.stack([table.loc[(name, under)].to_numpy(dtype=float) for under in unders]) for name in names])
+    # Defenses are compared on the seeds that all of them have: one that missed a hard seed would look better.
+    shared = ~np.isnan(harm).any(axis=(0, 1))
+    if shared.any():
+        harm = harm[:, :, shared]
     rows = []
     for each in rank_by_worst(names, harm, interval=interval):
         cells = done[done["defense"] == each.name]
@@ -153,7 +157,7 @@ def ranking(
                 "high": float(np.clip(each.high, -1.0, 1.0)),
                 "under": unders[each.attack],
                 "ahead": each.ahead,
-                "seeds": int(here["seed"].nunique()),
+                "seeds": int(shared.sum()) if shared.any() else int(here["seed"].nunique()),
                 "marks": "".join(mark for mark in "ad" if cells["marks"].str.contains(mark).any()),
             }
         )
@@ -162,7 +166,7 @@ def ranking(
 
 def _keys(frame: pd.DataFrame) -> list[str]:
     """Columns that say what a cell is, its seed aside."""
-    return [*ALIASES, *(name for name in frame.columns if "." in name)]
+    return [*ALIASES, *(name for name in frame.columns if "." in name or name == "rounds")]
 
 
 def _interval(values: list[float], method: Method) -> Interval:

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedsim import registry
 from fedsim.bench.cell import Cell, complete, summary
 from fedsim.bench.locks import held
 from fedsim.bench.store import TRIES, Store
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, one_line
 from fedsim.launch import add_floor, run, twin, twin_key
 from fedsim.report.tracker import LOG, CellTrackers
 
@@ -80,6 +81,8 @@ def play(cell: Cell, store: Store, session: str, tell: Tell, workers: int = 0, t
         tell(cell, None)
         run_cell(cell, store.out / "floors", lambda line: tell(cell, line), workers, trackers)
         store.end(cell, number)
+        if cell.state == "failed" and store.failures(cell, session) < TRIES:
+            cell.error = f"once, is tried again in the end: {cell.error}"
     cell.row = summary(cell)
     tell(cell, None)
 
@@ -108,8 +111,9 @@ def run_cell(
         cell.state = "interrupted"
     except FedsimError as error:
         cell.state, cell.error = "failed", str(error)
-    except Exception as error:
-        cell.state, cell.error = "failed", f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        place = registry.where(error)
+        cell.state, cell.error = "failed", f"{type(error).__name__}{place}: {one_line(error)}"
 
 
 class _Overheard(logging.Handler):

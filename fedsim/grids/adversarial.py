@@ -20,7 +20,7 @@ from torch import Tensor
 from attacks.adversary import Adversary
 from attacks.attack import overrides
 from fedsim.client.received import LEARN, LEARNED, PREVIOUS
-from fedsim.flower import Directory, Flat, as_record, as_tensors, flatten, send, with_content
+from fedsim.flower import Directory, Flat, SharedArray, as_record, as_tensors, flatten, send, with_content
 from fedsim.updates import Layout, Updates
 
 log = logging.getLogger("fedsim")
@@ -301,8 +301,18 @@ class AdversarialGrid(Grid):
 
 
 def _copied(content: RecordDict) -> RecordDict:
-    """Each record copied; vectors, which are read-only, are shared."""
-    return RecordDict({key: record.copy() for key, record in content.items()})
+    """Each record copied, vectors too: torch has no read-only tensors, and who watches changes nothing."""
+    return RecordDict({key: _copied_record(record) for key, record in content.items()})
+
+
+def _copied_record(record: Any) -> Any:
+    if isinstance(record, Flat):
+        return Flat(record.vector.clone(), record.layout)
+    other = record.copy()
+    for name, array in list(other.items()):
+        if isinstance(array, SharedArray):
+            other[name] = SharedArray(array.tensor.clone())
+    return other
 
 
 def _round_of(message: Message) -> int:

@@ -136,7 +136,7 @@ class Standings:
         for cell in cells:
             row = stored[cell["key"]]
             cell |= {"epsilon": epsilon.get(cell["key"]), "versions": row["versions"]}
-            scenarios.setdefault(row["setting"], json.loads(row["scenario"]))
+            scenarios.setdefault(cell["setting"], json.loads(row["scenario"]))
         versions = {
             row["id"]: {"fedsim": row["fedsim"], "runtime": json.loads(row["runtime"])}
             for row in machines
@@ -183,7 +183,9 @@ class Standings:
 
     def axes(self) -> tuple[list[str], list[str]]:
         """Columns that tell attacks apart, and those that tell apart where they took place."""
-        known = [name for name in self.cells[0] if "." in name or name in ("dataset", "partition", "adversary")]
+        known = [
+            name for name in self.cells[0] if "." in name or name in ("dataset", "partition", "adversary", "rounds")
+        ]
         varied = [name for name in known if len({str(cell.get(name)) for cell in self.cells}) > 1]
         adversary = [name for name in varied if name.startswith("adversary")]
         return ["attack", *adversary], [name for name in varied if name not in adversary]

@@ -78,12 +78,12 @@ def keeps_shape(make: Make) -> None:
     for dtype in (torch.float32, torch.float64):
         for clients in (CLIENTS, CLIENTS[:1]):
             rows, honest = federation(dtype=dtype, clients=clients)
-            given: Any = make().craft(rows.values, context(rows, honest))
+            given: Any = prepared(make).craft(rows.values, context(rows, honest))
             assert isinstance(given, Tensor), f"craft gave a {type(given).__name__}, a tensor is needed"
             shapes = f"{tuple(given.shape)} for {tuple(rows.values.shape)}"
             assert given.shape == rows.values.shape, f"craft gave {shapes}"
             assert given.is_floating_point(), f"craft gave {given.dtype}, whole numbers, for {dtype}"
-            crafted = play(make(), rows, honest)
+            crafted = play(prepared(make), rows, honest)
             assert crafted.dtype == dtype, f"craft gave {crafted.dtype} for {dtype}"
 
 
@@ -130,8 +130,8 @@ def permutes(make: Make) -> None:
     order, others = torch.tensor([2, 0, 1]), torch.tensor([4, 2, 7, 0, 1, 6, 3, 5])
     moved_rows, moved_honest = rows.rows(order), honest.rows(others)
     # A copy: what changes its input is told so by another check, and may be equal under permutation.
-    plain = make().craft(rows.values.clone(), context(rows, honest)).clone()
-    moved = make().craft(moved_rows.values, context(moved_rows, moved_honest))
+    plain = prepared(make).craft(rows.values.clone(), context(rows, honest)).clone()
+    moved = prepared(make).craft(moved_rows.values, context(moved_rows, moved_honest))
     close = torch.allclose(moved, plain[order], rtol=1e-6, atol=1e-6, equal_nan=True)
     assert close, "craft depends on the order of the clients"
 
@@ -140,7 +140,7 @@ def stays_finite(make: Make) -> None:
     """Finite rows stay finite, also equal and zero ones, unless the attack's ``finite`` says otherwise."""
     for scale in (1.0, 0.0):
         rows, honest = federation(scale=scale)
-        crafted = play(make(), rows, honest)
+        crafted = play(prepared(make), rows, honest)
         if make().finite:
             assert bool(crafted.isfinite().all()), f"craft gave numbers that are not finite from rows of size {scale}"
         else:
@@ -159,6 +159,9 @@ def leaves_global_randomness(make: Make) -> None:
         play(attack, rows, honest)
         if overrides(attack, "after_step"):
             attack.after_step(torch.ones(2, DIMENSION), local_step(2))
+        attack.objective(torch.ones(2), torch.ones(2, DIMENSION, requires_grad=True), local_step(2))
+        if overrides(attack, "learn") or overrides(attack, "shown"):
+            attack.shown(test, attack.learn(train, node()))
         after = global_states()
     assert torch.equal(before[0], after[0]), "a hook used torch's global generator"
     assert before[1] == after[1], "a hook used NumPy's global generator"
@@ -167,7 +170,7 @@ def leaves_global_randomness(make: Make) -> None:
 
 def keeps_to_its_knowledge(make: Make) -> None:
     """With the knowledge that the class declares it works, and what that knowledge hides moves nothing."""
-    attack = make()
+    attack = prepared(make)
     rows, honest = federation()
     hidden = context(rows, honest, knowledge="colluding", knows_defense=False)
     try:
@@ -181,13 +184,13 @@ def keeps_to_its_knowledge(make: Make) -> None:
         assert reached, "craft needs no honest rows; the class says knowledge = 'omniscient'"
     for level in KNOWLEDGE[KNOWLEDGE.index(attack.knowledge) : 2]:
         _, changed = federation(seed=99)
-        one = play(make(), rows, honest, knowledge=level, knows_defense=False)
-        two = play(make(), rows, changed, knowledge=level, knows_defense=False)
+        one = play(prepared(make), rows, honest, knowledge=level, knows_defense=False)
+        two = play(prepared(make), rows, changed, knowledge=level, knows_defense=False)
         assert same_bits(one, two), f"honest rows changed the result under knowledge = '{level}'"
     if attack.knowledge == "own":
-        joined = play(make(), rows, honest, knowledge="own", knows_defense=False)
+        joined = play(prepared(make), rows, honest, knowledge="own", knows_defense=False)
         last = rows.replace(values=torch.cat([rows.values[:1], rows.values[1:] * 3]))
-        alone = play(make(), last, honest, knowledge="own", knows_defense=False)
+        alone = play(prepared(make), last, honest, knowledge="own", knows_defense=False)
         assert same_bits(joined[:1], alone[:1]), "another attacker's row changed the result under knowledge = 'own'"
 
 
@@ -278,7 +281,7 @@ def remembers_plainly(make: Make) -> None:
     rows, honest = federation()
     state: dict[str, Any] = {}
     for round in (1, 2):
-        play(make(), rows, honest, round=round, state=state)
+        play(prepared(make), rows, honest, round=round, state=state)
     for path, value in leaves(state):
         assert isinstance(value, (Tensor, bool, int, float, str, type(None))), (
             f"state{path} holds a {type(value).__name__}"

