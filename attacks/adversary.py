@@ -230,7 +230,8 @@ class Adversary:
         """Let every attack load its own data, once a process."""
         streams = rng.Streams(self.seed, "attack", "data.tail")
         for part in self.attacks:
-            part.prepare(train, test, num_classes=num_classes, streams=streams)
+            shown = train if part.trains_on_others() else train.take(np.zeros(0, dtype=np.int64))
+            part.prepare(shown, test, num_classes=num_classes, streams=streams)
 
     @property
     def learns(self) -> bool:

@@ -312,9 +312,17 @@ class Attack:
         """
         return None
 
+    def trains_on_others(self) -> bool:
+        """Whether its clients train on examples that other clients hold: ``prepare`` is given all, else none.
+
+        Such an attack is refused behind a claim of privacy.
+        """
+        return False
+
     def prepare(self, train: Examples, test: Examples, *, num_classes: int, streams: rng.Streams) -> None:
         """Called once per process before the first round: load own data, check the trigger against the images.
 
+        ``train`` is empty, of the right shapes, unless :meth:`trains_on_others`; ``test`` is the server's.
         What it draws comes from ``streams.stream("attack.NAME.PURPOSE")``.
         """
 

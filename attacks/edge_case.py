@@ -72,9 +72,8 @@ class EdgeCase(Attack):
     _trained: Examples | None = field(default=None, init=False, repr=False)
     _tested: Examples | None = field(default=None, init=False, repr=False)
 
-    @property
     def trains_on_others(self) -> bool:
-        """Whether malicious clients train on examples that other clients hold."""
+        """Clean images of the whole population, or its tail."""
         return self.clean_from == "population" or self.mode == "lowest_density"
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:

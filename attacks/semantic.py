@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import Field
@@ -46,7 +46,6 @@ class Semantic(Attack):
 
     cost = "examples; k-means of a class once"
     untargeted = False
-    trains_on_others: ClassVar[bool] = True
 
     target: Annotated[int, Field(ge=0)] = 0
     source: Annotated[int, Field(ge=0)] = 7
@@ -64,6 +63,10 @@ class Semantic(Attack):
             yield Fault("source", self.source, "another class than the target")
         elif info is not None and self.source >= info.num_classes:
             yield Fault("source", self.source, f"a class, 0 to {info.num_classes - 1}", ("data.dataset",))
+
+    def trains_on_others(self) -> bool:
+        """Images of a whole class."""
+        return True
 
     def prepare(self, train: Examples, test: Examples, *, num_classes: int, streams: rng.Streams) -> None:
         from sklearn.cluster import KMeans

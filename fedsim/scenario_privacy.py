@@ -234,7 +234,7 @@ def _adversary(scenario: Tables, kind: str, bounds_aggregate: bool = False) -> I
 
 def _trains_on_others(part: Part) -> bool:
     try:
-        return bool(getattr(registry.make("attack", part.name, **part.options), "trains_on_others", False))
+        return bool(registry.make("attack", part.name, **part.options).trains_on_others())
     except FedsimError:
         return False
 

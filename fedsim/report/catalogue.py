@@ -86,6 +86,8 @@ def _attack(name: str, part: Any) -> dict[str, str]:
         sees = "its own data and model, shared by the attackers"
     if part.wants_previous:
         sees += ", the model of the round before"
+    if attacks.overrides(part, "trains_on_others"):
+        sees += ", all clients' training images"
     return {
         "name": f"`{name}`",
         "what": registry.summary(part),

@@ -277,3 +277,21 @@ def test_pgd_radius_is_the_same_in_every_round():
         norms.append(float(parameters.norm()))
     assert norms == [pytest.approx(1.5, rel=1e-6)] * 3
     assert len(set(norms)) == 1
+
+
+def test_prepare_is_given_others_examples_only_where_the_attack_says_so():
+    class Curious(Attack):
+        given = ()
+
+        def prepare(self, train, test, *, num_classes, streams):
+            self.given = (len(train), tuple(train.inputs.shape[1:]), len(test))
+
+    class Open(Curious):
+        def trains_on_others(self):
+            return True
+
+    data = registry.make("dataset", "digits").load()
+    for kind, count in ((Curious, 0), (Open, len(data.train))):
+        part = kind()
+        adversary([part]).prepare(data.train, data.test, num_classes=10)
+        assert part.given == (count, tuple(data.train.inputs.shape[1:]), len(data.test))
