@@ -79,6 +79,9 @@ def redteam(
     """
     _optuna()
     data = {key: value for key, value in read(file, None, sets).items() if key != "matrix"}
+    adversary = data.get("adversary") or {}
+    if goal != "asr" and (adversary.get("fraction") or adversary.get("count")) and not adversary.get("attacks"):
+        data["adversary"] = {**adversary, "attacks": ["sign_flip"]}  # stands in for what the search puts in its place
     base = Scenario(**data)
     own = [part.name for part in base.adversary.attacks]
     wanted: Goal = goal or ("asr" if any(map(has_trigger, own)) else "damage")

@@ -205,6 +205,14 @@ def test_a_search_ends_alike_however_often_it_is_stopped(
     assert more["defenses"][0]["trials"][:4] == verdict["trials"]
 
 
+def test_a_threat_model_need_name_no_attack_to_do_damage(file: Path, tmp_path: Path) -> None:
+    file.write_text(
+        FILE.replace('attacks = [{ name = "badnets", target = 3, ratio = 0.4 }]', 'knowledge = "omniscient"'), "utf-8"
+    )
+    (verdict,) = redteam(file, ["median"], budget=1, out=tmp_path / "out", tune=1, report=1, attacks=["ipm"])
+    assert verdict.static is not None
+
+
 def test_without_optuna_it_says_what_to_install(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(FedsimError, match=r"fedsim-flwr\[redteam\]"):
