@@ -131,7 +131,8 @@ def _leave_training_out(table: dict[str, dict[str, Any]]) -> None:
     for name, idle, keys in (("client", Client(), TRAINING), ("server", Server(), ("optimizer",))):
         shown = idle.model_dump(mode="json")
         for key in keys:
-            if table[name].get(key) in (shown.get(key), _name(shown.get(key))):
+            given, default = table[name].get(key), shown.get(key)
+            if given == default or (isinstance(given, Mapping) and _name(given) == _name(default)):
                 table[name].pop(key, None)
 
 

@@ -15,6 +15,8 @@ import fedsim
 from fedsim.federation import build
 from fedsim.privacy import proof
 from fedsim.report import compare_report, write_report
+from fedsim.report.words import sentences
+from fedsim.scenario import Scenario
 
 MARK = "Diagnostic outside the guarantee"
 
@@ -213,3 +215,16 @@ def test_a_filter_that_dropped_nobody_is_marked_all_the_same(tmp_path: Path) -> 
     folder = private_run(tmp_path / "raw", "central", weights=False)
     html = write_report(folder).read_text("utf-8")
     assert "No client was dropped in any round (outside the guarantee)" in html
+
+
+def test_a_run_with_an_estimator_names_no_training() -> None:
+    scenario = Scenario(
+        data={"clients": 4},
+        client={"per_round": 4},
+        server={"estimator": {"name": "dp_gd", "c1": 1.0, "lr": 0.5}},
+        privacy={"epsilon": 8.0},
+    )
+    told = dict(sentences(scenario.table()))
+    assert told["Clients"] == "4 a round"
+    assert "sgd" not in told["Server"]
+    assert "estimator dp_gd" in told["Server"]
