@@ -282,9 +282,10 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
         optimizer_state=client.optimizer_state,
         secrecy="none" if not claims(scenario) else "public" if scenario.privacy.trust == "central" else "server",
     )
-    app = FederatedClient(workload, adversary.attacks, handlers(scenario, estimator))
-    if workload.secrecy == "server":  # nothing but what the noise is on
-        app.unasked = ("evaluate", "evaluate.default", *(() if estimator is None else TRAIN))
+    # Whom the server is not trusted with answers nothing but what the noise is on.
+    noiseless = ("evaluate", "evaluate.default", *(() if estimator is None else TRAIN))
+    unasked = noiseless if workload.secrecy == "server" else ()
+    app = FederatedClient(workload, adversary.attacks, handlers(scenario, estimator), unasked)
     initial = layout.flatten(named, DTYPES[scenario.engine.precision])
     return Federation(
         scenario, dataset, shares, root, layout, initial, module, adversary, app, estimator, guarantee, deployed

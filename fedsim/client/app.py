@@ -49,6 +49,7 @@ class FederatedClient(ClientApp):
         workload: what they train.
         attacks: what those do that the adversary marks.
         handlers: parts' own exchanges, ``train.NAME`` or ``query.NAME`` → ``(node, content) -> content``.
+        unasked: types of message that are answered by an error: what they ask for would leave without noise.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class FederatedClient(ClientApp):
         workload: Workload,
         attacks: Sequence[Attack] = (),
         handlers: Mapping[str, NodeHandler] | None = None,
+        unasked: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.workload, self.attacks = workload, tuple(attacks)
@@ -67,7 +69,7 @@ class FederatedClient(ClientApp):
         self.poisoners = [each for each in self.attacks if overrides(each, "poison")]
         self.reader = Reader(workload)
         self.path = choose(workload)
-        self.unasked: tuple[str, ...] = ()
+        self.unasked = tuple(unasked)
         self._threads = threading.local()
         self.train()(self._alone)
         self.evaluate()(self._alone)
@@ -76,7 +78,7 @@ class FederatedClient(ClientApp):
             {"train": self.train, "query": self.query, "evaluate": self.evaluate}[category](action)(self._alone)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (FederatedClient, (self.workload, self.attacks, self.handlers), {"unasked": self.unasked})
+        return (FederatedClient, (self.workload, self.attacks, self.handlers, self.unasked))
 
     def _alone(self, message: Message, context: Context) -> Message:
         return self.many([message], [context])[0]
