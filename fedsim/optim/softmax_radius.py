@@ -177,6 +177,11 @@ class RadiusControl(torch.optim.Optimizer):
             parameter.copy_(torch.where(scale < 1, start + scale * change, parameter))
         return loss
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For ``copy`` and ``pickle``: torch's own leaves out what is not an optimizer's."""
+        own = ("optimizer", "quantile", "temperature", "batch_dims", "_model", "radius", "scale")
+        return {**super().__getstate__(), **{name: vars(self)[name] for name in own if name in vars(self)}}
+
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's own."""
         return self.optimizer.state_dict()

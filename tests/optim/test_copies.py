@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedsim.errors import FedsimError
-from fedsim.optim import GNS, DiffGrad, SamGS
+from fedsim.optim import GNS, DiffGrad, RadiusControl, SamGS
 
 INPUTS, LABELS = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
 
@@ -34,13 +34,14 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     else:
         optimizer.zero_grad()
         sum(losses(model)).backward()
-        optimizer.step()
+        optimizer.step(**({"inputs": INPUTS} if isinstance(optimizer, RadiusControl) else {}))
 
 
 KINDS = {
     "diffgrad": lambda model: DiffGrad(model.parameters(), lr=0.01, log_friction=True),
     "sam_gs": lambda model: SamGS(model.parameters(), lr=0.05),
     "gns": lambda model: GNS(model.parameters(), gamma=0.1),
+    "radius_control": lambda model: RadiusControl(torch.optim.Adam(model.parameters(), lr=3.0), model),
 }
 
 
