@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import beta
 
-from fedsim import canary_steps, canary_updates, rng, runtime  # noqa: F401  (each file of canaries registers its own)
+from fedsim import canary_aggregates, canary_steps, canary_updates, rng, runtime  # noqa: F401  (each has its canaries)
 from fedsim.canary import Subject, subject_of
 from fedsim.errors import FedsimError
 from fedsim.federation import build

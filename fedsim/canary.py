@@ -82,7 +82,9 @@ def subject(mechanism: object, federation: Federation) -> Subject:
         FedsimError: there is no canary for mechanisms of this kind.
     """
     name = getattr(mechanism, "name", type(mechanism).__name__)
-    raise FedsimError(f"audit: given the mechanism '{name}'; accepted: 'diff2', 'dp_gd', 'dp_fedavg', 'dp_sgd'")
+    raise FedsimError(
+        f"audit: given the mechanism '{name}'; accepted: 'diff2', 'dp_gd', 'dp_fedavg', 'dp_sgd', 'reclip'"
+    )
 
 
 def subject_of(federation: Federation) -> Subject:
