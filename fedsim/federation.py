@@ -250,6 +250,7 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
         raise ScenarioError(faults)
     estimator = make_estimator(scenario, shares.sizes, deployed)
     guarantee = protected(scenario, estimator, shares, layout, module, deployed)
+    check_apart(scenario, dataset, module, loss, partition)
     client = scenario.client
     optimizer = make("optimizer", client.optimizer)
     if hasattr(optimizer, "publications"):
@@ -418,6 +419,23 @@ def protected(
         return derive(scenario, part.name, mechanism, setting)
     except PrivacyError as error:
         raise _not_private(error) from error
+
+
+def check_apart(scenario: Scenario, dataset: Dataset, module: torch.nn.Module, loss: Any, partition: Partition) -> None:
+    """Raise a ScenarioError where single examples are protected, and the loss or the clients' views mix them."""
+    if not claims(scenario) or scenario.privacy.unit != "example":
+        return
+    _, kind, part = mechanisms(scenario)[0]
+    if getattr(registry.get(kind, part.name), "bounds_aggregate", False):
+        return
+    from fedsim.privacy import separate
+
+    classes = dataset.info.num_classes
+    losses = None if loss is None else lambda outputs, targets: loss.example_losses(outputs, targets, classes)
+    view = partition.view if type(partition).view is not Partition.view else None
+    faults = list(separate.faults(scenario, dataset.test, module, losses, view))
+    if faults:
+        raise ScenarioError(faults)
 
 
 def _not_private(error: PrivacyError) -> ScenarioError:

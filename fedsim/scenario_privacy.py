@@ -107,6 +107,7 @@ def _unclaimed(kind: str, part: Part) -> Iterable[Fault]:
     try:
         return list(registry.make(kind, part.name, **part.options).unclaimed())
     except FedsimError:  # options that are told elsewhere
+    yield from _clients(scenario, mechanism, kind, part.name)
         return ()
 
 
@@ -185,12 +186,32 @@ def _participation(scenario: Tables, mechanism: Any, name: str) -> Iterator[Faul
             "reads_sizes = False): how many examples a client holds is what privacy.unit = 'client' protects; "
             f"{NO_CLAIM}"
         )
+def _clients(scenario: Tables, mechanism: Any, kind: str, name: str) -> Iterator[Fault]:
+    """What clients are asked beside their rows; also of parts whose own ``check`` forgets to refuse it."""
+    for i, part in enumerate(scenario.client.regularizers):
+        accepted = "none where privacy is claimed: statistics of the clients' data leave them without noise"
+        yield Fault(
+            f"client.regularizers[{i}]", part.name, accepted, ("privacy.epsilon", "privacy.noise", "client.optimizer")
+        )
+    if scenario.client.adapter is not None:
+        accepted = "none where privacy is claimed: every example of a client is in the map that moves the others"
+        yield Fault("client.adapter", scenario.client.adapter.name, accepted, ("privacy.epsilon", "privacy.noise"))
+    other = scenario.server.estimator
+    if other is not None and kind == "defense" and not getattr(mechanism, "bounds_aggregate", False):
+        accepted = (
+            f"none in front of '{name}', or one that adds noise itself ('diff2', 'dp_gd') in place of both: this one "
+            f"asks the clients for more than the rows that '{name}' clips, and reads them as they are; {NO_CLAIM}"
+        )
+        yield Fault("server.estimator", other.name, accepted, ("server.defenses",))
+
+
         yield Fault("server.sampler", sampler.name, accepted, ("privacy.unit",))
 
 
 def _measurements(scenario: Tables) -> Iterator[Fault]:
     for i, part in enumerate(getattr(scenario.server, "analysis", ())):
-        if getattr(_found("analysis", part.name), "handlers", None):
+        found = _found("analysis", part.name)
+        if getattr(found, "handlers", None) or getattr(found, "before", Analysis.before) is not Analysis.before:
             accepted = f"an analysis that asks the clients for nothing: the answers carry no noise; {NO_CLAIM}"
             yield Fault(f"server.analysis[{i}]", part.name, accepted)
     if scenario.evaluate.clients:
@@ -203,6 +224,8 @@ def _measurements(scenario: Tables) -> Iterator[Fault]:
     if asked:
         accepted = f"0.0: the accuracies with which the clients would answer carry no noise; {NO_CLAIM}"
         yield Fault("server.defenses[0].fraction_evaluate", asked, accepted)
+    from strategies.analysis import Analysis
+
 
 
 def _adversary(scenario: Tables, kind: str, bounds_aggregate: bool = False) -> Iterator[Fault]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.data.examples import Examples
-from fedsim.errors import UpdatesError
+from fedsim.errors import FedsimError, UpdatesError
 from fedsim.flower import Flat, flatten
 from fedsim.updates import Aggregate, Layout, Updates
 from strategies.analysis import Analysis
@@ -165,6 +165,11 @@ class DefendedStrategy(Strategy):
         secret = self.secret_cohorts
         generator = np.random.default_rng() if secret else rng.stream(self.seed, "server.sample", round=server_round)
         drawn = np.asarray(self.sampler.sample(server_round, self.sizes, self.per_round, generator), dtype=np.int64)
+        if len(np.unique(drawn)) < len(drawn):
+            raise FedsimError(
+                f"server.sampler: given {drawn.tolist()} in round {server_round}; accepted: each client once, since "
+                "who is asked twice answers twice"
+            )
         forced: list[tuple[int, int]] = []
         if self.force is not None:
             replaced, forced = self.force(server_round, drawn)

@@ -1,0 +1,84 @@
+"""Parts of one's own that forget what a claim of privacy forbids."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from flwr.app import MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from fedsim.data.examples import Examples
+from fedsim.data.iid import Iid
+from fedsim.errors import Fault
+from fedsim.flower import Flat
+from fedsim.losses.loss import Loss
+from fedsim.losses.regularizer import Regularizer
+from strategies.analysis import Analysis
+from strategies.defense import Request, Round
+from strategies.estimator import Estimator
+
+
+class Mixing(Loss):
+    def example_losses(
+        self, outputs: Tensor, targets: Tensor, num_classes: int, present: Tensor | None = None
+    ) -> Tensor:
+        losses = functional.cross_entropy(outputs, targets, reduction="none")
+        return losses / losses.mean()
+
+
+class Doubled(Loss):
+    def example_losses(
+        self, outputs: Tensor, targets: Tensor, num_classes: int, present: Tensor | None = None
+    ) -> Tensor:
+        return 2 * functional.cross_entropy(outputs, targets, reduction="none")
+
+
+class Centred(Iid):
+    def view(self, examples: Examples, client: int, seed: int) -> Examples:
+        return Examples(examples.inputs - examples.inputs.mean(0), examples.targets)
+
+
+class RawGradients(Estimator):
+    handlers: ClassVar = {"train.estimate": "measure"}
+
+    def measure(self, node: Any, content: RecordDict) -> RecordDict:
+        row = torch.zeros_like(node.parameters)
+        metrics = MetricRecord({"num-examples": len(node.examples())})
+        return RecordDict({"arrays": Flat(row, node.workload.layout), "metrics": metrics})
+
+    def to_steps(self, rows: Tensor, ctx: Round) -> Tensor:
+        return -rows
+
+    def to_rows(self, steps: Tensor, ctx: Round) -> Tensor:
+        return -steps
+
+    def step(self, row: Tensor, ctx: Round) -> Tensor:
+        assert ctx.updates is not None
+        return -ctx.updates.values.mean(0)
+
+
+class Unchecked(Regularizer):
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        return ()
+
+
+class Asks(Analysis):
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        return ()
+
+    def before(self, ctx: Round) -> Generator[Request, Any, Any]:
+        yield Request("again", "train")
+
+
+class Twice:
+    reads_sizes: ClassVar[bool] = False
+
+    def sample(
+        self, round: int, sizes: NDArray[Any], per_round: int, generator: np.random.Generator
+    ) -> NDArray[np.int64]:
+        return np.asarray([2, 0, 2], dtype=np.int64)

@@ -1,0 +1,80 @@
+"""Parts of one's own beside a claim of privacy: what would make its epsilon false is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsim.errors import FedsimError, ScenarioError
+from fedsim.federation import build
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
+
+FILE = str(Path(__file__).with_name("careless_parts.py"))
+DIFF2 = {"estimator": {"name": "diff2", "restart": 2, "c1": 1.0, "c2": 1.0, "lr": 0.1}}
+LOCAL: dict[str, Any] = {"privacy": {"noise": [1.0], "trust": "local"}}
+CENTRAL: dict[str, Any] = {"privacy": {"noise": [1.0, 1.0]}, "server": DIFF2}
+CLIENTS: dict[str, Any] = {"privacy": {"noise": [1.0], "unit": "client"}, "server": {"defenses": ["dp_fedavg"]}}
+SGD = {"per_round": 6, "optimizer": "dp_sgd"}
+
+
+def own(name: str) -> str:
+    return f"{FILE}:{name}"
+
+
+def private(**changes: Any) -> Scenario:
+    tables: dict[str, Any] = {
+        "rounds": 2,
+        "data": {"clients": 6},
+        "model": {"name": "logistic"},
+        "client": {"per_round": 6},
+    }
+    return Scenario(**{**tables, **changes})
+
+
+@pytest.mark.parametrize("base", [{**LOCAL, "client": SGD}, CENTRAL], ids=["dp_sgd", "diff2"])
+def test_a_loss_that_mixes_examples_is_refused(base: dict[str, Any]) -> None:
+    client = base.get("client", {"per_round": 6})
+    with pytest.raises(ScenarioError, match=r"client\.loss: given '.*:Mixing'.*no clip bounds"):
+        build(private(**{**base, "client": {**client, "loss": own("Mixing")}}))
+    build(private(**{**base, "client": {**client, "loss": own("Doubled")}}))
+
+
+def test_where_whole_clients_are_protected_a_loss_may_mix() -> None:
+    build(private(**CLIENTS, client={"per_round": 6, "loss": own("Mixing")}))
+
+
+def test_a_view_that_mixes_a_clients_examples_is_refused() -> None:
+    data = {"clients": 6, "dataset": "digits"}
+    with pytest.raises(ScenarioError, match=r"data\.partition: given '.*:Centred'.*no clip bounds"):
+        build(private(**CENTRAL, data={**data, "partition": own("Centred")}))
+    build(private(**CENTRAL, data={**data, "partition": {"name": "feature_shift", "shift": "noise"}}))
+    build(private(**CLIENTS, data={**data, "partition": own("Centred")}))
+
+
+def test_an_estimator_in_front_of_a_part_that_clips_updates_is_refused() -> None:
+    server = {"defenses": ["dp_fedavg"], "estimator": own("RawGradients")}
+    with pytest.raises(ScenarioError, match=r"server\.estimator: given '.*:RawGradients'.*reads them as they are"):
+        private(**{**CLIENTS, "server": server})
+    private(**{**CLIENTS, "server": server, "privacy": {**CLIENTS["privacy"], "claim": "none"}})
+
+
+def test_a_regularizer_is_refused_whatever_its_own_check_says() -> None:
+    with pytest.raises(ScenarioError, match=r"client\.regularizers\[0\]: given '.*:Unchecked'") as error:
+        private(**CLIENTS, client={"per_round": 6, "regularizers": [own("Unchecked")]})
+    assert len(error.value.faults) == 1
+    with pytest.raises(ScenarioError) as error:
+        private(**CLIENTS, client={"per_round": 6, "regularizers": ["hessian_alignment"]})
+    assert len(error.value.faults) == 1
+
+
+def test_an_analysis_that_asks_clients_by_others_handlers_is_refused() -> None:
+    with pytest.raises(ScenarioError, match=r"server\.analysis\[0\]: given '.*:Asks'"):
+        private(**LOCAL, client=SGD, server={"analysis": [own("Asks")]})
+
+
+def test_no_client_is_asked_twice_in_a_round() -> None:
+    with pytest.raises(FedsimError, match=r"given \[2, 0, 2\] in round 1; accepted: each client once"):
+        simulate(private(**LOCAL, client=SGD, server={"sampler": own("Twice")}))
