@@ -45,8 +45,20 @@ def claims(scenario: Tables) -> bool:
     if privacy.claim == "none" or not mechanisms(scenario):
         return False
     if privacy.noise is not None:
-        return all(privacy.noise)
+        return all(noise_read(scenario))
     return privacy.epsilon not in (None, "inf")
+
+
+def noise_read(scenario: Tables) -> list[float]:
+    """Those numbers of ``privacy.noise`` that are used: of an estimator that restarts in every round, the first."""
+    noise, part = list(scenario.privacy.noise or ()), scenario.server.estimator
+    if part is None:
+        return noise
+    try:
+        interval = getattr(registry.make("estimator", part.name, **part.options), "interval", None)
+        return noise[:1] if interval is not None and interval(scenario.rounds) == 1 else noise
+    except FedsimError:  # options that are told elsewhere
+        return noise
 
 
 def stage_of(part: Part) -> str:

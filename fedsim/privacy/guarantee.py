@@ -30,7 +30,7 @@ from fedsim.errors import Fault, PrivacyError, ScenarioError
 from fedsim.privacy import accounting
 from fedsim.privacy.mechanism import Mechanism, Publication, Setting
 from fedsim.privacy.releases import Accountant, Release
-from fedsim.scenario_privacy import claims, unprotected
+from fedsim.scenario_privacy import claims, noise_read, unprotected
 from fedsim.tables import Privacy, Tables
 
 CURVE_POINTS = 12
@@ -213,7 +213,7 @@ def _reasons(scenario: Tables) -> list[str]:
     found = []
     if privacy.noise is None and privacy.epsilon in (None, "inf"):
         found.append(f"privacy.epsilon is {privacy.epsilon or 'not given'}: there is no noise")
-    elif privacy.noise is not None and not all(privacy.noise):
+    elif privacy.noise is not None and not all(noise_read(scenario)):
         found.append(f"privacy.noise is {privacy.noise}: a release without noise tells all")
     found += [
         f"{fault.key} = {fault.given!s}; valid: {fault.accepted.split(';')[0]}" for fault in unprotected(scenario)

@@ -25,6 +25,7 @@ from fedsim.simulation import simulate
 from fedsim.updates import Layout, Updates
 
 DIFF2: dict[str, Any] = {"name": "diff2", "restart": 3, "c1": 1.0, "c2": 5.0, "lr": 0.5}
+ONE: dict[str, Any] = {"name": "dp_gd", "c1": 1.0, "lr": 0.5}
 NOISE = [0.02, 0.08]
 FIRST, SECOND = NOISE
 
@@ -555,3 +556,15 @@ def test_only_flowers_simulation_is_taken_for_one(monkeypatch: pytest.MonkeyPatc
         module = None if ray is None else SimpleNamespace(is_initialized=lambda ray=ray: ray)
         monkeypatch.setitem(sys.modules, "ray", module)
         assert flower.simulates() is simulated
+
+
+@pytest.mark.parametrize("part", [ONE, {**DIFF2, "restart": 1}])
+def test_noise_that_nothing_reads_takes_no_guarantee_away(part: dict[str, Any]) -> None:
+    found = guarantee(server={"estimator": part}, privacy={"noise": [FIRST, 0.0]})
+    whole = guarantee(server={"estimator": part}, privacy={"noise": [FIRST, SECOND]})
+    assert not found.none
+    assert found.readers == whole.readers
+    none = guarantee(server={"estimator": part}, privacy={"noise": [0.0, SECOND]})
+    assert none.none
+    assert "without noise tells all" in none.reasons[0]
+    assert guarantee(privacy={"noise": [FIRST, 0.0]}).none
