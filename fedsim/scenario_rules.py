@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedsim import registry, scenario_privacy
 from fedsim.errors import NOTHING, Fault, FedsimError, ScenarioError
-from fedsim.tables import Part, Tables
+from fedsim.tables import Client, Part, Tables
 
 KNOWLEDGE = ("own", "colluding", "omniscient")
 
@@ -16,6 +16,7 @@ def rules(scenario: Tables) -> Iterator[Fault]:
     """The faults of a scenario whose keys are right one by one."""
     yield from _clients(scenario)
     yield from _training(scenario)
+    yield from _unread_steps(scenario)
     yield from _targets(scenario)
     yield from _adversary(scenario)
     yield from _needs_of_attacks(scenario)
@@ -32,8 +33,33 @@ def _clients(scenario: Tables) -> Iterator[Fault]:
     clients, client = scenario.data.clients, scenario.client
     if scenario.cohort > clients:
         yield Fault("client.per_round", client.per_round, f"at most data.clients = {clients}", ("data.clients",))
+    yield from _unread_cohort(scenario)
     if client.epochs is not None and client.steps is not None:
         yield Fault("client.steps", client.steps, "either client.epochs or client.steps, not both", ("client.epochs",))
+
+
+def _unread_cohort(scenario: Tables) -> Iterator[Fault]:
+    """A ``client.per_round`` that says something else than the sampler, which reads none."""
+    drawn, clients = scenario.server.sampler, scenario.data.clients
+    option = {"poisson": "rate", "fixed": "clients"}.get(drawn.name)
+    if option not in drawn.options:
+        return
+    expected = drawn.options["rate"] * clients if option == "rate" else len(drawn.options["clients"])
+    if scenario.per_round not in (Client().per_round, clients, round(expected)):
+        accepted = f"none, or {round(expected)}: '{drawn.name}' draws by its {option}, and reads no client.per_round"
+        yield Fault("client.per_round", scenario.client.per_round, accepted, ("server.sampler", "data.clients"))
+
+
+def _unread_steps(scenario: Tables) -> Iterator[Fault]:
+    """A count of local steps where diff2 makes none."""
+    part = scenario.server.estimator
+    if part is None or part.name != "diff2" or part.options.get("subroutine") != "gd":
+        return
+    default = registry.get("estimator", part.name).local_steps_count
+    given = part.options.get("local_steps_count")
+    if given != default:
+        accepted = f"{default}, the default: 'gd' makes no local steps; or subroutine = 'bvr_l_sgd'"
+        yield Fault("server.estimator.local_steps_count", given, accepted, ("server.estimator.subroutine",))
 
 
 HEADS = ("hessian_alignment", "fishr", "irm")

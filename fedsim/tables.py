@@ -259,6 +259,13 @@ class Tables(Section):
         named = self.server.sampler.options.get("clients") if self.server.sampler.name == "fixed" else None
         if isinstance(named, list):
             return len(named)
+        if self.server.sampler.name == "poisson":  # whose rate alone counts
+            return min(self.per_round, self.data.clients)
+        return self.per_round
+
+    @property
+    def per_round(self) -> int:
+        """``client.per_round`` as a count."""
         if isinstance(self.client.per_round, float):
             return max(1, int(self.client.per_round * self.data.clients + 1e-9))
         return self.client.per_round

@@ -76,6 +76,7 @@ class DpFedAvg(Defense):
     def check(self, scenario: Any) -> Iterable[Fault]:
         """Whether a claim for clients, with the server's own noise, can hold; whether it can be accounted."""
         found = [*self._table(scenario.privacy), *self._cohort(scenario)]
+        yield from self._unread()
         yield from found
         if found:
             return
@@ -106,6 +107,16 @@ class DpFedAvg(Defense):
             yield Fault("denominator", self.denominator, accepted)
 
     def _table(self, privacy: Any) -> Iterable[Fault]:
+    def _unread(self) -> Iterable[Fault]:
+        """Options of the adaptive clip where the clip is fixed."""
+        for name in () if self.adaptive else ("quantile", "clip_lr", "count_noise"):
+            given, default = getattr(self, name), getattr(DpFedAvg, name)
+            if given != default:
+                accepted = (
+                    f"{'none' if default is None else default} with adaptive = false, where the clip stays as it is"
+                )
+                yield Fault(name, given, accepted)
+
         if privacy.unit != "client":
             accepted = "'client': a whole update is clipped, and with it all examples of a client at once"
             yield Fault("/privacy.unit", privacy.unit, accepted)

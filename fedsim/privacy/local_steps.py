@@ -50,7 +50,8 @@ class Local:
 
 def participation(setting: Setting) -> tuple[NDArray[np.int64], list[int]]:
     """How many rounds each client is drawn for, and by which round some client has been for the k-th time."""
-    if setting.cohort in (None, setting.clients) or setting.sampler.name not in REPEATED:
+    everybody = setting.cohort == setting.clients and setting.sampler.name != "poisson"
+    if setting.cohort is None or everybody or setting.sampler.name not in REPEATED:
         return np.full(setting.clients, setting.rounds), list(range(1, setting.rounds + 1))
     sampler = registry.make("sampler", setting.sampler.name, **setting.sampler.options)
     sizes = np.asarray(setting.sizes)

@@ -58,7 +58,7 @@ def private(**changes: Any) -> Scenario:
         "rounds": 4,
         "data": {"clients": 12},
         "model": {"name": "logistic"},
-        "client": {"per_round": 6},
+        "client": {"per_round": 3},
         "server": {"defenses": [{"name": "dp_fedavg", "clip": 0.5, "adaptive": True}], "sampler": POISSON},
         "privacy": {"noise": [1.0], "unit": "client"},
     }
@@ -187,7 +187,7 @@ def test_the_counts_noise_has_its_deviation() -> None:
 
 def test_a_round_that_nobody_answers_releases_noise_and_no_fault() -> None:
     rare = {"defenses": [{"name": "dp_fedavg"}], "sampler": {"name": "poisson", "rate": 1e-9}}
-    scenario = private(server=rare, rounds=2)
+    scenario = private(server=rare, rounds=2, client={})
     start = build(scenario).initial
     found = simulate(scenario)
     assert found.rounds["cohort"].map(len).sum() == 0
@@ -253,9 +253,8 @@ def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], said: str) 
 
 def test_a_deployment_draws_its_cohorts_from_no_seed() -> None:
     def cohorts(deployed: bool, sampler: dict[str, Any]) -> list[list[int]]:
-        federation = build(
-            private(data={"clients": 40}, server={"defenses": ["dp_fedavg"], "sampler": sampler}), deployed
-        )
+        server = {"defenses": ["dp_fedavg"], "sampler": sampler}
+        federation = build(private(data={"clients": 40}, client={"per_round": 10}, server=server), deployed)
         evaluator, engine = federation.evaluator(), federation.engine()
         try:
             strategy: Any = federation.strategy(evaluator)
@@ -273,3 +272,26 @@ def test_a_deployment_draws_its_cohorts_from_no_seed() -> None:
     assert cohorts(True, POISSON) != cohorts(True, POISSON)
     fixed = {"name": "fixed", "clients": list(range(40))}
     assert cohorts(True, fixed) == cohorts(False, fixed)
+
+
+@pytest.mark.parametrize(("option", "given"), [("quantile", 0.9), ("clip_lr", 0.5), ("count_noise", 3.0)])
+def test_options_of_the_adaptive_clip_are_refused_with_a_fixed_one(option: str, given: float) -> None:
+    part = {"name": "dp_fedavg", option: given}
+    with pytest.raises(ScenarioError, match=rf"server\.defenses\[0\]\.{option}: given {given}.*adaptive = false"):
+        private(server={"defenses": [part], "sampler": POISSON})
+    private(server={"defenses": [{**part, "adaptive": True}], "sampler": POISSON})
+
+
+def test_cohorts_by_size_are_refused_once() -> None:
+    with pytest.raises(ScenarioError, match="'poisson', 'uniform' or 'fixed', whose law is accounted") as error:
+        private(server={"defenses": ["dp_fedavg"], "sampler": "by_size"})
+    assert len(error.value.faults) == 1
+
+
+def test_a_cohorts_size_beside_a_sampler_that_draws_by_its_rate_is_refused() -> None:
+    with pytest.raises(ScenarioError, match=r"client\.per_round: given 5; accepted: none, or 3: 'poisson'"):
+        private(client={"per_round": 5})
+    few = {"clients": 4}
+    assert private(client={}, data=few).cohort == 4
+    with pytest.raises(ScenarioError, match=r"client\.per_round: given 2; accepted: none, or 3: 'fixed'"):
+        private(client={"per_round": 2}, server={"sampler": {"name": "fixed", "clients": [1, 3, 4]}}, privacy={})

@@ -568,3 +568,10 @@ def test_noise_that_nothing_reads_takes_no_guarantee_away(part: dict[str, Any]) 
     assert none.none
     assert "without noise tells all" in none.reasons[0]
     assert guarantee(privacy={"noise": [FIRST, 0.0]}).none
+
+
+def test_local_steps_that_nobody_makes_are_refused() -> None:
+    with pytest.raises(ScenarioError, match=r"local_steps_count: given 3.*'gd' makes no local steps"):
+        private(server={"estimator": {**DIFF2, "local_steps_count": 3}})
+    free = {"epsilon": "inf"}
+    private(server={"estimator": {**DIFF2, "local_steps_count": 3, "subroutine": "bvr_l_sgd"}}, privacy=free)

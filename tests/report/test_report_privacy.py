@@ -201,7 +201,7 @@ def test_a_comparison_marks_the_runs_whose_messages_were_raw(tmp_path: Path) -> 
 def test_who_was_asked_is_marked_where_the_guarantee_counts_on_nobody_knowing(tmp_path: Path, rate: float) -> None:
     text = page(
         tmp_path,
-        client={"per_round": 4, "optimizer": "sgd"},
+        client={"optimizer": "sgd"},
         server={"defenses": ["dp_fedavg"], "sampler": {"name": "poisson", "rate": rate}},
         privacy={"epsilon": 8.0, "unit": "client"},
     )
