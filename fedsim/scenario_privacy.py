@@ -107,6 +107,7 @@ def unprotected(scenario: Tables) -> Iterator[Fault]:
     for fault in _unclaimed(kind, part):
         yield Fault(f"{key}.{fault.key}", fault.given, f"{fault.accepted}; {NO_CLAIM}", ("privacy.claim",))
     yield from _defenses(scenario, mechanism, kind, part.name)
+    yield from _clients(scenario, mechanism, kind, part.name)
     yield from _participation(scenario, mechanism, part.name)
     yield from _measurements(scenario)
     yield from _adversary(scenario, kind, getattr(mechanism, "bounds_aggregate", False))
@@ -119,7 +120,6 @@ def _unclaimed(kind: str, part: Part) -> Iterable[Fault]:
     try:
         return list(registry.make(kind, part.name, **part.options).unclaimed())
     except FedsimError:  # options that are told elsewhere
-    yield from _clients(scenario, mechanism, kind, part.name)
         return ()
 
 
@@ -186,18 +186,6 @@ def _defenses(scenario: Tables, mechanism: Any, kind: str, name: str) -> Iterato
             yield Fault(key, part.name, accepted, ("privacy.trust",))
 
 
-def _participation(scenario: Tables, mechanism: Any, name: str) -> Iterator[Fault]:
-    sampler = scenario.server.sampler
-    if getattr(mechanism, "full_participation", True):
-        if sampler.name != "uniform":
-            accepted = f"'uniform', the default: '{name}' is calibrated to all clients in every round"
-            yield Fault("server.sampler", sampler.name, accepted, ("server.estimator",))
-    elif scenario.privacy.unit == "client" and getattr(_found("sampler", sampler.name), "reads_sizes", True):
-        accepted = (
-            "a sampler that reads no example counts ('uniform', 'poisson', or one of your own that declares "
-            "reads_sizes = False): how many examples a client holds is what privacy.unit = 'client' protects; "
-            f"{NO_CLAIM}"
-        )
 def _clients(scenario: Tables, mechanism: Any, kind: str, name: str) -> Iterator[Fault]:
     """What clients are asked beside their rows; also of parts whose own ``check`` forgets to refuse it."""
     for i, part in enumerate(scenario.client.regularizers):
@@ -217,10 +205,26 @@ def _clients(scenario: Tables, mechanism: Any, kind: str, name: str) -> Iterator
         yield Fault("server.estimator", other.name, accepted, ("server.defenses",))
 
 
+def _participation(scenario: Tables, mechanism: Any, name: str) -> Iterator[Fault]:
+    sampler = scenario.server.sampler
+    if getattr(mechanism, "full_participation", True):
+        if sampler.name != "uniform":
+            accepted = f"'uniform', the default: '{name}' is calibrated to all clients in every round"
+            yield Fault("server.sampler", sampler.name, accepted, ("server.estimator",))
+    elif sampler.name not in getattr(mechanism, "samplers", (sampler.name,)):
+        return  # its own check tells which it takes
+    elif scenario.privacy.unit == "client" and getattr(_found("sampler", sampler.name), "reads_sizes", True):
+        accepted = (
+            "a sampler that reads no example counts ('uniform', 'poisson', or one of your own that declares "
+            "reads_sizes = False): how many examples a client holds is what privacy.unit = 'client' protects; "
+            f"{NO_CLAIM}"
+        )
         yield Fault("server.sampler", sampler.name, accepted, ("privacy.unit",))
 
 
 def _measurements(scenario: Tables) -> Iterator[Fault]:
+    from strategies.analysis import Analysis
+
     for i, part in enumerate(getattr(scenario.server, "analysis", ())):
         found = _found("analysis", part.name)
         if getattr(found, "handlers", None) or getattr(found, "before", Analysis.before) is not Analysis.before:
@@ -236,8 +240,6 @@ def _measurements(scenario: Tables) -> Iterator[Fault]:
     if asked:
         accepted = f"0.0: the accuracies with which the clients would answer carry no noise; {NO_CLAIM}"
         yield Fault("server.defenses[0].fraction_evaluate", asked, accepted)
-    from strategies.analysis import Analysis
-
 
 
 def _adversary(scenario: Tables, kind: str, bounds_aggregate: bool = False) -> Iterator[Fault]:

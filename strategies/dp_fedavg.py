@@ -58,6 +58,7 @@ class DpFedAvg(Defense):
     full_participation: ClassVar[bool] = False
     sends_buffers: ClassVar[bool] = False
     answers_nobody: ClassVar[bool] = True
+    samplers: ClassVar[tuple[str, ...]] = ("poisson", "uniform", "fixed")
     cost: ClassVar[str] = "n·d"
     sees: ClassVar[str] = "updates, its clip of the last round"
 
@@ -75,8 +76,8 @@ class DpFedAvg(Defense):
 
     def check(self, scenario: Any) -> Iterable[Fault]:
         """Whether a claim for clients, with the server's own noise, can hold; whether it can be accounted."""
-        found = [*self._table(scenario.privacy), *self._cohort(scenario)]
         yield from self._unread()
+        found = [*self._table(scenario.privacy), *self._cohort(scenario)]
         yield from found
         if found:
             return
@@ -106,7 +107,6 @@ class DpFedAvg(Defense):
             )
             yield Fault("denominator", self.denominator, accepted)
 
-    def _table(self, privacy: Any) -> Iterable[Fault]:
     def _unread(self) -> Iterable[Fault]:
         """Options of the adaptive clip where the clip is fixed."""
         for name in () if self.adaptive else ("quantile", "clip_lr", "count_noise"):
@@ -117,6 +117,7 @@ class DpFedAvg(Defense):
                 )
                 yield Fault(name, given, accepted)
 
+    def _table(self, privacy: Any) -> Iterable[Fault]:
         if privacy.unit != "client":
             accepted = "'client': a whole update is clipped, and with it all examples of a client at once"
             yield Fault("/privacy.unit", privacy.unit, accepted)
@@ -132,7 +133,7 @@ class DpFedAvg(Defense):
 
     def _cohort(self, scenario: Any) -> Iterable[Fault]:
         privacy, sampler, clients = scenario.privacy, scenario.server.sampler, scenario.data.clients
-        if sampler.name not in ("uniform", "poisson", "fixed"):
+        if sampler.name not in self.samplers:
             yield Fault("/server.sampler", sampler.name, "'poisson', 'uniform' or 'fixed', whose law is accounted")
             return
         rate, sampling = cohort_law(scenario.cohort, clients, sampler)

@@ -99,7 +99,8 @@ class Publication:
 class Mechanism(Protocol):
     """The part that adds the noise. Class attributes with other values than these defaults are looked up by name:
 
-    ``full_participation = True``: every client takes part in every round; ``sends_buffers = False``: batch-norm
+    ``full_participation = True``: every client takes part in every round; ``samplers``: the only ones whose cohorts it
+    can account, where it refuses others itself; ``sends_buffers = False``: batch-norm
     statistics leave the clients beside the update; ``bounds_aggregate = False``: it clips what other rules made of the
     rows, so that these need bound nothing; ``diagnostics = ()``: metrics of private data that the clients send along
     where the server is trusted.
