@@ -105,6 +105,7 @@ class DpSgd:
 
     def set_up(self, setting: Setting) -> None:
         """Calibrate the noise."""
+        check_accountant(setting)
         self.noise_multiplier, self.deployed = multiplier(setting), setting.deployed
 
     def publications(self, setting: Setting, absent: int = 0) -> list[Publication]:
@@ -168,6 +169,24 @@ class DpSgd:
             return total.div_(divisor)
 
         return gradient
+
+
+def check_accountant(setting: Setting) -> None:
+    """Raise a PrivacyError where no bound of the scenario's accountant is for Poisson batches."""
+    from fedsim.privacy.local_steps import kinds
+
+    privacy = setting.privacy
+    valid = ("pld",) if privacy.neighbours == "replace_one" else ("pld", "rdp")
+    calibrated = privacy.noise is None and privacy.epsilon not in (None, "inf")
+    claimed = privacy.claim != "none" and any(privacy.noise or ())
+    if not (calibrated or claimed) or privacy.accountant in valid:
+        return
+    if any(each.rate < 1 for each in kinds(setting)):
+        others = "" if privacy.neighbours == "add_or_remove" else "; or 'rdp' with neighbours 'add_or_remove'"
+        raise PrivacyError(
+            f"accountant: given '{privacy.accountant}' for Poisson batches with neighbours '{privacy.neighbours}'; "
+            f"accepted: {' or '.join(map(repr, valid))}{others}"
+        )
 
 
 def multiplier(setting: Setting) -> float:

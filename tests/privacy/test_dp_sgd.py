@@ -258,3 +258,35 @@ def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], said: str) 
 def test_what_cannot_be_kept_is_refused_before_the_run(privacy: dict[str, Any], said: str) -> None:
     with pytest.raises(FedsimError, match=said):
         build(private(privacy={"noise": [1.0], "epsilon": 3.0, "trust": "local", **privacy}))
+
+
+@pytest.mark.parametrize("noise", [{"noise": [1.0]}, {"epsilon": 3.0}])
+@pytest.mark.parametrize(
+    ("accountant", "neighbours", "said"),
+    [
+        ("gdp", "replace_one", "accepted: 'pld'; or 'rdp' with neighbours 'add_or_remove'"),
+        ("rdp", "replace_one", "accepted: 'pld'; or 'rdp' with neighbours 'add_or_remove'"),
+        ("gdp", "add_or_remove", "accepted: 'pld' or 'rdp'$"),
+        ("rdp", "add_or_remove", ""),
+    ],
+)
+def test_only_accountants_of_poisson_batches_are_recommended(
+    noise: dict[str, Any], accountant: str, neighbours: str, said: str
+) -> None:
+    scenario = private(privacy={**noise, "trust": "local", "accountant": accountant, "neighbours": neighbours})
+    if not said:
+        build(scenario)
+        return
+    with pytest.raises(ScenarioError, match=said):
+        build(scenario)
+
+
+def test_whole_batches_are_accounted_in_closed_form() -> None:
+    client = {"per_round": 8, "optimizer": "dp_sgd", "batch_size": 2000}
+    build(private(client=client, privacy={"epsilon": 3.0, "trust": "local", "accountant": "gdp"}))
+
+
+def test_a_poisson_sampler_of_clients_is_redrawn_even_where_everybody_may_come() -> None:
+    part = Part(name="poisson", options={"rate": 0.5})
+    where = Setting(40, 0, [10] * 4, Privacy(noise=[1.0], trust="local"), cohort=4, client=Client(), sampler=part)
+    assert max(participation(where)[0]) < 40
