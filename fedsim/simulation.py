@@ -358,6 +358,7 @@ class _Run:
         guarantee = self.federation.guarantee
         if guarantee is not None and guarantee.none:
             notes.insert(0, f"Privacy: NONE, this run guarantees nothing to anybody: {guarantee.reasons[0]}.")
+        notes += [f"Privacy: {remark}." for remark in guarantee.remarks] if guarantee is not None else []
         notes += self.watch.notes(self.finished)
         notes += [str(incident) for incident in getattr(self.inner, "incidents", [])]
         if self.folder is not None:

@@ -65,6 +65,7 @@ class Guarantee:
         readers: against whom; empty where nothing is claimed.
         spent: (rounds,) epsilon after each round against the promised reader; empty where nothing is claimed.
         reasons: why nothing is guaranteed, one line each; empty where something is.
+        remarks: what a reader of the numbers must know, one line each.
     """
 
     mechanism: str
@@ -73,6 +74,7 @@ class Guarantee:
     readers: Sequence[Reader] = ()
     spent: Sequence[float] = ()
     reasons: Sequence[str] = ()
+    remarks: Sequence[str] = ()
 
     @property
     def none(self) -> bool:
@@ -106,7 +108,8 @@ def derive(scenario: Tables, name: str, mechanism: Mechanism, setting: Setting) 
         return Guarantee(name, privacy, published, reasons=_reasons(scenario))
     readers = list(_readers(mechanism, setting, published))
     _check_target(privacy, published, readers)
-    return Guarantee(name, privacy, published, readers, _spent(_against(mechanism, setting), setting))
+    spent = _spent(_against(mechanism, setting), setting)
+    return Guarantee(name, privacy, published, readers, spent, remarks=_remarks(setting))
 
 
 def accounted(releases: Sequence[Release], privacy: Privacy) -> dict[str, float]:
@@ -206,6 +209,17 @@ def _closed(total: float, privacy: Privacy) -> float:
     if total == 0:
         return 0.0
     return accounting.epsilon([Release(total**-0.5)], privacy.delta, "gdp", privacy.neighbours)
+
+
+def _remarks(setting: Setting) -> list[str]:
+    privacy, examples = setting.privacy, sum(setting.sizes)
+    records = examples if privacy.unit == "example" else setting.clients
+    if not records or privacy.delta * records < 1:
+        return []
+    return [
+        f"delta = {privacy.delta:g} is not below 1/{records}, one over the number of {privacy.unit}s: a mechanism that "
+        f"publishes one {privacy.unit} in whole keeps it, too"
+    ]
 
 
 def _reasons(scenario: Tables) -> list[str]:

@@ -205,6 +205,8 @@ def lines(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = (
     return [*found, "", *textwrap.wrap(SEED_NOTE, WIDTH)]
 
 
+    for remark in guarantee.remarks:
+        found += ["", *textwrap.wrap(f"Remark: {remark}.", WIDTH)]
 def record(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = ()) -> dict[str, Any]:
     """The proof as a table for JSON."""
     return {
@@ -215,6 +217,7 @@ def record(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = 
         "delta": guarantee.privacy.delta,
         "neighbours": guarantee.privacy.neighbours,
         "unit": guarantee.privacy.unit,
+        "remarks": list(guarantee.remarks),
         "trust": guarantee.privacy.trust,
         "against": guarantee.readers[0].name if guarantee.readers else None,
         "hidden_cohorts": not guarantee.none and any(each.hidden_cohort for each in guarantee.publications),

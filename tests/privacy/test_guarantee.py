@@ -575,3 +575,19 @@ def test_local_steps_that_nobody_makes_are_refused() -> None:
         private(server={"estimator": {**DIFF2, "local_steps_count": 3}})
     free = {"epsilon": "inf"}
     private(server={"estimator": {**DIFF2, "local_steps_count": 3, "subroutine": "bvr_l_sgd"}}, privacy=free)
+
+
+@pytest.mark.parametrize(("unit", "records"), [("example", 1438), ("client", 4)])
+def test_a_delta_that_publishing_one_record_keeps_is_remarked(unit: str, records: int) -> None:
+    def told(delta: float) -> tuple[list[str], list[str]]:
+        scenario = private(privacy={"noise": NOISE, "unit": unit, "delta": delta}, rounds=1, server={"estimator": ONE})
+        found = build(scenario).guarantee
+        assert found is not None
+        assert not found.none
+        proven = [line for line in lines(scenario, found) if line.startswith("Remark")]
+        return proven, [note for note in simulate(scenario).notes if note.startswith("Privacy")]
+
+    proven, notes = told(1 / records)
+    assert f"1/{records}" in proven[0]
+    assert f"1/{records}" in notes[0]
+    assert told(0.9 / records) == ([], [])
