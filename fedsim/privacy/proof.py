@@ -156,6 +156,9 @@ def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Ite
     if scenario.model.init:
         yield Stage(f"initial model: {scenario.model.init}", "what it was trained on", "not protected")
     yield Stage("checkpoint: model, estimate, iterates", RELEASED, AFTER)
+    if scenario.client.optimizer_state == "persist" and trust != "local":
+        bound = "outside the guarantee"
+        yield Stage("checkpoint: what the clients' optimizers remember", "each client's own data", bound)
     own = {key for key, _, _ in mechanisms(scenario)}
     others = [part for i, part in enumerate(scenario.server.defenses) if f"server.defenses[{i}]" not in own]
     if trust != "local" and any(stage_of(part) in ("unbounded", "exchange") for part in others):
@@ -202,11 +205,11 @@ def lines(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = (
     found += ["", *_aligned([HEADS, *stages(scenario, guarantee, diagnostics)])]
     if not guarantee.none:
         found += ["", *_aligned([EPSILON_HEADS, *epsilons(guarantee)])]
+    for remark in guarantee.remarks:
+        found += ["", *textwrap.wrap(f"Remark: {remark}.", WIDTH)]
     return [*found, "", *textwrap.wrap(SEED_NOTE, WIDTH)]
 
 
-    for remark in guarantee.remarks:
-        found += ["", *textwrap.wrap(f"Remark: {remark}.", WIDTH)]
 def record(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = ()) -> dict[str, Any]:
     """The proof as a table for JSON."""
     return {
@@ -214,10 +217,10 @@ def record(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = 
         "none": guarantee.none,
         "headline": headline(guarantee),
         "reasons": list(guarantee.reasons),
+        "remarks": list(guarantee.remarks),
         "delta": guarantee.privacy.delta,
         "neighbours": guarantee.privacy.neighbours,
         "unit": guarantee.privacy.unit,
-        "remarks": list(guarantee.remarks),
         "trust": guarantee.privacy.trust,
         "against": guarantee.readers[0].name if guarantee.readers else None,
         "hidden_cohorts": not guarantee.none and any(each.hidden_cohort for each in guarantee.publications),

@@ -591,3 +591,13 @@ def test_a_delta_that_publishing_one_record_keeps_is_remarked(unit: str, records
     assert f"1/{records}" in proven[0]
     assert f"1/{records}" in notes[0]
     assert told(0.9 / records) == ([], [])
+
+
+def test_what_clients_optimizers_keep_in_the_checkpoint_stands_in_the_proof() -> None:
+    name = "checkpoint: what the clients' optimizers remember"
+    central = {"server": {"defenses": ["dp_fedavg"]}, "privacy": {"noise": [1.0], "unit": "client"}}
+    client = {"per_round": 4, "optimizer": {"name": "adam"}, "optimizer_state": "persist"}
+    assert stages_of(**central, client=client)[name].sensitivity == "outside the guarantee"
+    assert name not in stages_of(**central, client={**client, "optimizer_state": "reset"})
+    own = {"per_round": 4, "optimizer": {"name": "dp_sgd", "momentum": 0.9}, "optimizer_state": "persist"}
+    assert name not in stages_of(server={}, client=own, privacy={"noise": [1.0], "trust": "local"})
