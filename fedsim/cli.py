@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim import cli_bench, cli_redteam, cli_tools, terminal
-from fedsim.errors import FedsimError, ScenarioError, one_line
+from fedsim.errors import Fault, FedsimError, ScenarioError, one_line
 
 if TYPE_CHECKING:
     from fedsim.scenario import Scenario
@@ -344,8 +344,17 @@ def data(file: File, sets: Sets = None) -> None:
 
 @app.command()
 def privacy(file: File, sets: Sets = None) -> None:
-    """Print what privacy a scenario guarantees: stage by stage, then epsilon by each accountant."""
+    """Print what privacy a scenario guarantees: stage by stage, then epsilon by each accountant; cell by cell."""
     scenario = _load(file, sets, None)
+    from fedsim.scenario import cells
+
+    for values, cell in cells(scenario.table(), file) if scenario.matrix else [({}, scenario)]:
+        if values:
+            typer.echo(f"\n== {', '.join(f'{key} = {value}' for key, value in values.items())}")
+        _print_proof(file, cell)
+
+
+def _print_proof(file: str, scenario: Scenario) -> None:
     from fedsim.federation import build
     from fedsim.privacy import proof
 
@@ -378,6 +387,9 @@ def audit(
     scenario = _load(file, sets, None)
     from fedsim import audit
 
+    if scenario.matrix:
+        accepted = "none in an audit, which is of one run: a file that gives its keys one value each"
+        raise ScenarioError([Fault("matrix", list(scenario.matrix), accepted)], file)
     try:
         test = audit.prepare(scenario)
     except ScenarioError as error:

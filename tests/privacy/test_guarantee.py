@@ -601,3 +601,15 @@ def test_what_clients_optimizers_keep_in_the_checkpoint_stands_in_the_proof() ->
     assert name not in stages_of(**central, client={**client, "optimizer_state": "reset"})
     own = {"per_round": 4, "optimizer": {"name": "dp_sgd", "momentum": 0.9}, "optimizer_state": "persist"}
     assert name not in stages_of(server={}, client=own, privacy={"noise": [1.0], "trust": "local"})
+
+
+def test_a_matrix_is_proven_cell_by_cell_and_audited_by_none(tmp_path: Any) -> None:
+    file = tmp_path / "matrix.toml"
+    file.write_text(private(privacy={"epsilon": 3.0}).toml() + '\n[matrix]\n"privacy.epsilon" = [1.0, 8.0]\n')
+    proof = CliRunner().invoke(app, ["privacy", str(file)])
+    assert proof.exit_code == 0, proof.output
+    spent = [float(line.split()[3]) for line in proof.stdout.splitlines() if line.startswith("the public")]
+    assert spent == pytest.approx([1.0, 8.0], abs=2e-3)
+    audited = CliRunner().invoke(app, ["audit", str(file), "--trials", "20"])
+    assert audited.exit_code
+    assert "matrix: given ['privacy.epsilon']" in audited.output
