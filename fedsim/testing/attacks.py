@@ -18,6 +18,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ CLASSES = 10
 CLIENTS = [2, 5, 11]
 OTHERS = [0, 1, 3, 7, 8, 12, 13, 19]
 DIMENSION = 60
+ROUNDS = (*range(1, 11), 20, 50, 100)
+"""Rounds of the toy federation: an attack may wait before it acts."""
 
 
 def conform(make: Make) -> None:
@@ -89,13 +92,27 @@ def keeps_shape(make: Make) -> None:
 
 def leaves_input(make: Make) -> None:
     """No hook changes what it was given, but ``after_step`` its parameters."""
-    attack = prepared(make)
-    rows, honest = federation()
-    before = rows.values.clone(), honest.values.clone(), rows.reference.clone()
-    attack.craft(rows.values, context(rows, honest))
-    assert torch.equal(rows.values, before[0]), "craft changed the malicious rows in place"
-    assert torch.equal(honest.values, before[1]), "craft changed the honest rows in place"
-    assert torch.equal(rows.reference, before[2]), "craft changed the reference in place"
+    attack, state = prepared(make), dict[str, Any]()
+    for round in ROUNDS:
+        rows, honest = federation(seed=round)
+        ctx = context(rows, honest, round=round, state=state)
+        counts = rows.num_examples.clone()
+        shown = {
+            "the malicious rows": rows.values,
+            "the honest rows": honest.values,
+            "the reference": rows.reference,
+            "the example counts": rows.num_examples,
+            "the honest example counts": honest.num_examples,
+            "the example counts so far": counts,
+        }
+        before = {name: each.clone() for name, each in shown.items()}
+        for hook, call in (
+            ("claimed_examples", partial(attack.claimed_examples, counts, ctx)),
+            ("craft", partial(attack.craft, rows.values, ctx)),
+        ):
+            call()
+            for name, each in shown.items():
+                assert torch.equal(each, before[name]), f"{hook} changed {name} in place"
     train, test = images()
     attack.poison(train, node())
     attack.triggered(test)
@@ -170,28 +187,42 @@ def leaves_global_randomness(make: Make) -> None:
 
 def keeps_to_its_knowledge(make: Make) -> None:
     """With the knowledge that the class declares it works, and what that knowledge hides moves nothing."""
-    attack = prepared(make)
-    rows, honest = federation()
-    hidden = context(rows, honest, knowledge="colluding", knows_defense=False)
-    try:
-        attack.craft(rows.values, hidden)
-        reached = False
-    except KnowledgeError:
-        reached = True
+    attack = make()
+    reached = _reaches(make)
     needs = attack.knowledge == "omniscient" or attack.knows_defense
     assert not reached or needs, f"craft reached for hidden rows; the class says knowledge = '{attack.knowledge}'"
     if attack.knowledge == "omniscient" and overrides(attack, "craft"):
         assert reached, "craft needs no honest rows; the class says knowledge = 'omniscient'"
     for level in KNOWLEDGE[KNOWLEDGE.index(attack.knowledge) : 2]:
-        _, changed = federation(seed=99)
-        one = play(prepared(make), rows, honest, knowledge=level, knows_defense=False)
-        two = play(prepared(make), rows, changed, knowledge=level, knows_defense=False)
-        assert same_bits(one, two), f"honest rows changed the result under knowledge = '{level}'"
+        first, second = prepared(make), prepared(make)
+        states: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        for round in ROUNDS:
+            rows, honest = federation(seed=round)
+            _, changed = federation(seed=round + 1000)
+            seen: dict[str, Any] = {"knowledge": level, "knows_defense": False, "round": round}
+            one = play(first, rows, honest, state=states[0], **seen)
+            two = play(second, rows, changed, state=states[1], **seen)
+            assert same_bits(one, two), f"honest rows changed the result under knowledge = '{level}'"
+    rows, honest = federation()
     if attack.knowledge == "own":
         joined = play(prepared(make), rows, honest, knowledge="own", knows_defense=False)
         last = rows.replace(values=torch.cat([rows.values[:1], rows.values[1:] * 3]))
         alone = play(prepared(make), last, honest, knowledge="own", knows_defense=False)
         assert same_bits(joined[:1], alone[:1]), "another attacker's row changed the result under knowledge = 'own'"
+
+
+def _reaches(make: Make) -> bool:
+    """Whether ``craft`` or ``claimed_examples`` reaches in some round for what a colluding adversary is not shown."""
+    attack, state = prepared(make), dict[str, Any]()
+    for round in ROUNDS:
+        rows, honest = federation(seed=round)
+        ctx = context(rows, honest, knowledge="colluding", knows_defense=False, round=round, state=state)
+        try:
+            attack.claimed_examples(rows.num_examples.clone(), ctx)
+            attack.craft(rows.values, ctx)
+        except KnowledgeError:
+            return True
+    return False
 
 
 def poisons_validly(make: Make) -> None:
@@ -335,7 +366,7 @@ def play(
     state: dict[str, Any] | None = None,
 ) -> Tensor:
     """The rows that an adversary with this attack alone sends."""
-    adversary = Adversary([attack], 20, count=3, knowledge=knowledge, knows_defense=knows_defense, rounds=3)
+    adversary = Adversary([attack], 20, count=3, knowledge=knowledge, knows_defense=knows_defense, rounds=max(ROUNDS))
     crafted, _ = adversary.craft(
         rows,
         honest,
@@ -348,7 +379,15 @@ def play(
     return crafted
 
 
-def context(rows: Updates, honest: Updates, *, knowledge: str = "omniscient", knows_defense: bool = True) -> Craft:
+def context(
+    rows: Updates,
+    honest: Updates,
+    *,
+    knowledge: str = "omniscient",
+    knows_defense: bool = True,
+    round: int = 1,
+    state: dict[str, Any] | None = None,
+) -> Craft:
     """What the adversary sees in a toy round."""
     shown: dict[str, Any] = {}
     if knowledge == "omniscient":
@@ -363,8 +402,10 @@ def context(rows: Updates, honest: Updates, *, knowledge: str = "omniscient", kn
         num_examples=rows.num_examples,
         knowledge=knowledge,
         server_lr=1.0,
-        round=1,
+        round=round,
         seed=0,
+        previous_reference=rows.reference * 0.5 if round > 1 else None,
+        state={} if state is None else state,
         **shown,
     )
 

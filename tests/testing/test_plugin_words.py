@@ -83,6 +83,22 @@ CRAFT = "def craft(self, rows, ctx):\n    "
             "craft reached for hidden rows; the class says knowledge = 'own'",
         ),
         (
+            f'knowledge = "colluding"\n{CRAFT}return -ctx.honest_rows.mean(0).expand_as(rows) '
+            "if ctx.round > 3 else rows",
+            "reads what the threat model hides",
+            "craft reached for hidden rows; the class says knowledge = 'colluding'",
+        ),
+        (
+            "def claimed_examples(self, num_examples, ctx):\n    return num_examples.mul_(10)",
+            "changes its input",
+            "claimed_examples changed the example counts so far in place",
+        ),
+        (
+            f"{CRAFT}return rows.neg_() if ctx.round == 5 else rows",
+            "changes its input",
+            "craft changed the malicious rows in place",
+        ),
+        (
             f"{CRAFT}return rows * (2.0 if ctx.preview(rows).norm() > 0 else 1.0)",
             "reads what the threat model hides",
             "craft reached for hidden rows",
@@ -125,6 +141,13 @@ def test_what_an_attack_gets_wrong(body: str, head: str, said: str) -> None:
     assert any(each.head == head and said in each.said for each in told), [str(each) for each in told]
     assert all("\n" not in str(each) and str(each).startswith("attack 'mine.py:Mine' ") for each in told)
     assert all(each.advice for each in told)
+
+
+def test_an_attack_may_wait_before_it_looks_at_honest_rows() -> None:
+    body = (
+        f'knowledge = "omniscient"\n{CRAFT}return -ctx.honest_rows.mean(0).expand_as(rows) if ctx.round > 1 else rows'
+    )
+    assert found(ATTACK_HEAD, body) == []
 
 
 def test_a_setting_without_a_type_is_a_remark() -> None:
