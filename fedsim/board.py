@@ -54,14 +54,16 @@ class Board:
             self.running.setdefault(cell.number, {})
         else:
             self.running.pop(cell.number, None)
-            self.played += cell.state in ("finished", "failed")
+            # One that waits again has been played once.
+            self.played += cell.state in ("finished", "failed", "waiting")
             self._say(cell)
 
     def _say(self, cell: Cell) -> None:
         """A line for what has ended, above the board or in a file; on a screen only where it went wrong."""
         if self.console is None or (self.live is not None and cell.state in ("finished", "skipped")):
             return
-        text = f"[{cell.number}/{cell.total}] {short(cell.values)}: {cell.state} {cell.error}".rstrip()
+        said = cell.error if cell.state == "waiting" else ": ".join(filter(None, (cell.state, cell.error)))
+        text = f"[{cell.number}/{cell.total}] {short(cell.values)}: {said}"
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def counts(self) -> dict[str, int]:

@@ -113,7 +113,7 @@ def value_of(value: Any) -> str:
         options = ", ".join(f"{key} {value_of(each)}" for key, each in value.items() if key != "name")
         return f"{value['name']} ({options})" if "name" in value and options else str(value.get("name", options))
     if isinstance(value, list):
-        return " + ".join(map(value_of, value))
+        return " + ".join(map(value_of, value)) or "none"
     return str(value)
 
 

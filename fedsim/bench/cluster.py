@@ -29,7 +29,7 @@ from fedsim import runtime
 from fedsim.bench.cell import Cell, complete, summary
 from fedsim.bench.locks import take
 from fedsim.bench.store import TRIES, Store
-from fedsim.bench.work import Tell, Tracked, overheard, pass_on, run_cell
+from fedsim.bench.work import Tell, Tracked, overheard, pass_on, run_cell, wait_again
 from fedsim.data import reading
 from fedsim.data.examples import DataInfo, Dataset, Examples
 from fedsim.errors import FedsimError, one_line
@@ -135,6 +135,7 @@ def work_on_ray(
                         cell.state, cell.error = "failed", one_line(error if cause is None else cause)
                     store.end(cell, number)
                     os.close(lock)
+                    wait_again(cell, store, session)
                     cell.row = summary(cell)
                     tell(cell, None)
                 if not ended and not flying:

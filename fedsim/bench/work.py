@@ -81,10 +81,15 @@ def play(cell: Cell, store: Store, session: str, tell: Tell, workers: int = 0, t
         tell(cell, None)
         run_cell(cell, store.out / "floors", lambda line: tell(cell, line), workers, trackers)
         store.end(cell, number)
-        if cell.state == "failed" and store.failures(cell, session) < TRIES:
-            cell.error = f"once, is tried again in the end: {cell.error}"
+        wait_again(cell, store, session)
     cell.row = summary(cell)
     tell(cell, None)
+
+
+def wait_again(cell: Cell, store: Store, session: str) -> None:
+    """A cell that has failed and has a try left waits for it."""
+    if cell.state == "failed" and store.failures(cell, session) < TRIES:
+        cell.state, cell.error = "waiting", f"failed once, is tried again in the end: {cell.error}"
 
 
 def run_cell(
@@ -143,4 +148,4 @@ def pass_on(said: str, known: set[str]) -> None:
         logging.getLogger(LOG).warning("%s", said)
 
 
-__all__ = ["Tell", "Tracked", "overheard", "pass_on", "play", "run_cell", "work"]
+__all__ = ["Tell", "Tracked", "overheard", "pass_on", "play", "run_cell", "wait_again", "work"]

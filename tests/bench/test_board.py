@@ -32,13 +32,25 @@ def test_the_board_tells_done_failed_running_left_and_the_table_so_far() -> None
     assert " left" in shown
     assert "round 3 of 7" in shown
     assert re.search(r"krum +1 of 4 +0\.875", shown)
-    assert "seed 1: failed a bad day" in shown
+    assert "seed 1: failed: a bad day" in shown
+
+
+def test_what_waits_for_its_second_try_is_left_and_not_failed() -> None:
+    text = io.StringIO()
+    board = Board(Console(file=text))
+    cells = [Cell(i + 1, 2, {"seed": i}, Scenario(), Path(f"{i}")) for i in range(2)]
+    board.begin(cells)
+    board.began -= 10
+    cells[0].state, cells[0].error = "waiting", "failed once, is tried again in the end: a bad day"
+    board.show(cells[0], None)
+    assert board.status().startswith("0 of 2 cells done, 20 s left"), board.status()
+    assert text.getvalue() == "[1/2] seed 0: failed once, is tried again in the end: a bad day\n"
 
 
 def test_into_a_file_goes_a_line_a_cell() -> None:
     text = io.StringIO()
     board = Board(Console(file=text))
-    cell = Cell(1, 1, {"seed": 5}, Scenario(), Path("x"), "finished")
+    cell = Cell(1, 1, {"adversary.attacks": [], "seed": 5}, Scenario(), Path("x"), "finished")
     board.begin([cell])
     board.show(cell, None)
-    assert text.getvalue() == "[1/1] seed 5: finished\n"
+    assert text.getvalue() == "[1/1] attacks none, seed 5: finished\n"

@@ -187,7 +187,13 @@ def test_what_fails_once_is_tried_again_after_the_others(tmp_path: Path, monkeyp
         return real(scenario, folder, **given)
 
     monkeypatch.setattr(work, "run", shaky)
-    cells = run_matrix(file, tmp_path / "out")
+    told: list[tuple[int, str]] = []
+    cells = run_matrix(
+        file,
+        tmp_path / "out",
+        progress=lambda cell, line: told.append((cell.number, cell.state)) if line is None else None,
+    )
+    assert [state for number, state in told if number == 1] == ["running", "waiting", "running", "failed"]
     assert [cell.state for cell in cells] == ["failed", "finished", "finished", "finished"]
     assert cells[0].error == "RuntimeError: a bad day"
     fresh = [("fedavg", 0), ("fedavg", 1), ("median", 0), ("median", 1)]
