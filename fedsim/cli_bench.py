@@ -78,6 +78,9 @@ def results(
         )
     else:
         show(frame, interval)  # type: ignore[arg-type]
+        states = list(frame["state"])
+        if set(states) != {"finished"}:
+            typer.echo(f"cells   {', '.join(f'{states.count(each)} {each}' for each in dict.fromkeys(states))}")
 
 
 def merge(

@@ -32,6 +32,21 @@ def held(path: Path, wait: bool = False) -> Iterator[bool]:
             os.close(lock)
 
 
+def free(path: Path) -> bool:
+    """Whether nobody on this machine has the lock; the file is not made."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
 def take(path: Path, wait: bool = False) -> int | None:
     """The lock as a file descriptor, to be closed; None where another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,4 +62,4 @@ def take(path: Path, wait: bool = False) -> int | None:
     return lock
 
 
-__all__ = ["held", "take"]
+__all__ = ["free", "held", "take"]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import operator
+import platform
 import re
 import shlex
 import shutil
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedsim.bench.locks import held
+from fedsim.bench.locks import free, held
 from fedsim.bench.store import NAME, Store
 from fedsim.errors import FedsimError, nearest
 from fedsim.report import words
@@ -57,9 +58,10 @@ def results(
 
     Returns:
         Columns ``defense``, ``attack``, ``dataset``, ``partition`` and ``seed`` (parts in short), the other keys of the
-        matrix by their full names, ``state``, the means of the last rounds, ``utility_lost``, ``asr_gain`` (ASR above
-        its floor), ``marks`` (see :func:`marks`), ``error``, ``digest``, ``folder``, ``key``, ``setting``, ``fedsim``;
-        with ``rounds``, what each round measured in place of the means.
+        matrix by their full names, ``state`` (``waiting``, ``running``, ``finished``, ``failed``; ``stopped`` where a
+        cell's process is gone, ``running or stopped`` where that is another machine's), the means of the last rounds,
+        ``utility_lost``, ``asr_gain`` (ASR above its floor), ``marks`` (see :func:`marks`), ``error``, ``digest``,
+        ``folder``, ``key``, ``setting``, ``fedsim``; with ``rounds``, what each round measured in place of the means.
 
     Raises:
         FedsimError: no results there, or a condition that names nothing.
@@ -72,6 +74,7 @@ def results(
         cells = store.rows(
             "SELECT c.*, v.fedsim FROM cells c LEFT JOIN versions v ON v.id = c.versions ORDER BY c.rowid"
         )
+        _tell_stopped(cells, store)
         rounds = store.rows("SELECT * FROM rounds ORDER BY key, round") if level == "rounds" else []
     finally:
         store.close()
@@ -143,6 +146,19 @@ def _row(cell: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
     row["_defenses"] = json.dumps(table["server"]["defenses"], sort_keys=True)
     row["_rest"] = _without(table, "adversary", "defenses")
     return row
+
+
+def _tell_stopped(cells: list[dict[str, Any]], store: Store) -> None:
+    """Cells whose process was killed say ``running`` in the store until they are played again."""
+    running = [cell for cell in cells if cell["state"] == "running"]
+    hosts = {}
+    if running:
+        hosts = {row["key"]: row["host"] for row in store.rows("SELECT key, host FROM plays WHERE ended IS NULL")}
+    for cell in running:
+        if hosts.get(cell["key"], platform.node()) != platform.node():
+            cell["state"] = "running or stopped"
+        elif free(store.out / "locks" / cell["folder"]):
+            cell["state"] = "stopped"
 
 
 def _tell_apart(rows: list[dict[str, Any]], tables: Mapping[str, Any], folder: Path) -> None:

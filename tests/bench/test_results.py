@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import shutil
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from scipy import stats
 from typer.testing import CliRunner, Result
 
 from fedsim.bench import differences, merge, over_seeds, ranking, results, run_matrix
+from fedsim.bench.locks import held
 from fedsim.cli import app
 from fedsim.cli_bench import unranked
 from fedsim.errors import FedsimError
@@ -276,3 +279,21 @@ def test_merging_brings_in_what_is_missing_and_tells_what_differs(folder: Path, 
     assert changed.name in again.stderr
     assert "7 cells were there" in again.stdout
     assert merge([folder, there], tmp_path / "new").added == 8
+
+
+def test_a_cell_whose_process_is_gone_is_not_running(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    out, store = tmp_path / "out", tmp_path / "out" / "results.sqlite"
+    with sqlite3.connect(store) as connection:
+        here, there, (gone, _) = connection.execute("SELECT key, folder FROM cells LIMIT 3").fetchall()
+        for key, host in ((here[0], platform.node()), (there[0], "elsewhere"), (gone, platform.node())):
+            connection.execute("UPDATE cells SET state = 'running' WHERE key = ?", (key,))
+            play = "INSERT INTO plays (key, session, host, pid, began, state) VALUES (?, 'x', ?, 1, 0, 'running')"
+            connection.execute(play, (key, host))
+    connection.close()
+    with held(out / "locks" / here[1]) as ours:
+        assert ours
+        states = results(out).set_index("key")["state"]
+        assert (states[here[0]], states[there[0]], states[gone]) == ("running", "running or stopped", "stopped")
+    shown = call("results", str(out)).output
+    assert "cells   2 stopped, 1 running or stopped, 5 finished" in shown
