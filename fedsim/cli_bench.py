@@ -214,14 +214,9 @@ def spread(mean: float, low: float, high: float, sign: str = "") -> str:
 
 def _keys(table: pd.DataFrame) -> list[str]:
     """What tells the rows apart, the defense and the attack always."""
-    known = [
-        "defense",
-        "attack",
-        "dataset",
-        "partition",
-        *(name for name in table.columns if "." in name or name == "rounds"),
-    ]
-    return [name for name in known if name in ("defense", "attack") or table[name].nunique() > 1]
+    from fedsim.bench.results import keys
+
+    return [name for name in keys(table.columns) if name in ("defense", "attack") or table[name].nunique() > 1]
 
 
 def _number(value: Any) -> str:
@@ -246,7 +241,9 @@ def _export(frame: pd.DataFrame, form: str, out: Path | None) -> None:
         frame.to_parquet(out, index=False)
         typer.echo(out)
         return
-    text = frame.to_csv(index=False) if form == "csv" else frame.to_json(orient="records", indent=1)
+    text = (
+        frame.to_csv(index=False) if form == "csv" else frame.to_json(orient="records", indent=1, double_precision=15)
+    )
     if out is None:
         typer.echo(text.rstrip("\n"))
     else:

@@ -10,7 +10,7 @@ import platform
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from fedsim.bench.locks import free, held
 from fedsim.bench.store import NAME, Store
 from fedsim.errors import FedsimError, nearest
 from fedsim.report import words
-from fedsim.scenario import toml_value
+from fedsim.scenario import Scenario, toml_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +80,7 @@ def results(
         store.close()
     tables = {cell["key"]: json.loads(cell["scenario"]) for cell in cells}
     rows = [_row(cell, tables[cell["key"]]) for cell in cells]
+    _fill(rows, tables)
     _tell_apart(rows, tables, folder)
     _add_losses(rows, tables)
     conditions = [condition(text) for text in ([where] if isinstance(where, str) else where)]
@@ -96,6 +97,12 @@ def results(
             if each["key"] in shown
         ]
     )
+
+
+def keys(columns: Iterable[str]) -> list[str]:
+    """The columns that say what a cell is, its seed aside: the aliases, then keys of the scenario that are there."""
+    more = (name for name in columns if "." in name or name in Scenario.model_fields)
+    return [*ALIASES, *(name for name in dict.fromkeys(more) if name != "seed")]
 
 
 def find(source: str | Path) -> Path:
@@ -161,6 +168,16 @@ def _tell_stopped(cells: list[dict[str, Any]], store: Store) -> None:
             cell["state"] = "stopped"
 
 
+def _fill(rows: list[dict[str, Any]], tables: Mapping[str, Any]) -> None:
+    """Cells of several matrices: what one of them varies, the scenarios of the others' cells say as well."""
+    names = sorted({name for row in rows for name in keys(row)})
+    for row in rows:
+        for name in names:
+            if name not in row:
+                value = lookup(tables[row["key"]], name)
+                row[name] = "–" if value is None else plain(value)
+
+
 def _tell_apart(rows: list[dict[str, Any]], tables: Mapping[str, Any], folder: Path) -> None:
     """Give cells that look alike and are not (an edited scenario, plug-in or fedsim) columns and settings of their own.
 
@@ -169,8 +186,7 @@ def _tell_apart(rows: list[dict[str, Any]], tables: Mapping[str, Any], folder: P
     """
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        seen = [*ALIASES, "seed", "rounds", *sorted(name for name in row if "." in name)]
-        groups.setdefault(tuple(str(row.get(name)) for name in seen), []).append(row)
+        groups.setdefault(tuple(str(row[name]) for name in ("seed", *sorted(keys(row)))), []).append(row)
     alike = [group for group in groups.values() if len(group) > 1]
     if not alike:
         return
@@ -391,4 +407,4 @@ def _copy(source: Path, target: Path) -> None:
     part.rename(target)
 
 
-__all__ = ["Merged", "find", "lookup", "marks", "merge", "results", "short"]
+__all__ = ["Merged", "find", "keys", "lookup", "marks", "merge", "results", "short"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.analysis.ranking import rank_by_worst
 from fedsim.analysis.statistics import Interval, bootstrap_interval, holm, paired_difference, paired_p_value, t_interval
-from fedsim.bench.results import ALIASES, NUMBERS
+from fedsim.bench.results import NUMBERS, keys
 from fedsim.errors import FedsimError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def over_seeds(frame: pd.DataFrame, interval: Method = "t") -> pd.DataFrame:
     rows = []
     for setting, group in frame.groupby("setting", sort=False):
         done = group[group["state"] == "finished"]
-        row: dict[str, Any] = {name: group[name].iloc[0] for name in _keys(frame)}
+        row: dict[str, Any] = {name: group[name].iloc[0] for name in keys(frame.columns)}
         row |= {"cells": len(group), "seeds": len(done), "failed": int((group["state"] == "failed").sum())}
         for name, (least, most) in MEASURES.items():
             found = _interval([float(value) for value in done[name]], interval)
@@ -82,7 +82,7 @@ def differences(frame: pd.DataFrame, baseline: str = "fedavg", measure: str = "a
         known = ", ".join(sorted(set(frame["defense"])))
         raise FedsimError(f"differences: given {measure} against '{baseline}'; accepted: one of: {known}")
     done = frame[(frame["state"] == "finished") & frame[measure].notna()]
-    alike = [name for name in _keys(done) if name != "defense"]
+    alike = [name for name in keys(done.columns) if name != "defense"]
     base = {
         (*row[:-2], row[-2]): row[-1] for row in done[done["defense"] == baseline][[*alike, "seed", measure]].to_numpy()
     }
@@ -126,7 +126,7 @@ def ranking(
 
     done = frame[(frame["state"] == "finished") & frame["attacked"]].copy()
     done["harm"] = done[["utility_lost", "asr_gain"]].max(axis=1)
-    varied = [name for name in _keys(done) if name != "defense" and done[name].nunique() > 1] or ["attack"]
+    varied = [name for name in keys(done.columns) if name != "defense" and done[name].nunique() > 1] or ["attack"]
     if done.empty or not done[measure].notna().any():
         return pd.DataFrame(columns=["place", "defense", "worst", "low", "high", "under", "ahead", "seeds", "marks"])
     done["under"] = [", ".join(str(row[name]) for name in varied) for _, row in done.iterrows()]
@@ -162,11 +162,6 @@ def ranking(
             }
         )
     return pd.DataFrame(rows)
-
-
-def _keys(frame: pd.DataFrame) -> list[str]:
-    """Columns that say what a cell is, its seed aside."""
-    return [*ALIASES, *(name for name in frame.columns if "." in name or name == "rounds")]
 
 
 def _interval(values: list[float], method: Method) -> Interval:

@@ -183,9 +183,9 @@ class Standings:
 
     def axes(self) -> tuple[list[str], list[str]]:
         """Columns that tell attacks apart, and those that tell apart where they took place."""
-        known = [
-            name for name in self.cells[0] if "." in name or name in ("dataset", "partition", "adversary", "rounds")
-        ]
+        from fedsim.bench.results import keys
+
+        known = [name for name in keys(self.cells[0]) if name not in ("defense", "attack")]
         varied = [name for name in known if len({str(cell.get(name)) for cell in self.cells}) > 1]
         adversary = [name for name in varied if name.startswith("adversary")]
         return ["attack", *adversary], [name for name in varied if name not in adversary]

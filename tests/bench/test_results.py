@@ -297,3 +297,23 @@ def test_a_cell_whose_process_is_gone_is_not_running(folder: Path, tmp_path: Pat
         assert (states[here[0]], states[there[0]], states[gone]) == ("running", "running or stopped", "stopped")
     shown = call("results", str(out)).output
     assert "cells   2 stopped, 1 running or stopped, 5 finished" in shown
+
+
+def test_cells_of_several_matrices_are_told_apart_by_all_that_any_of_them_varies(tmp_path: Path) -> None:
+    first = matrix(rounds=1, attacks='["sign_flip"]') + '"client.steps" = [1, 2]\n'
+    (tmp_path / "first.toml").write_text(first)
+    (tmp_path / "second.toml").write_text(first.replace('"client.steps" = [1, 2]', 'model = ["mlp", "logistic"]'))
+    for name in ("first", "second"):
+        run_matrix(tmp_path / f"{name}.toml", tmp_path / name)
+    merge([tmp_path / "first", tmp_path / "second"], tmp_path / "both")
+    second = differences(results(tmp_path / "second"))
+    assert list(second["model"]) == ["mlp", "logistic"]
+    assert list(second["pairs"]) == [2, 2]
+    both = results(tmp_path / "both")
+    assert set(zip(both["client.steps"], both["model"], strict=True)) == {
+        ("1", "logistic"),
+        ("2", "mlp"),
+        ("2", "logistic"),
+    }
+    table = differences(both)
+    assert list(table["pairs"]) == [2, 2, 2]
