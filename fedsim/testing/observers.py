@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedsim import rng
+from fedsim.data.examples import Examples
 from fedsim.errors import FedsimError
 from fedsim.federation import Federation, build
 from fedsim.observers.observer import Observation, Observer, Seen, Sent, Truth, Watched, sight
@@ -26,6 +28,8 @@ from fedsim.testing.federation import deltas
 
 Make = Callable[[], Any]
 ROUNDS, CLIENTS = 3, 6
+LATEST = 9
+"""Rounds in which it is looked whether an observer, which may wait, writes into what it sees."""
 RUN: dict[str, Any] = {
     "rounds": ROUNDS,
     "seed": 1,
@@ -83,14 +87,36 @@ def goes_on_after_a_resume(make: Make) -> None:
 
 
 def leaves_what_it_is_shown(make: Make) -> None:
-    """Models and messages are read, not written to."""
-    observer, state = ready(make(), federation()), dict[str, Any]()
-    for seen in rounds():
-        if observer.wants(seen.round, state):
+    """Models and messages are read, not written to, and neither are the data and the model of the run."""
+    watched = _watched(federation())
+    run = {
+        "the model before the first round": watched.initial,
+        "the test examples": watched.test.inputs,
+        "the test labels": watched.test.targets,
+        "the clients' examples": watched.workload.train.inputs,
+        "the clients' labels": watched.workload.train.targets,
+    }
+    kept = {name: each.clone() for name, each in run.items()}
+    for hide in (False, True):
+        observer, state = make(), dict[str, Any]()
+        for _ in observer.set_up(watched) or ():
+            pass
+        for round in range(1, LATEST + 1):
+            seen = replace(rounds()[(round - 1) % ROUNDS], round=round)
+            if hide:
+                seen = replace(seen, messages={}, total=seen.after - seen.before)
+            if not observer.wants(round, state):
+                continue
             shown = copy.deepcopy(seen)
-            observer.observe(shown, state)
+            # What needs the messages is told so by another check.
+            with suppress(Exception) if hide else nullcontext():
+                observer.observe(shown, state)
             for before, after in zip(_tensors(seen), _tensors(shown), strict=True):
                 assert torch.equal(before, after), "observe changed what it was shown in place"
+            for name, each in run.items():
+                same = torch.equal(each, kept[name])
+                each.copy_(kept[name])
+                assert same, f"observe changed {name} in place"
 
 
 def leaves_global_randomness(make: Make) -> None:
@@ -204,14 +230,20 @@ def _told(found: Any) -> Any:
 
 
 def _watched(played: Federation) -> Watched:
+    """With data of its own: an observer that writes to them may not change what the next one sees."""
+    workload = played.app.workload
     return Watched(
         played.scenario,
-        played.app.workload,
+        replace(workload, train=_copied(workload.train)),
         played.dataset.info,
-        played.dataset.test,
+        _copied(played.dataset.test),
         played.initial.clone(),
         played.estimator,
     )
+
+
+def _copied(examples: Examples) -> Examples:
+    return Examples(examples.inputs.clone(), examples.targets.clone())
 
 
 def _faults(observer: Observer, played: Federation) -> list[str]:
@@ -229,7 +261,8 @@ def _shown(what: str) -> str:
 
 
 def _tensors(seen: Seen) -> list[Tensor]:
-    return [seen.before, seen.after, *(sent.vector for _, sent in sorted(seen.messages.items()))]
+    hidden = [] if seen.total is None else [seen.total]
+    return [seen.before, seen.after, *hidden, *(sent.vector for _, sent in sorted(seen.messages.items()))]
 
 
 __all__ = ["CHECKS", "federation", "play", "rounds"]

@@ -326,6 +326,26 @@ LOOKS = 'standpoint: str = "server"\ndef observe(self, seen, state):\n    '
             "observe changed what it was shown in place",
         ),
         (
+            f"{LOOKS}(None if seen.total is None else seen.total.zero_())\n    return None",
+            "changes its input",
+            "observe changed what it was shown in place",
+        ),
+        (
+            f"{LOOKS}seen.before.zero_() if seen.round == 6 else None\n    return None",
+            "changes its input",
+            "observe changed what it was shown in place",
+        ),
+        (
+            f"{LOOKS}self.watched.test.inputs.zero_()\n    return None",
+            "changes its input",
+            "observe changed the test examples in place",
+        ),
+        (
+            f"{LOOKS}self.watched.workload.train.targets.zero_()\n    return None",
+            "changes its input",
+            "observe changed the clients' labels in place",
+        ),
+        (
             f"{LOOKS}return Observation({{'drawn': float(torch.rand(()))}})",
             "uses the global random state",
             "it used torch's global generator",
