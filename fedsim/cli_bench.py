@@ -49,8 +49,10 @@ def results(
     against: Annotated[
         str | None, typer.Option(metavar="DEFENSE", help="Differences to this defense, paired by seed, Holm's p.")
     ] = None,
-    measure: Annotated[str, typer.Option(help="Column that --against compares.")] = "accuracy",
-    interval: Annotated[str, typer.Option(help="t, or bootstrap (from ten seeds on, see docs/statistics.md).")] = "t",
+    measure: Annotated[str | None, typer.Option(help="Column that --against compares; by default accuracy.")] = None,
+    interval: Annotated[
+        str | None, typer.Option(help="t (by default), or bootstrap (from ten seeds on, see docs/statistics.md).")
+    ] = None,
     rounds: Annotated[bool, typer.Option("--rounds", help="A row a round, for --csv, --parquet and --json.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="The cells as CSV.")] = False,
     parquet: Annotated[bool, typer.Option("--parquet", help="The cells as Parquet; needs --out.")] = False,
@@ -62,22 +64,32 @@ def results(
 
     if csv + parquet + json > 1:
         raise typer.BadParameter("one of --csv, --parquet and --json")
-    if interval not in ("t", "bootstrap"):
+    if interval not in (None, "t", "bootstrap"):
         raise typer.BadParameter(f"--interval: given '{interval}'; accepted: t, bootstrap")
+    exports = csv or parquet or json
+    if out is not None and not exports:
+        raise typer.BadParameter("--out: accepted with --csv, --parquet or --json")
+    if against is not None and exports:
+        raise typer.BadParameter("--against: accepted without --csv, --parquet and --json, which write the cells")
+    if measure is not None and against is None:
+        raise typer.BadParameter("--measure: accepted with --against DEFENSE")
+    if interval is not None and (against is not None or exports):
+        raise typer.BadParameter("--interval: accepted for the table over seeds, without --against and exports")
     frame = bench.results(source, where or (), "rounds" if rounds else "cells")
-    if csv or parquet or json:
+    if exports:
         _export(frame, "csv" if csv else "parquet" if parquet else "json", out)
     elif rounds:
         raise typer.BadParameter("--rounds: accepted with --csv, --parquet or --json")
     elif frame.empty:
         typer.echo(_no_cell(source, where or ()))
     elif against is not None:
-        terminal.show(differences_table(bench.differences(frame, against, measure)))
+        compared = measure or "accuracy"
+        terminal.show(differences_table(bench.differences(frame, against, compared)))
         typer.echo(
-            f"{measure} minus that of {against}, 95 % intervals, paired by seed; p adjusted over the table (Holm)"
+            f"{compared} minus that of {against}, 95 % intervals, paired by seed; p adjusted over the table (Holm)"
         )
     else:
-        show(frame, interval)  # type: ignore[arg-type]
+        show(frame, interval or "t")  # type: ignore[arg-type]
         states = list(frame["state"])
         if set(states) != {"finished"}:
             typer.echo(f"cells   {', '.join(f'{states.count(each)} {each}' for each in dict.fromkeys(states))}")
@@ -230,7 +242,8 @@ def _no_cell(source: str, where: Sequence[str]) -> str:
 
     frame = bench.results(source)
     names = [name for name in dict.fromkeys(condition(text).name for text in where) if name in frame]
-    there = [f"{name} is one of: {', '.join(map(str, dict.fromkeys(frame[name])))}" for name in names[:3]]
+    known = {name: dict.fromkeys(map(str, frame[name].dropna())) for name in names[:3]}
+    there = [f"{name} is one of: {', '.join(each)}" if each else f"{name} is not known" for name, each in known.items()]
     return "; ".join(["no cell", *(each for each in there if len(each) < 1000)])
 
 

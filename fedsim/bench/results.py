@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.bench.locks import free, held
-from fedsim.bench.store import NAME, Store
+from fedsim.bench.store import MEASURES, NAME, Store
 from fedsim.errors import FedsimError, nearest
 from fedsim.report import words
 from fedsim.scenario import Scenario, toml_value
@@ -83,20 +83,24 @@ def results(
     _fill(rows, tables)
     _tell_apart(rows, tables, folder)
     _add_losses(rows, tables)
-    conditions = [condition(text) for text in ([where] if isinstance(where, str) else where)]
-    rows = [row for row in rows if all(_holds(each, row, tables[row["key"]]) for each in conditions)]
     for row in rows:
         row.pop("_defenses"), row.pop("_rest")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    conditions = [condition(text) for text in ([where] if isinstance(where, str) else where)]
+    rows = [row for row in rows if all(_holds(each, row, tables[row["key"]]) for each in conditions)]
     if level == "cells":
-        return pd.DataFrame(rows)
-    shown = {row["key"]: {name: row[name] for name in (*ALIASES, "seed", "setting", "folder")} for row in rows}
-    return pd.DataFrame(
+        return pd.DataFrame(rows, columns=list(columns))
+    named = [*keys(columns), "seed", "setting", "folder"]
+    shown = {row["key"]: {name: row[name] for name in named} for row in rows}
+    found = pd.DataFrame(
         [
             shown[each["key"]] | {name: value for name, value in each.items() if name != "line"}
             for each in rounds
             if each["key"] in shown
-        ]
+        ],
+        columns=[*named, "key", "round", *MEASURES],
     )
+    return found.astype(dict.fromkeys(MEASURES, float))
 
 
 def keys(columns: Iterable[str]) -> list[str]:
@@ -285,8 +289,7 @@ def _holds(given: Condition, row: Mapping[str, Any], table: Mapping[str, Any]) -
         top = given.name.split(".")[0]
         if top in table:
             return given.symbol == "!="
-        known = [name for name in row if not name.startswith("_")]
-        raise FedsimError(f"--where: given '{given.name}'; accepted: a column or a key{nearest(given.name, known)}")
+        raise FedsimError(f"--where: given '{given.name}'; accepted: a column or a key{nearest(given.name, list(row))}")
     if given.symbol in ("=", "!=") and there is not None:
         equal = value == given.value or there == given.value or _names(there, given.value)
         return equal == (given.symbol == "=")

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from fedsim.bench import differences, merge, over_seeds, ranking, results, run_matrix
 from fedsim.bench.locks import held
+from fedsim.bench.store import MEASURES
 from fedsim.cli import app
 from fedsim.cli_bench import unranked
 from fedsim.errors import FedsimError
@@ -317,3 +318,35 @@ def test_cells_of_several_matrices_are_told_apart_by_all_that_any_of_them_varies
     }
     table = differences(both)
     assert list(table["pairs"]) == [2, 2, 2]
+
+
+def test_an_export_of_no_cell_has_its_columns(folder: Path) -> None:
+    for more in ((), ("--rounds",)):
+        shown = call("results", str(folder), "--csv", "--where", "seed=99", *more).stdout
+        assert shown == call("results", str(folder), "--csv", *more).stdout.splitlines()[0] + "\n"
+
+
+def test_rounds_are_told_apart_as_cells_are_and_hold_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.toml"
+    file.write_text(matrix(rounds=1, seeds=1, attacks='["sign_flip"]', defenses='["fedavg"]'))
+    file.write_text(file.read_text() + '"client.steps" = [1, 2]\n')
+    run_matrix(file, tmp_path / "out")
+    rounds = results(tmp_path / "out", level="rounds")
+    assert list(rounds["client.steps"]) == ["1", "1", "2", "2"]
+    assert {str(rounds[name].dtype) for name in MEASURES} == {"float64"}
+    assert "asr is not known" in call("results", str(tmp_path / "out"), "--where", "asr>0.5").output
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--out", "table.txt"), "--out: accepted with --csv, --parquet or --json"),
+        (("--against", "fedavg", "--csv"), "--against: accepted without --csv"),
+        (("--measure", "asr"), "--measure: accepted with --against"),
+        (("--interval", "bootstrap", "--json"), "--interval: accepted for the table"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(folder: Path, given: tuple[str, ...], said: str) -> None:
+    found = call("results", str(folder), *given)
+    assert found.exit_code == 2
+    assert said in " ".join(found.output.replace("│", "").split())
