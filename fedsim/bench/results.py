@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedsim.bench.cell import finished
 from fedsim.bench.locks import free, held
 from fedsim.bench.store import MEASURES, NAME, Store
 from fedsim.errors import FedsimError, nearest
@@ -388,17 +389,24 @@ def _merge_one(folder: Path, store: Store, done: Merged) -> None:
     finally:
         theirs.close()
     for cell in cells:
-        here = store.rows("SELECT digest FROM cells WHERE key = ? AND state = 'finished'", (cell["key"],))
-        if cell["state"] != "finished" or not (folder / cell["folder"]).is_dir():
+        if cell["state"] != "finished" or not _whole(folder / cell["folder"]):
             done.unfinished.append(cell["folder"])
-        elif here and here[0]["digest"] != cell["digest"]:
-            done.differ.append(cell["folder"])
-        elif here:
-            done.known += 1
-        else:
-            with held(store.out / "locks" / cell["folder"], wait=True):
+            continue
+        # Whoever plays it here may finish it while we wait.
+        with held(store.out / "locks" / cell["folder"], wait=True):
+            here = store.rows("SELECT digest FROM cells WHERE key = ? AND state = 'finished'", (cell["key"],))
+            if here and here[0]["digest"] != cell["digest"]:
+                done.differ.append(cell["folder"])
+            elif here:
+                done.known += 1
+            else:
                 _copy(folder / cell["folder"], store.out / cell["folder"])
                 done.added += store.adopt(store.out / cell["folder"], json.loads(cell["matrix"]))
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a cell's folder holds all that the store is made from."""
+    return finished(folder) and all((folder / name).is_file() for name in ("run.json", "scenario.toml", "rounds.jsonl"))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -8,6 +8,8 @@ import platform
 import shutil
 import sqlite3
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -350,3 +352,35 @@ def test_an_option_that_would_do_nothing_is_refused(folder: Path, given: tuple[s
     found = call("results", str(folder), *given)
     assert found.exit_code == 2
     assert said in " ".join(found.output.replace("│", "").split())
+
+
+@pytest.mark.parametrize("missing", ["summary.json", "rounds.jsonl", "run.json"])
+def test_a_folder_that_lost_a_file_is_left_and_the_others_come_in(folder: Path, tmp_path: Path, missing: str) -> None:
+    shutil.copytree(folder, tmp_path / "from")
+    name = results(folder)["folder"].iloc[2]
+    (tmp_path / "from" / name / missing).unlink()
+    done = merge([tmp_path / "from"], tmp_path / "out")
+    assert (done.added, done.unfinished) == (7, [name])
+    assert not (tmp_path / "out" / name).exists()
+
+
+def test_a_cell_that_is_finished_while_a_merge_waits_for_it_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    out, name = tmp_path / "out", results(folder)["folder"].iloc[0]
+    (out / name / "mark").touch()
+
+    def state(value: str) -> None:
+        with closing(sqlite3.connect(out / "results.sqlite")) as connection, connection:
+            connection.execute("UPDATE cells SET state = ?, digest = 'of another' WHERE folder = ?", (value, name))
+
+    @contextmanager
+    def late(path: Path, wait: bool = False) -> Iterator[bool]:
+        state("finished")
+        yield True
+
+    state("running")
+    monkeypatch.setattr(sys.modules["fedsim.bench.results"], "held", late)
+    assert merge([folder], out).differ == [name]
+    assert (out / name / "mark").exists()
