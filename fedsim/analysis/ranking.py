@@ -129,9 +129,9 @@ def _ahead(again: NDArray[np.float64] | None, one: int, other: int) -> float:
 
 def _apart(values: NDArray[np.float64], attacks: NDArray[np.intp], one: int, other: int) -> float:
     """p of the paired test, each defense under its own worst attack; 1 where too few seeds are shared."""
-    off = values[other, attacks[other]] - values[one, attacks[one]]
-    off = off[~np.isnan(off)]
-    return paired_p_value(off.tolist(), [0.0] * len(off)) if len(off) > 1 else 1.0
+    theirs, ours = values[other, attacks[other]], values[one, attacks[one]]
+    shared = ~(np.isnan(theirs) | np.isnan(ours))
+    return paired_p_value(theirs[shared].tolist(), ours[shared].tolist()) if shared.sum() > 1 else 1.0
 
 
 __all__ = ["Ranked", "rank_by_worst"]

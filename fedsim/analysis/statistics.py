@@ -19,6 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedsim.errors import FedsimError
 
+ROUNDING = 1e-12
+"""Share of the values below which a difference between them is the rounding of sums and quotients."""
+
 
 class Interval(NamedTuple):
     """A mean with its interval; ``low`` and ``high`` are NaN where fewer than two values were given."""
@@ -124,12 +127,15 @@ def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float:
 
     if len(a) != len(b):
         raise FedsimError(f"paired_p_value: given {len(a)} and {len(b)} values; accepted: pairs")
-    data = _finite(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), "paired_p_value")
+    one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    data = _finite(one - other, "paired_p_value")
     if len(data) < 2:
         return math.nan
     mean, spread = float(data.mean()), float(data.std(ddof=1))
-    if spread == 0:
-        return 1.0 if mean == 0 else 2.0 ** (1 - len(data))
+    # .5 - .4, .4 - .3 and .3 - .2 differ by rounding: it is no spread, and would make any difference certain.
+    rounding = ROUNDING * float(max(np.abs(one).max(), np.abs(other).max()))
+    if spread <= rounding:
+        return 1.0 if abs(mean) <= rounding else 2.0 ** (1 - len(data))
     return float(2 * stdtr(len(data) - 1, -abs(mean) / spread * math.sqrt(len(data))))
 
 

@@ -24,6 +24,9 @@ def test_paired_p_is_scipys() -> None:
     assert paired_p_value(a, a) == 1.0
     assert paired_p_value([1.0, 2.0], [0.0, 1.0]) == 0.5, "two pairs that differ by one amount prove nothing"
     assert paired_p_value([1.0] * 6, [0.5] * 6) == stats.binomtest(6, 6).pvalue
+    # 0.1 each, but for rounding: 0.09999999999999998 and 0.10000000000000003.
+    assert paired_p_value([0.3, 0.4, 0.5], [0.2, 0.3, 0.4]) == 0.25
+    assert paired_p_value([0.1 + 0.2, 0.3], [0.3, 0.1 + 0.2]) == 1.0
     assert math.isnan(paired_p_value([1.0], [0.0]))
     with pytest.raises(FedsimError, match="pairs"):
         paired_p_value(a, b[1:])
@@ -68,6 +71,12 @@ def test_what_seeds_do_not_tell_apart_shares_a_place() -> None:
     assert [each.place for each in behind] == [1, 1, 3]
 
 
+def test_rounding_makes_no_order_certain() -> None:
+    """Three seeds in which two defenses differ by one amount prove as little where that is not a binary number."""
+    found = rank_by_worst(["worse", "better"], [[[0.3, 0.4, 0.5]], [[0.2, 0.3, 0.4]]])
+    assert [each.place for each in found] == [1, 1]
+
+
 def test_a_place_counts_who_is_surely_ahead() -> None:
     """The best one strays too much to be told from the last, which the middle one is ahead of all the same."""
     stray, middle, last = [0.0, 0.02, 0.9], [0.4, 0.41, 0.42], [0.8, 0.81, 0.83]
@@ -78,9 +87,9 @@ def test_a_place_counts_who_is_surely_ahead() -> None:
 
 
 def test_seeds_are_paired() -> None:
-    """A difference that is the same in every seed is sure, however much the seeds differ."""
+    """A difference that is much the same in every seed is sure, however much the seeds differ."""
     level = np.array([0.1, 0.9, 0.4])
-    first, second = rank_by_worst(["near", "far"], [[level], [level + 0.01]])
+    first, second = rank_by_worst(["near", "far"], [[level], [level + np.array([0.01, 0.011, 0.009])]])
     assert (first.name, first.ahead, second.place) == ("near", 1.0, 2)
     assert first.low < 0.3 < 0.6 < first.high
 
