@@ -58,7 +58,7 @@ def write_leaderboard(source: str | Path, out: Path | None = None, title: str = 
     from fedsim.record import make_folder, write_bytes
 
     standings = Standings.read(source)
-    if not any(setting.cells for setting in standings.settings):
+    if not any(cell["state"] == "finished" for cell in standings.cells):
         raise FedsimError(f"{source}: no cell is finished yet; accepted: results with at least one")
     folder = out or _default(source)
     for each in (folder, folder / "scenarios"):

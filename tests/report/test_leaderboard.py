@@ -128,6 +128,14 @@ def test_nothing_to_show_is_said(tmp_path: Path) -> None:
         write_leaderboard(tmp_path)
 
 
+def test_a_store_without_a_cell_is_said(tmp_path: Path) -> None:
+    from fedsim.bench.store import Store
+
+    Store(tmp_path / "bench").close()
+    with pytest.raises(FedsimError, match="no cell is finished yet"):
+        write_leaderboard(tmp_path / "bench", tmp_path / "site")
+
+
 def test_no_dot_hides_another() -> None:
     found = scatter([(number, f"d{number}", "", 0.9, 0.5) for number in range(1, 17)])
     assert found is not None
