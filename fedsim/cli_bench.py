@@ -153,11 +153,12 @@ def show(frame: pd.DataFrame, interval: Literal["t", "bootstrap"] = "t") -> None
 
 def unranked(frame: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """Why defenses that were attacked have no place; empty where all have one."""
-    attacked = frame[frame["attacked"] & (frame["state"] == "finished")]
+    attacked = frame[frame["attacked"]]
     missing = [name for name in dict.fromkeys(attacked["defense"]) if name not in set(ranked["defense"])]
-    if not missing:
+    done = attacked[attacked["state"] == "finished"]
+    if not missing or done.empty:
         return ""
-    if attacked[["utility_lost", "asr_gain"]].isna().all(axis=None):
+    if done[["utility_lost", "asr_gain"]].isna().all(axis=None):
         return (
             "no ranking: nothing tells what the attacks cost, since no run without attack is there; "
             'an empty list in "adversary.attacks" of the [matrix] adds them'

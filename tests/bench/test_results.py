@@ -384,3 +384,9 @@ def test_a_cell_that_is_finished_while_a_merge_waits_for_it_stays(
     monkeypatch.setattr(sys.modules["fedsim.bench.results"], "held", late)
     assert merge([folder], out).differ == [name]
     assert (out / name / "mark").exists()
+
+
+def test_a_defense_all_of_whose_cells_failed_is_named_beside_the_ranking(folder: Path) -> None:
+    frame = results(folder)
+    frame.loc[frame["defense"] == "median", "state"] = "failed"
+    assert unranked(frame, ranking(frame)).endswith("was not measured against them: median")
