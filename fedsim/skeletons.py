@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
 from pathlib import Path
@@ -170,6 +171,11 @@ def write(kind: str, name: str, folder: str | Path = ".") -> Path:
     if name in registry.names(kind):
         raise FedsimError(f"name: given '{name}', which is the name of {_article(kind)} already; accepted: another one")
     file = Path(folder) / f"{name}.py"
+    if not file.exists() and importlib.util.find_spec(name) is not None:
+        raise FedsimError(
+            f"name: given '{name}', which is the name of a module that others import and that {name}.py would hide; "
+            f"accepted: another one, e.g. my_{name}"
+        )
     class_name = "".join(word.capitalize() for word in name.split("_"))
     try:
         with file.open("x", encoding="utf-8") as opened:

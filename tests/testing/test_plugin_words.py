@@ -446,6 +446,8 @@ def test_names_that_no_skeleton_takes() -> None:
     for kind, name, said in [
         ("attack", "sign_flip", "the name of an attack already"),
         ("defense", "My-Defense", "small letters"),
+        ("defense", "torch", "a module that others import"),
+        ("attack", "random", "a module that others import"),
         ("model", "mine", "accepted: attack, defense, observer, optimizer"),
     ]:
         with pytest.raises(FedsimError, match=said):
