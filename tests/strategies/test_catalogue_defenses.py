@@ -230,6 +230,16 @@ def test_signguard_drops_turned_signs_and_unusual_lengths():
     assert len(chosen) >= 6
 
 
+def test_signguard_counts_zeros_as_a_sign_of_their_own():
+    """Shares of positive, zero and negative coordinates: a sparse client is farther off than its signs alone say."""
+    values = rows(8, d=60, seed=2).values.clone()
+    values[0, :6] = 0.0
+    result = make("defense", "signguard", coordinates=1.0).aggregate(rows(8, d=60, seed=2).replace(values=values))
+    features = np.stack([(np.sign(values.numpy()) == sign).mean(axis=1) for sign in (1, 0, -1)], axis=1)
+    expected = np.linalg.norm(features - features[kept(result)].mean(axis=0), axis=1)
+    np.testing.assert_allclose(result.scores["signguard"], expected, rtol=1e-10)
+
+
 @pytest.mark.parametrize("threshold", [0, 3, 0.6, 7])
 def test_robust_learning_rate_turns_where_votes_are_few(threshold):
     given = rows(7, d=40, seed=1, shift=0.3)
@@ -354,6 +364,17 @@ def test_rflbat_drops_the_cluster_whose_members_are_alike():
         chosen = kept(make("defense", "rflbat").aggregate(backdoored(along=6.0, seed=seed)))
         assert chosen
         assert set(chosen) <= set(range(4, 12))
+
+
+def test_rflbat_looks_for_strays_once_more_in_what_stays():
+    given = rows(12, d=30, seed=1)
+    values = given.values.clone()
+    values[5] += 40.0
+    found = [
+        kept(make("defense", "rflbat", first=1000.0, second=second, clusters=1).aggregate(given.replace(values=values)))
+        for second in (4.0, 1000.0)
+    ]
+    assert found == [[i for i in range(12) if i != 5], list(range(12))]
 
 
 def test_rflbats_plane_is_that_of_the_principal_components():
