@@ -15,10 +15,10 @@ from torch import Tensor
 
 from attacks.attack import overrides
 from fedsim import registry
-from fedsim.errors import Fault, FedsimError
+from fedsim.errors import NOTHING, Fault, FedsimError
 from fedsim.privacy.mechanism import Setting
 from fedsim.registry import register
-from fedsim.tables import Client
+from fedsim.tables import Client, Part
 from strategies.defense import Reply, Request, Round
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _unread(scenario: Scenario, read: Collection[str]) -> Iterator[Fault]:
     for name in TRAINING:
         given = getattr(scenario.client, name)
         if name not in read and not _is_default(name, given):
-            yield Fault(f"/client.{name}", given, f"{getattr(Client(), name)!r}, {why}", estimator)
+            yield Fault(f"/client.{name}", _told(given), f"{_told(getattr(Client(), name))!r}, {why}", estimator)
     step = scenario.server.optimizer
     if (step.name, step.options.get("lr", 1.0), step.options.get("momentum", 0.0)) != ("sgd", 1.0, 0.0):
         accepted = "'sgd' with lr = 1, the default: the estimator makes the server's step itself"
@@ -126,6 +126,15 @@ def _unread(scenario: Scenario, read: Collection[str]) -> Iterator[Fault]:
         if hooks:
             accepted = f"an attack without {' and '.join(hooks)}: clients do not train behind an estimator"
             yield Fault(f"/adversary.attacks[{position}]", part.name, accepted, estimator)
+
+
+def _told(given: Any) -> Any:
+    """A value of a key as the scenario's file would say it."""
+    if isinstance(given, list):
+        return [_told(each) for each in given]
+    if isinstance(given, Part):
+        return given.model_dump() if given.options else given.name
+    return NOTHING if given is None else given
 
 
 def _is_default(name: str, given: Any) -> bool:

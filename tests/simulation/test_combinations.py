@@ -119,3 +119,14 @@ DIFF2 = {"name": "diff2", "restart": 2, "c1": 1.0, "c2": 1.0, "lr": 0.1}
 def test_what_cannot_combine_is_refused_with_the_reason(tables: dict[str, Any], said: str) -> None:
     with pytest.raises(ScenarioError, match=said):
         Scenario(**tables)
+
+
+def test_what_an_estimator_leaves_unread_is_told_as_a_file_would_say_it() -> None:
+    unread = {"optimizer": "adam", "steps": 3, "step_control": "softmax_radius", "augmentation": ["flip"]}
+    with pytest.raises(ScenarioError) as refused:
+        Scenario(server={"estimator": "gns"}, client=unread)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 4
+    assert not [line for line in lines if "None" in line or "Part(" in line]
+    assert any("client.steps: given 3; accepted: nothing, the default" in line for line in lines)
+    assert any("accepted: {'name': 'sgd', 'lr': 0.05}, the default" in line for line in lines)
