@@ -127,6 +127,7 @@ class Federation:
             )
             return defenses[0]  # type: ignore[no-any-return]
         for each in defenses:
+            each.fit(self.dataset.info.num_classes)
             if hasattr(each, "publications"):
                 each.set_up(setting_of(scenario, self.shares.sizes, self.deployed))
         analyses = [make("analysis", part) for part in scenario.server.analysis]

@@ -107,10 +107,11 @@ def _targets(scenario: Tables) -> Iterator[Fault]:
     if info is None:
         return
     named: list[tuple[str, str, Part | None]] = [
-        ("loss", "loss", client.loss),
-        ("step_control", "step_control", client.step_control),
+        ("client.loss", "loss", client.loss),
+        ("client.step_control", "step_control", client.step_control),
     ]
-    named += [(f"regularizers[{i}]", "regularizer", part) for i, part in enumerate(client.regularizers)]
+    named += [(f"client.regularizers[{i}]", "regularizer", part) for i, part in enumerate(client.regularizers)]
+    named += [(f"server.defenses[{i}]", "defense", part) for i, part in enumerate(scenario.server.defenses)]
     for key, kind, part in named:
         if part is None:
             continue
@@ -122,7 +123,7 @@ def _targets(scenario: Tables) -> Iterator[Fault]:
             continue
         except FedsimError as error:
             accepted = str(error).partition("accepted: ")[2] or str(error)
-            yield Fault(f"client.{key}", part.name, accepted, ("data.dataset",))
+            yield Fault(key, part.name, accepted, ("data.dataset",))
 
 
 def _adversary(scenario: Tables) -> Iterator[Fault]:

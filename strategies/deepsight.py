@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.blocks import exact
-from fedsim.errors import Fault
+from fedsim.errors import Fault, FedsimError
 from fedsim.updates import Aggregate, Selection, Updates
 from strategies.clusters import density
 from strategies.defense import Defense, Round, defense, require
@@ -64,6 +64,11 @@ class DeepSight(Defense):
         n = scenario.cohort
         if n < FEWEST:
             yield Fault("name", "deepsight", f"at least {FEWEST} clients a round, here {n}", ("client.per_round",))
+
+    def fit(self, num_classes: int) -> None:
+        if num_classes < 2:
+            accepted = "none for targets that are numbers: it compares what the outputs of classes learnt"
+            raise FedsimError(f"server.defenses: given 'deepsight'; accepted: {accepted}")
 
     def select(self, updates: Updates, ctx: Round) -> Selection:
         n = len(updates)

@@ -181,6 +181,13 @@ class Defense:
         """What about this defense does not fit the scenario (keys relative to the defense)."""
         return ()
 
+    def fit(self, num_classes: int) -> None:
+        """Called when the data are known; ``num_classes`` is 0 where the targets are numbers.
+
+        Raises:
+            FedsimError: the defense is not for such targets.
+        """
+
     def transform(self, updates: Updates, ctx: Round) -> Updates:
         return updates
 

@@ -106,9 +106,14 @@ def test_what_does_not_fit_is_refused(fault: str) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"client.loss": "harmonic"}, {"client.loss": "cross_entropy"}, {"client.step_control": "softmax_radius"}],
+    [
+        {"client.loss": "harmonic"},
+        {"client.loss": "cross_entropy"},
+        {"client.step_control": "softmax_radius"},
+        {"server": {"defenses": ["fedavg", "deepsight"]}},
+    ],
 )
 def test_numbers_are_no_classes(changes: dict[str, Any]) -> None:
     regression = {"data.dataset": "diabetes", "data.partition": "iid", "adversary": {}, "server": {}, "evaluate": {}}
     with pytest.raises(ScenarioError, match="targets that are numbers"):
-        small(**regression, **changes)
+        small(**regression | changes)
