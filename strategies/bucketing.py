@@ -10,14 +10,22 @@ arXiv 2006.09365, algorithm 1.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import Field
 
+from fedsim.errors import Fault
 from fedsim.updates import Updates
 from strategies.defense import Defense, Round, defense
 from strategies.spread import in_id_order
+
+if TYPE_CHECKING:
+    from fedsim.scenario import Scenario
+
+REMEMBERING = ("fldetector", "foolsgold", "sam_gs")
+"""Rules that keep what each client sent in earlier rounds."""
 
 
 @defense("bucketing")
@@ -34,6 +42,9 @@ class Bucketing(Defense):
 
     size: Annotated[int, Field(ge=1)] = 2
 
+    def check(self, scenario: Scenario) -> Iterable[Fault]:
+        yield from unmixed(scenario, "bucketing")
+
     def transform(self, updates: Updates, ctx: Round) -> Updates:
         n = len(updates)
         shuffled = in_id_order(updates.client_ids)[torch.from_numpy(ctx.stream("buckets").permutation(n))]
@@ -46,3 +57,12 @@ class Bucketing(Defense):
             first.append(row)
         mixed = updates.mix(mixing).rows(sorted(first, key=updates.client_ids.__getitem__))
         return mixed.replace(num_examples=torch.ones(len(first), dtype=torch.float64))
+
+
+def unmixed(scenario: Scenario, mixer: str) -> Iterator[Fault]:
+    """The rules behind a mixer that would keep a mean of several clients as what one of them sent."""
+    names = [part.name for part in scenario.server.defenses]
+    for position in range(names.index(mixer) + 1, len(names)):
+        if names[position] in REMEMBERING:
+            accepted = f"none behind '{mixer}', whose rows are of several clients: it remembers what each one sent"
+            yield Fault(f"/server.defenses[{position}]", names[position], accepted)

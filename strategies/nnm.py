@@ -17,6 +17,7 @@ from pydantic import Field
 
 from fedsim.errors import Fault
 from fedsim.updates import Updates, ranked
+from strategies.bucketing import unmixed
 from strategies.defense import Defense, Round, defense, require
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class NNM(Defense):
         n, f = scenario.cohort, self.malicious
         if n <= 2 * f:
             yield Fault("malicious", f, f"at most {(n - 1) // 2} of {n} clients a round", ("client.per_round",))
+        yield from unmixed(scenario, "nnm")
 
     def transform(self, updates: Updates, ctx: Round) -> Updates:
         n, f = len(updates), self.malicious

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.errors import UpdatesError
+from fedsim.errors import ScenarioError, UpdatesError
 from fedsim.registry import make
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
@@ -133,6 +133,14 @@ def test_buckets_are_means_of_a_random_partition(n, size):
         np.testing.assert_allclose(row, mean_of(values, members), rtol=1e-12)
         assert client == members[0]
     assert mixed.num_examples.tolist() == [1.0] * len(mixed)
+
+
+@pytest.mark.parametrize("rule", ["fldetector", "foolsgold", "sam_gs"])
+@pytest.mark.parametrize("mixer", ["bucketing", "nnm"])
+def test_what_remembers_clients_does_not_stand_behind_what_mixes_them(mixer, rule):
+    with pytest.raises(ScenarioError, match=rf"server\.defenses\[1\]: given '{rule}'.*behind '{mixer}'"):
+        Scenario(server={"defenses": [mixer, rule]})
+    Scenario(server={"defenses": [mixer, "median"]})
 
 
 def test_buckets_change_over_rounds_and_a_rule_behind_them_names_the_clients():
