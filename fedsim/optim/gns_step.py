@@ -14,6 +14,7 @@ Semenov, Jaggi & Doikov, "Gradient-Normalized Smoothness for Optimization with A
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -51,9 +52,10 @@ class GNS(torch.optim.Optimizer):
         tolerance: float = 1e-8,
         accuracy: float = 1e-3,
     ) -> None:
-        if not (gamma > 0 and tolerance >= 0 and 0 < accuracy < 1):
+        if not (0 < gamma < math.inf and 0 <= tolerance < math.inf and 0 < accuracy < 1):
             given = f"gamma = {gamma}, tolerance = {tolerance}, accuracy = {accuracy}"
-            raise FedsimError(f"GNS: given {given}; accepted: gamma > 0, tolerance ≥ 0, 0 < accuracy < 1")
+            accepted = "gamma > 0 and tolerance ≥ 0, both finite, 0 < accuracy < 1"
+            raise FedsimError(f"GNS: given {given}; accepted: {accepted}")
         if curvature not in ("exact", "zero"):
             raise FedsimError(f"GNS: curvature: given {curvature!r}; accepted: 'exact', 'zero'")
         options = {"gamma": gamma, "curvature": curvature, "tolerance": tolerance, "accuracy": accuracy}

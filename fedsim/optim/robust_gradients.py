@@ -17,6 +17,7 @@ generalization mystery in deep learning", 2022 (arXiv:2203.10036).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -86,8 +87,8 @@ class LastThree(torch.optim.Optimizer):
     def __init__(self, params: Iterable[Any], lr: float = 0.1, rule: Rule = "rm3", weight_decay: float = 0.0) -> None:
         if rule not in ("rm3", "m3", "ra3"):
             raise FedsimError(f"LastThree: rule: given {rule!r}; accepted: 'rm3', 'm3', 'ra3'")
-        if lr < 0 or weight_decay < 0:
-            raise FedsimError(f"LastThree: given lr = {lr}, weight_decay = {weight_decay}; accepted: ≥ 0")
+        if not (0 <= lr < math.inf and 0 <= weight_decay < math.inf):
+            raise FedsimError(f"LastThree: given lr = {lr}, weight_decay = {weight_decay}; accepted: finite and ≥ 0")
         super().__init__(params, {"lr": lr, "rule": rule, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -108,7 +109,16 @@ def test_a_search_that_finds_nothing_ends_where_it_was():
 
 
 @pytest.mark.parametrize(
-    "options", [{"gamma": 0.0}, {"tolerance": -1.0}, {"accuracy": 1.0}, {"curvature": "gauss_newton"}]
+    "options",
+    [
+        {"gamma": 0.0},
+        {"gamma": math.inf},
+        {"tolerance": -1.0},
+        {"tolerance": math.nan},
+        {"tolerance": math.inf},
+        {"accuracy": 1.0},
+        {"curvature": "gauss_newton"},
+    ],
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(FedsimError, match=next(iter(options))):

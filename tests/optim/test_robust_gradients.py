@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -108,3 +109,10 @@ def test_rows_do_not_mix_and_state_goes_through_a_state_dict():
 def test_unknown_rules_are_refused():
     with pytest.raises(FedsimError, match="rm5"):
         LastThree([nn.Parameter(torch.zeros(1))], rule="rm5")
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("option", ["lr", "weight_decay"])
+def test_rates_that_are_no_rates_are_refused(option, value):
+    with pytest.raises(FedsimError, match=f"{option} = {value}"):
+        LastThree([nn.Parameter(torch.zeros(1))], **{option: value})
