@@ -233,6 +233,26 @@ def test_numbers_are_no_classes() -> None:
         scenario(["vrex"], **{"data.dataset": "diabetes"})
 
 
+def test_the_mean_may_count_clients_by_their_examples() -> None:
+    ends = {}
+    for average in ("equal", "examples"):
+        part = {"name": "vrex", "weight": 3.0, "average": average}
+        at = scenario([part], **{"data.partition": {"name": "quantity", "alpha": 0.5}})
+        federation = build(at)
+        module, train = federation.module, federation.dataset.train
+        domains = [train.take(federation.shares[client]) for client in range(3)]
+        losses = torch.stack([functional.cross_entropy(module(own.inputs.double()), own.targets) for own in domains])
+        counts = torch.tensor([float(len(own)) for own in domains]).double()
+        assert len(set(counts.tolist())) == 3
+        shares = counts / counts.sum()
+        mean = (losses * shares).sum() if average == "examples" else losses.mean()
+        total = (shares * (losses + 3 * (losses - mean.detach()).square())).sum()
+        gradients = torch.autograd.grad(total, list(module.parameters()))
+        ends[average] = one_round(at)
+        torch.testing.assert_close(ends[average], -LR * torch.cat([each.flatten() for each in gradients]))
+    assert not torch.allclose(ends["equal"], ends["examples"])
+
+
 @pytest.mark.parametrize("average", ["equal", "examples"])
 @pytest.mark.parametrize("name", ["hessian_alignment", "coral", "fishr", "vrex"])
 def test_a_client_without_examples_has_no_say(name: str, average: str) -> None:
