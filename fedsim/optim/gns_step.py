@@ -60,8 +60,12 @@ class GNS(torch.optim.Optimizer):
             raise FedsimError(f"GNS: curvature: given {curvature!r}; accepted: 'exact', 'zero'")
         options = {"gamma": gamma, "curvature": curvature, "tolerance": tolerance, "accuracy": accuracy}
         super().__init__(params, options)
-        if len(self.param_groups) != 1:
-            raise FedsimError(f"GNS: given {len(self.param_groups)} groups of parameters; accepted: one")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """The one group; of a second one no step would take notice."""
+        if self.param_groups:
+            raise FedsimError("GNS: given a second group of parameters; accepted: one")
+        super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; what the closure gave first, before it.

@@ -126,8 +126,10 @@ def test_options_out_of_range_are_refused(options):
 
 
 def test_nothing_to_compare_is_refused():
-    with pytest.raises(FedsimError, match="groups"):
+    with pytest.raises(FedsimError, match="second group"):
         GNS([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": [nn.Parameter(torch.zeros(1))]}])
+    with pytest.raises(FedsimError, match="second group"):
+        GNS([nn.Parameter(torch.zeros(1))]).add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(FedsimError, match="no parameter"):
         GNS([nn.Parameter(torch.zeros(1), requires_grad=False)]).step()
     x = nn.Parameter(torch.tensor([float("nan")]))
