@@ -26,6 +26,7 @@ from fedsim.optim.langevin import (
     Langevin,
     NormalizedSGD,
     SphericalLangevin,
+    normalized,
     normalized_sgd,
     spherical_langevin,
     spherical_step,
@@ -203,6 +204,22 @@ def test_the_noise_has_the_variance_of_its_temperature():
     optimizer.use_streams([torch.Generator().manual_seed(6)])
     drive(optimizer, x, torch.zeros(1, 200_000))
     assert float(x.detach().var()) == pytest.approx(2 * 0.02 * 0.3, rel=0.02)
+
+
+def test_the_optimizer_walks_as_the_trajectory_does():
+    target = normalized(torch.randn(30, generator=torch.Generator().manual_seed(2)).double())
+    start = normalized(torch.randn(30, generator=torch.Generator().manual_seed(3)).double())
+    streams = [torch.Generator().manual_seed(4) for _ in range(2)]
+    options = {"inverse_temperature": 8.0, "h": 0.01, "steps": 40, "exponent": 1}
+    walk = spherical_langevin(lambda theta: (theta @ target) * target, start, generator=streams[0], **options)
+    x = nn.Parameter(start.clone())
+    optimizer = SphericalLangevin([x], lr=0.01, inverse_temperature=8.0)
+    optimizer.use_streams(streams[1:])
+    for _ in range(40):
+        x.grad = -(x.detach() @ target) * target
+        optimizer.step()
+    torch.testing.assert_close(x.detach(), walk.last)
+    torch.testing.assert_close(optimizer.upload(x), walk.mean)
 
 
 def test_at_temperature_zero_it_is_sgd():
