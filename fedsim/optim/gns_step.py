@@ -79,7 +79,7 @@ class GNS(torch.optim.Optimizer):
         """
         group = self.param_groups[0]
         point = _Point([each for each in group["params"] if each.requires_grad], closure)
-        state = self.state[point.parameters[0]]
+        state = self.state[group["params"][0]]
         state.setdefault("gamma", torch.tensor(float(group["gamma"]), dtype=torch.float64))
         gamma = float(state["gamma"])
         if closure is None:

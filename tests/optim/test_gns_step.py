@@ -125,6 +125,15 @@ def test_options_out_of_range_are_refused(options):
         GNS([nn.Parameter(torch.zeros(1))], **options)
 
 
+def test_gamma_outlives_the_freezing_of_a_parameter():
+    x, y = (nn.Parameter(torch.full((2,), 3.0)) for _ in range(2))
+    optimizer = GNS([x, y])
+    for freezes in (False, False, True):
+        x.requires_grad_(not freezes)
+        optimizer.step(lambda: (x.square() + y.square()).sum())
+    assert [float(each["gamma"]) for each in optimizer.state.values()] == [8.0]
+
+
 def test_nothing_to_compare_is_refused():
     with pytest.raises(FedsimError, match="second group"):
         GNS([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": [nn.Parameter(torch.zeros(1))]}])
