@@ -62,7 +62,7 @@ class Bucketing(Defense):
 def unmixed(scenario: Scenario, mixer: str) -> Iterator[Fault]:
     """The rules behind a mixer that would keep a mean of several clients as what one of them sent."""
     names = [part.name for part in scenario.server.defenses]
-    for position in range(names.index(mixer) + 1, len(names)):
-        if names[position] in REMEMBERING:
+    for position, name in enumerate(names):
+        if name in REMEMBERING and mixer in names[:position]:
             accepted = f"none behind '{mixer}', whose rows are of several clients: it remembers what each one sent"
-            yield Fault(f"/server.defenses[{position}]", names[position], accepted)
+            yield Fault(f"/server.defenses[{position}]", name, accepted)
