@@ -64,10 +64,10 @@ class DiffGrad(torch.optim.Optimizer):
         log_friction: bool = False,
     ) -> None:
         accepted = {
-            "lr": (lr, lr >= 0, "lr ≥ 0"),
+            "lr": (lr, 0 <= lr < math.inf, "finite, lr ≥ 0"),
             "betas": (betas, all(0 <= beta < 1 for beta in betas), "0 ≤ beta < 1"),
-            "eps": (eps, eps > 0, "eps > 0"),
-            "weight_decay": (weight_decay, weight_decay >= 0, "weight_decay ≥ 0"),
+            "eps": (eps, 0 < eps < math.inf, "finite, eps > 0"),
+            "weight_decay": (weight_decay, 0 <= weight_decay < math.inf, "finite, weight_decay ≥ 0"),
         }
         for name, (given, fits, wanted) in accepted.items():
             if not fits:
@@ -104,8 +104,9 @@ class DiffGrad(torch.optim.Optimizer):
                 for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
                     _advance_rows(parameter, gradient, state, rows, group)
                 continue
-            for t in sorted({int(state["step"]) for state in states}):
-                here = [int(state["step"]) == t for state in states]
+            counts = [int(state["step"]) for state in states]
+            for t in sorted(set(counts)):
+                here = [count == t for count in counts]
                 moving = list(compress(parameters, here))
                 moves = self._zeros(moving, keep=group["fused"])
                 seen = _advance(moving, list(compress(gradients, here)), list(compress(states, here)), moves, t, group)

@@ -159,10 +159,10 @@ class SamGS(torch.optim.Optimizer):
         rescale: bool = False,
     ) -> None:
         accepted = {
-            "lr": (lr, lr >= 0, "lr ≥ 0"),
+            "lr": (lr, 0 <= lr < math.inf, "finite, lr ≥ 0"),
             "betas": (betas, all(0 <= beta < 1 for beta in betas), "0 ≤ beta < 1"),
             "gamma": (gamma, gamma >= 0, "gamma ≥ 0"),
-            "eps": (eps, eps > 0, "eps > 0"),
+            "eps": (eps, 0 < eps < math.inf, "finite, eps > 0"),
             "pairs": (pairs, pairs in get_args(Pairs), "'distinct', 'all'"),
         }
         for name, (given, fits, wanted) in accepted.items():
@@ -170,8 +170,12 @@ class SamGS(torch.optim.Optimizer):
                 raise FedsimError(f"SamGS: {name}: given {given!r}; accepted: {wanted}")
         options = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "pairs": pairs, "rescale": rescale}
         super().__init__(params, options)
-        if len(self.param_groups) != 1:
-            raise FedsimError(f"SamGS: given {len(self.param_groups)} groups of parameters; accepted: one")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """The one group; of a second one no step would take notice."""
+        if self.param_groups:
+            raise FedsimError("SamGS: given a second group of parameters; accepted: one")
+        super().add_param_group(param_group)
 
     def backward(self, losses: Sequence[Tensor] | Tensor) -> Combined:
         """Write the combined gradient of the tasks' losses into ``.grad`` of the parameters; frozen ones stay out."""
@@ -182,7 +186,7 @@ class SamGS(torch.optim.Optimizer):
         moving = [each for each in parameters if each.requires_grad]
         rows = []
         for i, loss in enumerate(losses):
-            found = iter(torch.autograd.grad(loss, moving, retain_graph=i + 1 < len(losses), allow_unused=True))
+            found = iter(_derived(loss, moving, keep=i + 1 < len(losses)))
             pairs = [(each, next(found) if each.requires_grad else None) for each in parameters]
             rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in pairs]))
         gradients = torch.stack(rows)
@@ -232,3 +236,16 @@ class SamGS(torch.optim.Optimizer):
                 f"SamGS: given {len(gradients)} losses; accepted: {len(state.momentum)}, as in the first step"
             )
         return state
+
+
+def _derived(loss: Tensor, parameters: Sequence[Tensor], keep: bool) -> Sequence[Tensor | None]:
+    """The gradients of one task; None where it does not reach."""
+    if not loss.requires_grad:
+        raise FedsimError("SamGS: losses: given one without a graph; accepted: the losses themselves, not detached")
+    try:
+        return torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        accepted = "a closure that gives the losses and calls no backward()"
+        raise FedsimError(f"SamGS: closure: given one that calls backward(); accepted: {accepted}") from error
