@@ -26,7 +26,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor
 
-from fedsim.errors import FedsimError
+from fedsim.errors import Fault, FedsimError
 from fedsim.optim.elementwise import NonNegative, Positive, optimizer
 
 
@@ -139,6 +139,29 @@ class Averaging(torch.optim.Optimizer):
 
     streams: Sequence[torch.Generator] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle draws its noise from copies of the streams."""
+        streams = None if self.streams is None else [(each.device, each.get_state()) for each in self.streams]
+        return {**super().__getstate__(), "streams": streams}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        streams = state.pop("streams", None)
+        super().__setstate__(state)
+        if streams is not None:
+            self.streams = [torch.Generator(device) for device, _ in streams]
+            for stream, (_, kept) in zip(self.streams, streams, strict=True):
+                stream.set_state(kept)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch does it, but means keep their precision, whatever that of the parameters is."""
+        super().load_state_dict(state_dict)
+        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(saved, parameters, strict=True):
+            if kept := state_dict["state"].get(number):
+                mean = kept["mean"].detach().to(parameter.device, _wide(parameter), copy=True)
+                self.state[parameter]["mean"] = mean
+
     def use_streams(self, streams: Sequence[torch.Generator]) -> None:
         """Draw the noise from these: one for all, or one for each row of parameters (k, …)."""
         self.streams = list(streams)
@@ -149,7 +172,7 @@ class Averaging(torch.optim.Optimizer):
         if not state:
             return parameter.detach().clone()
         mean: Tensor = state["mean"]
-        return mean.lerp(parameter.detach(), 1.0 / float(state["step"]))
+        return mean.lerp(parameter.detach().to(mean), 1.0 / float(state["step"])).to(parameter)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -188,13 +211,13 @@ class Averaging(torch.optim.Optimizer):
                     self._take_in(parameter, state)
                 else:
                     state["step"] = torch.tensor(0.0)
-                    state["mean"] = torch.zeros_like(parameter)
+                    state["mean"] = torch.zeros_like(parameter, dtype=_wide(parameter))
                 state["step"] += 1
                 self._move(parameter, parameter.grad, group)
         return loss
 
     def _take_in(self, parameter: Tensor, state: dict[str, Tensor]) -> None:
-        state["mean"].lerp_(parameter, 1.0 / float(state["step"]))
+        state["mean"].lerp_(parameter.to(state["mean"]), 1.0 / float(state["step"]))
 
     def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -211,6 +234,11 @@ class Averaging(torch.optim.Optimizer):
         for row, stream in zip(noise.unbind(), self.streams, strict=False):
             row.normal_(generator=stream)
         return noise
+
+
+def _wide(parameter: Tensor) -> torch.dtype:
+    """Of a mean over many iterates: in 16 bits it would soon stand still."""
+    return torch.promote_types(parameter.dtype, torch.float32)
 
 
 class Langevin(Averaging):
@@ -288,8 +316,22 @@ def _not_negative(name: str, options: dict[str, float]) -> None:
             raise FedsimError(f"{name}: {option}: given {given}; accepted: finite and ≥ 0")
 
 
+class ClientAveraging:
+    """Base of the parts that send the average of a round's steps."""
+
+    row_wise: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
+
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        """The average is of one round."""
+        name = scenario.client.optimizer.name
+        if scenario.client.optimizer_state == "persist":
+            accepted = f"'reset': '{name}' sends the average of one round's steps"
+            yield Fault("/client.optimizer_state", "persist", accepted, ("client.optimizer",))
+
+
 @optimizer("langevin")
-class ClientLangevin:
+class ClientLangevin(ClientAveraging):
     """Langevin dynamics on each client, which uploads the mean of its iterates.
 
     Args:
@@ -298,8 +340,6 @@ class ClientLangevin:
         weight_decay: share of the parameters taken off in each step, times lr.
     """
 
-    row_wise: ClassVar[bool] = True
-    averages: ClassVar[bool] = True
     lr: Positive = 0.1
     temperature: NonNegative = 1e-6
     weight_decay: NonNegative = 0.0
@@ -310,7 +350,7 @@ class ClientLangevin:
 
 
 @optimizer("spherical_langevin")
-class ClientSphericalLangevin:
+class ClientSphericalLangevin(ClientAveraging):
     """Langevin dynamics on the unit sphere, for planted directions; uploads the mean of its iterates.
 
     Args:
@@ -318,8 +358,6 @@ class ClientSphericalLangevin:
         inverse_temperature: ε.
     """
 
-    row_wise: ClassVar[bool] = True
-    averages: ClassVar[bool] = True
     lr: Positive = 0.01
     inverse_temperature: NonNegative = 10.0
 
@@ -329,15 +367,13 @@ class ClientSphericalLangevin:
 
 
 @optimizer("normalized_sgd")
-class ClientNormalizedSGD:
+class ClientNormalizedSGD(ClientAveraging):
     """SGD on the unit sphere, for planted directions and small batches; uploads the mean of its iterates.
 
     Args:
         lr: learning rate η.
     """
 
-    row_wise: ClassVar[bool] = True
-    averages: ClassVar[bool] = True
     lr: Positive = 0.1
 
     def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> NormalizedSGD:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from fedsim.errors import FedsimError
-from fedsim.optim import GNS, DiffGrad, RadiusControl, SamGS
+from fedsim.optim import GNS, DiffGrad, Langevin, RadiusControl, SamGS
 
 INPUTS, LABELS = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
 
@@ -121,6 +122,10 @@ def test_closures_and_losses_that_do_not_fit_are_named():
         GNS(model.parameters()).step(usual)
     with pytest.raises(FedsimError, match="without a graph"):
         GNS(model.parameters()).step(lambda: sum(losses(model)).detach())
+    with pytest.raises(FedsimError, match="SamGS: closure: given one that calls backward"):
+        SamGS(model.parameters()).step(lambda: [usual(), usual()])
+    with pytest.raises(FedsimError, match="SamGS: losses: given one without a graph"):
+        SamGS(model.parameters()).step(lambda: [each.detach() for each in losses(model)])
     for given in (lambda: sum(losses(model)), list):
         with pytest.raises(FedsimError, match="one for each task"):
             SamGS(model.parameters()).step(given)
@@ -135,6 +140,65 @@ def test_the_mean_friction_is_of_the_last_step_alone():
     previous = optimizer.state[model[2].bias]["previous_grad"].clone()
     optimizer.step()
     assert optimizer.mean_friction() == pytest.approx(float(previous.abs().sigmoid().mean()), rel=1e-6)
+
+
+def test_parameters_that_joined_later_make_one_step_each():
+    """Where one parameter is a step behind another, each makes its own next step, once."""
+    together = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    alone = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizers = [DiffGrad(together, lr=0.1), *(DiffGrad([each], lr=0.1) for each in alone)]
+    for number in range(5):
+        gradients = [torch.full((3,), 1.0 + number), torch.full((3,), -2.0 * number) if number else None]
+        for parameters in (together, alone):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(map(torch.equal, together, alone))
+    assert [int(optimizers[0].state[each]["step"]) for each in together] == [5, 4]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("kind", "option"), [(DiffGrad, "lr"), (DiffGrad, "weight_decay"), (SamGS, "lr"), (SamGS, "eps")]
+)
+def test_rates_that_are_not_finite_are_refused(kind, option, value):
+    with pytest.raises(FedsimError, match=f"{kind.__name__}: {option}: given {value}"):
+        kind(network().parameters(), **{option: value})
+
+
+def test_copies_of_langevin_dynamics_keep_their_streams():
+    x = nn.Parameter(torch.zeros(5))
+    optimizer = Langevin([x], lr=0.1, temperature=0.5)
+    optimizer.use_streams([torch.Generator().manual_seed(3)])
+    pairs = [(x, optimizer)]
+    for _ in range(3):
+        for parameter, each in pairs:
+            parameter.grad = torch.ones(5)
+            each.step()
+        pairs = [*pairs[:1], copy.deepcopy(pairs[0]), pickle.loads(pickle.dumps(pairs[0]))]
+    for parameter, each in pairs:
+        parameter.grad = torch.ones(5)
+        each.step()
+    assert all(torch.equal(x, parameter) for parameter, _ in pairs)
+
+
+def test_a_mean_over_many_iterates_does_not_stand_still_in_16_bits():
+    x = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+    optimizer = Langevin([x], lr=1.0, temperature=0.0)
+    for number in range(4000):
+        x.grad = torch.full_like(x, -1.0 if number % 2 == 0 else 1.0)  # 1, 0, 1, 0, …
+        optimizer.step()
+        if number % 1000 == 0:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert optimizer.upload(x).dtype == torch.bfloat16
+    assert float(optimizer.upload(x)) == pytest.approx(0.5, abs=0.01)
+
+
+def test_sam_gs_takes_no_second_group():
+    optimizer = SamGS(network().parameters())
+    with pytest.raises(FedsimError, match="second group"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
 
 
 def test_a_state_from_before_an_option_existed_is_taken():
