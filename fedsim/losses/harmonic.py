@@ -108,7 +108,7 @@ class HarmonicHead(nn.Module):
         return distances(rows, self.weight, self.distance, **options).reshape(*x.shape[:-1], self.out_features)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return harmonic_logits(self.distances(x), self.exponent, self.eps)
+        return harmonic_logits(self.distances(x), self.exponent, self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, exponent={self.exponent:g}, distance={self.distance}"
@@ -141,7 +141,7 @@ def distances(
     Leading axes (the clients of a chunk) are the same in both. The gradient is 0 where a row meets a prototype.
 
     Args:
-        x: rows.
+        x: rows; of float16 ones the distances are float32.
         weight: prototypes.
         distance: a name of the module's table.
         p: order of the Minkowski distance.
@@ -149,6 +149,9 @@ def distances(
         factor: L, (…, D, D), of the Mahalanobis distance; the identity by default.
     """
     _known(distance)
+    if x.dtype == torch.float16:  # 1e-8 and its inverse are beyond it
+        full = {"p": p, "temperature": temperature, "factor": None if factor is None else factor.float()}
+        return distances(x.float(), weight.float(), distance, **full)  # type: ignore[arg-type]
     if x.shape[-1] != weight.shape[-1] or x.shape[:-2] != weight.shape[:-2]:
         given = f"rows {tuple(x.shape)} and prototypes {tuple(weight.shape)}"
         raise FedsimError(f"harmonic distances: given {given}; accepted: (…, B, D) and (…, C, D)")

@@ -9,12 +9,13 @@ distances: Miller-Golub et al., 2026, arXiv 2603.10225.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.errors import FedsimError
+from fedsim.errors import Fault, FedsimError
 from fedsim.losses.harmonic import Distance, HarmonicHead
 from fedsim.losses.loss import NO_CLASSES, Loss, last_linear, loss, softmax_losses
 
@@ -56,6 +57,13 @@ class HarmonicLoss(Loss):
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], new)
         return model
+
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        yield from super().check(scenario)
+        for name, distance in (("p", "minkowski"), ("temperature", "hamming")):
+            given, default = getattr(self, name), getattr(type(self), name)
+            if given != default and self.distance != distance:
+                yield Fault(name, given, f"none without distance = '{distance}'")
 
     def fit(self, num_classes: int) -> None:
         if num_classes < 2:

@@ -259,3 +259,15 @@ def test_digits_table(name: str, exponent: float | None, least: float, most: flo
             optimizer.step()
     accuracy = float((head(x_test.float()).argmax(1) == y_test).double().mean())
     assert least <= accuracy <= most
+
+
+@pytest.mark.parametrize("distance", get_args(Distance))
+def test_a_head_in_half_precision_stays_finite(distance):
+    head = HarmonicHead(8, 3, distance=distance).half()
+    rows = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).half()
+    rows[0] = head.weight[0].detach()
+    rows.requires_grad_()
+    logits = head(rows)
+    assert logits.dtype == torch.float16
+    torch.nn.functional.cross_entropy(logits.float(), torch.tensor([0, 1, 2, 0, 1])).backward()
+    assert all(bool(each.isfinite().all()) for each in (logits, rows.grad, head.weight.grad))
