@@ -80,21 +80,11 @@ def _training(scenario: Tables) -> Iterator[Fault]:
         if part.options.get("rescale") and client.optimizer.name in LENGTHLESS:
             accepted = f"false with client.optimizer = '{client.optimizer.name}', which minds how long a gradient is"
             yield Fault(f"client.regularizers[{i}].rescale", True, accepted, ("client.optimizer",))
-    if any(part.name == "generalization" for part in scenario.server.analysis):
-        given = {"clip_norm": client.clip_norm, "proximal": client.proximal}
-        given["optimizer.weight_decay"] = client.optimizer.options.get("weight_decay")
-        for name, value in given.items():
-            if value:
-                accepted = "none: the theory of server.analysis 'generalization' is of plain gradient descent"
-                yield Fault(f"client.{name}", value, accepted, ("server.analysis",))
-    if client.optimizer_state == "persist":
-        try:
-            averages = getattr(registry.get("optimizer", client.optimizer.name), "averages", False)
-        except FedsimError:
-            return
-        if averages:
-            accepted = f"'reset': '{client.optimizer.name}' sends the average of one round's steps"
-            yield Fault("client.optimizer_state", "persist", accepted, ("client.optimizer",))
+        if part.name == "irm":
+            for name, default in (("references", "fresh"), ("average", "equal")):
+                if (given := part.options.get(name, default)) != default:
+                    accepted = f"'{default}', the default: irm asks the clients for no statistics"
+                    yield Fault(f"client.regularizers[{i}].{name}", given, accepted)
 
 
 def _targets(scenario: Tables) -> Iterator[Fault]:

@@ -66,6 +66,12 @@ class Generalization(Analysis):
         if client.optimizer.name != "sgd" or momentum:
             accepted = "sgd without momentum, of which the theory is"
             yield Fault("/client.optimizer", client.optimizer.model_dump(), accepted)
+        unread = {"clip_norm": client.clip_norm, "proximal": client.proximal, "straggler": client.straggler}
+        unread["optimizer.weight_decay"] = client.optimizer.options.get("weight_decay")
+        for name, value in unread.items():
+            if value:
+                accepted = "none: the theory of server.analysis 'generalization' is of plain gradient descent"
+                yield Fault(f"/client.{name}", value, accepted, ("server.analysis",))
         step = server.optimizer
         if (step.name, step.options.get("lr", 1.0), step.options.get("momentum", 0.0)) != ("sgd", 1.0, 0.0):
             yield Fault("/server.optimizer", step.model_dump(), "sgd with lr = 1, of which the theory is")

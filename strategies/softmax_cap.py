@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
-from fedsim.errors import Fault
+from fedsim.errors import Fault, FedsimError
 from fedsim.flower import Flat, flatten
 from fedsim.optim.softmax_radius import directional, spread
 from strategies.defense import TRAIN, Defense, Request, Round, defense
@@ -62,6 +62,11 @@ class SoftmaxCap(Defense):
         if loss is not None and loss.name == "squared_error":
             accepted = "none with client.loss = 'squared_error', which has no softmax"
             yield Fault("", "softmax_cap", accepted, ("client.loss",))
+
+    def fit(self, num_classes: int) -> None:
+        if num_classes < 2:
+            accepted = "none for targets that are numbers: there is no softmax"
+            raise FedsimError(f"server.defenses: given 'softmax_cap'; accepted: {accepted}")
 
     def exchanges(self, ctx: Round) -> Generator[Request, Any, None]:
         ctx.state.pop("scale", None)

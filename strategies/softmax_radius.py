@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedsim import runtime
 from fedsim.blocks import exact
-from fedsim.errors import Fault
+from fedsim.errors import Fault, FedsimError
 from fedsim.optim.softmax_radius import spread
 from fedsim.updates import Selection, Updates, lowest, share
 from strategies.defense import Defense, Round, defense, require
@@ -51,6 +51,11 @@ class SoftmaxRadius(Defense):
     def check(self, scenario: Scenario) -> Iterable[Fault]:
         if not scenario.data.root:
             yield Fault("/data.root", scenario.data.root, "1 or more, with server.defenses 'softmax_radius'")
+
+    def fit(self, num_classes: int) -> None:
+        if num_classes < 2:
+            accepted = "none for targets that are numbers: there is no softmax"
+            raise FedsimError(f"server.defenses: given 'softmax_radius'; accepted: {accepted}")
 
     def select(self, updates: Updates, ctx: Round) -> Selection:
         scores = self.radii(updates, ctx)

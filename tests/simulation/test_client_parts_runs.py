@@ -111,6 +111,8 @@ def test_what_does_not_fit_is_refused(fault: str) -> None:
         {"client.loss": "cross_entropy"},
         {"client.step_control": "softmax_radius"},
         {"server": {"defenses": ["fedavg", "deepsight"]}},
+        {"server": {"defenses": ["softmax_cap"]}},
+        {"server": {"defenses": ["softmax_radius"]}, "data.root": 20},
     ],
 )
 def test_numbers_are_no_classes(changes: dict[str, Any]) -> None:

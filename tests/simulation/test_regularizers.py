@@ -233,6 +233,12 @@ def test_numbers_are_no_classes() -> None:
         scenario(["vrex"], **{"data.dataset": "diabetes"})
 
 
+@pytest.mark.parametrize("option", [{"references": "lagged"}, {"average": "examples"}])
+def test_irm_has_no_statistics_to_be_told_about(option: dict[str, str]) -> None:
+    with pytest.raises(ScenarioError, match="irm asks the clients for no statistics"):
+        scenario([{"name": "irm", **option}])
+
+
 def test_the_mean_may_count_clients_by_their_examples() -> None:
     ends = {}
     for average in ("equal", "examples"):
