@@ -82,8 +82,9 @@ class GradientDifferences(Estimator):
         if privacy.epsilon is None and privacy.noise is None and privacy.claim != "none":
             accepted = 'a number, "inf" (clipped, but free of noise), privacy.noise = [σ1, σ2], or claim = "none"'
             yield Fault("/privacy.epsilon", NOTHING, accepted)
-        if privacy.noise is not None and len(privacy.noise) != 2:
-            yield Fault("/privacy.noise", privacy.noise, "[σ1, σ2], of the restarts and of the differences")
+        if privacy.noise is not None and len(privacy.noise) not in ((1, 2) if interval == 1 else (2,)):
+            accepted = "[σ1], of the restarts" if interval == 1 else "[σ1, σ2], of the restarts and of the differences"
+            yield Fault("/privacy.noise", privacy.noise, accepted)
         if self.c1 > scenario.server.limit and claims(scenario):
             accepted = f"at most server.limit = {scenario.server.limit:g}: an example could have its client refused"
             yield Fault("c1", self.c1, accepted, ("server.limit",))
@@ -106,7 +107,7 @@ class GradientDifferences(Estimator):
     def _noise(self, setting: Setting) -> tuple[float, float]:
         privacy = setting.privacy
         if privacy.noise is not None:
-            return privacy.noise[0], privacy.noise[1]
+            return privacy.noise[0], privacy.noise[-1]
         if privacy.epsilon is None or privacy.epsilon == "inf":
             return 0.0, 0.0
         from fedsim.privacy import diff2_noise
