@@ -284,12 +284,13 @@ def simulates(grid: Grid | None = None) -> bool:
     """Whether this process is a part of Flower's simulation; no for a deployment, and whatever cannot be told.
 
     Args:
-        grid: of a server app; None on a node, which the simulation runs in an actor of Ray.
+        grid: of a server app; None on a node, which the simulation runs in an actor of Ray (a deployed node that
+            uses Ray itself is its driver, and no actor).
     """
     if grid is not None:
         return type(grid).__name__ == "InMemoryGrid"
     ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+    return ray is not None and bool(ray.is_initialized()) and ray.get_runtime_context().get_actor_id() is not None
 
 
 @contextmanager

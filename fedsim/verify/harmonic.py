@@ -111,7 +111,6 @@ def digits_table(seed: int) -> Measured:
     },
     source="MNIST linear, the paper's notebook, whose distance is squared; n = 28, AdamW 1e-3 falling to 0, batches of "
     "256, 20 epochs (ours)",
-    seeds=1,
     quick=False,
 )
 def mnist_linear(seed: int) -> Measured:

@@ -123,7 +123,6 @@ def label_skew(seed: int) -> Measured:
     | {f"{name}_mj": Expected(f"{name.replace('_', ' ')}: mJ at an assumed 15 W", "–") for name in get_args(Distance)},
     source="2603.10225 weighs sustainability: 256 rows, 128 features, 100 classes, median of 9, one core; "
     "of this machine",
-    seeds=1,
     paper="harmonic",
 )
 def cost(seed: int) -> Measured:

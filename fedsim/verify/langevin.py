@@ -227,7 +227,6 @@ def side_by_side(
         "slope": Expected("log–log slope over d of the n where one pass of SGD has overlap ½", "k − 1 = 2", 1.6, 2.4),
     },
     source="online SGD needs n ≳ d^{k−1}; d = 20, 35, 60, 100; η = .5 d^{−3/2}, 64 starts at overlap 1/√d",
-    seeds=1,
     quick=False,
 )  # fmt: skip
 def online(seed: int) -> Measured:

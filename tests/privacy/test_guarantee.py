@@ -552,8 +552,13 @@ def test_only_flowers_simulation_is_taken_for_one(monkeypatch: pytest.MonkeyPatc
 
     assert flower.simulates(object.__new__(InMemoryGrid))
     assert not flower.simulates(object.__new__(LocalGrid))
-    for ray, simulated in ((None, False), (False, False), (True, True)):
-        module = None if ray is None else SimpleNamespace(is_initialized=lambda ray=ray: ray)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert not flower.simulates()
+    for running, actor, simulated in ((False, None, False), (True, None, False), (True, "1f", True)):
+        where = SimpleNamespace(get_actor_id=lambda actor=actor: actor)  # None: Ray's driver, not its actor
+        module = SimpleNamespace(
+            is_initialized=lambda running=running: running, get_runtime_context=lambda where=where: where
+        )
         monkeypatch.setitem(sys.modules, "ray", module)
         assert flower.simulates() is simulated
 
