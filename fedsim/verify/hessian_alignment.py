@@ -112,6 +112,7 @@ def synthetic(seed: int) -> Measured:
         "diagonal_gap": Expected("exact diagonal: difference from central", "within 3 points", None, 0.03),
     },
     source=f"the analogue by FedSGD, client = domain, Adam on the server, 501 rounds; {_setting}",
+    seeds=1,  # twenty minutes a run
     quick=False,
 )
 def synthetic_fedsgd(seed: int) -> Measured:
