@@ -223,11 +223,10 @@ def _participation(scenario: Tables, mechanism: Any, name: str) -> Iterator[Faul
 
 
 def _measurements(scenario: Tables) -> Iterator[Fault]:
-    from strategies.analysis import Analysis
-
     for i, part in enumerate(getattr(scenario.server, "analysis", ())):
         found = _found("analysis", part.name)
-        if getattr(found, "handlers", None) or getattr(found, "before", Analysis.before) is not Analysis.before:
+        asks = getattr(found, "asks", None)
+        if asks() if asks is not None else getattr(found, "handlers", None):
             accepted = f"an analysis that asks the clients for nothing: the answers carry no noise; {NO_CLAIM}"
             yield Fault(f"server.analysis[{i}]", part.name, accepted)
     if scenario.evaluate.clients:

@@ -61,6 +61,11 @@ class Analysis:
         """Named numbers of a round, ``ctx.aggregate`` being what the defenses made of its rows."""
         return {}
 
+    @classmethod
+    def asks(cls) -> bool:
+        """Whether it has messages of its own for the clients, or sends those of others."""
+        return bool(cls.handlers) or cls.before is not Analysis.before
+
     @property
     def _name(self) -> str:
         return str(getattr(self, "name", type(self).__name__))

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fedsim.data.examples import Examples
 from fedsim.errors import Fault
 from fedsim.tables import Tables
+
+if TYPE_CHECKING:
+    from fedsim.data.examples import Examples
 
 TRIED = 4
 """Examples, the last of which is replaced."""
