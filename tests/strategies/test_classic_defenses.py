@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,6 +224,8 @@ def test_too_few_clients_are_one_clear_line(name, options, n, message):
 
 
 class Scenario:
+    server = SimpleNamespace(defenses=[])
+
     def __init__(self, cohort):
         self.cohort = cohort
 
