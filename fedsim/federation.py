@@ -30,7 +30,7 @@ from fedsim.models.build import build_model
 from fedsim.observers.observer import Watched
 from fedsim.observers.watch import Watch
 from fedsim.scenario import Part, Scenario
-from fedsim.scenario_privacy import claims, mechanisms
+from fedsim.scenario_privacy import apart, claims, mechanisms
 from fedsim.updates import Layout, share
 from strategies.client_statistics import ClientStatistics
 from strategies.estimator import Estimator, Setting
@@ -424,10 +424,7 @@ def protected(
 
 def check_apart(scenario: Scenario, dataset: Dataset, module: torch.nn.Module, loss: Any, partition: Partition) -> None:
     """Raise a ScenarioError where single examples are protected, and the loss or the clients' views mix them."""
-    if not claims(scenario) or scenario.privacy.unit != "example":
-        return
-    _, kind, part = mechanisms(scenario)[0]
-    if getattr(registry.get(kind, part.name), "bounds_aggregate", False):
+    if not claims(scenario) or not apart(scenario):
         return
     from fedsim.privacy import separate
 

@@ -11,6 +11,17 @@ A defense declares what one client's row can do to what comes out of it (``Defen
 ``unbounded``  anything: the default
 =============  ====================================================================================================
 
+Other parts declare what a stage of theirs reads by ``reads``, which no subclass inherits (``reads_of``):
+
+====================  =============  ===============================================================================
+``client.loss``       ``example``    of each example's loss, that example alone; without it refused where single
+                                     examples are protected by a clip of each
+``server.optimizer``  ``released``   the new model's step alone, as its interface gives it; without it named in the
+                                     proof, since what is behind the noise is post-processing
+``server.analysis``   ``released``   the models before and after a round alone; ``rows``, which only ``local`` noise
+                                     makes private. Without it refused
+====================  =============  ===============================================================================
+
 Which of them may stand where is a matter of who draws the noise: ``central``: rows are raw until the server adds it;
 ``distributed``: nobody may see a row, only their sum; ``local``: rows are private, and all that follows is
 post-processing.
@@ -26,6 +37,7 @@ from fedsim.errors import NOTHING, Fault, FedsimError
 from fedsim.tables import Part, Privacy, Tables
 
 LOCAL = "privacy.trust = 'local' makes it valid, where every message is private before the server sees it"
+LOCAL_ROWS = ("rows", "local")
 NO_CLAIM = "privacy.claim = 'none' runs it all the same, and promises nothing"
 
 
@@ -65,6 +77,17 @@ def stage_of(part: Part) -> str:
     """What one row can do in a defense, see above."""
     ask = getattr(_found("defense", part.name), "privacy_stage", None)
     return "unbounded" if ask is None else str(ask())
+
+
+def reads_of(kind: str, name: str) -> str:
+    """What a part declares that it reads, see above; empty where its own class declares nothing."""
+    return str(getattr(_found(kind, name), "__dict__", {}).get("reads", ""))
+
+
+def apart(scenario: Tables) -> bool:
+    """Whether single examples are protected, so that each one's loss must be its own."""
+    _, kind, part = mechanisms(scenario)[0]
+    return scenario.privacy.unit == "example" and not getattr(_found(kind, part.name), "bounds_aggregate", False)
 
 
 def defines(part: Part, stage: str) -> bool:
@@ -196,6 +219,13 @@ def _clients(scenario: Tables, mechanism: Any, kind: str, name: str) -> Iterator
     if scenario.client.adapter is not None:
         accepted = "none where privacy is claimed: every example of a client is in the map that moves the others"
         yield Fault("client.adapter", scenario.client.adapter.name, accepted, ("privacy.epsilon", "privacy.noise"))
+    loss = scenario.client.loss
+    if loss is not None and apart(scenario) and reads_of("loss", loss.name) != "example":
+        accepted = (
+            "a loss whose class declares that an example's loss reads that example alone (reads = 'example'), or "
+            f"privacy.unit = 'client': no clip bounds what one example does to the others' losses; {NO_CLAIM}"
+        )
+        yield Fault("client.loss", loss.name, accepted, ("privacy.unit",))
     other = scenario.server.estimator
     if other is not None and kind == "defense" and not getattr(mechanism, "bounds_aggregate", False):
         accepted = (
@@ -229,6 +259,13 @@ def _measurements(scenario: Tables) -> Iterator[Fault]:
         if asks() if asks is not None else getattr(found, "handlers", None):
             accepted = f"an analysis that asks the clients for nothing: the answers carry no noise; {NO_CLAIM}"
             yield Fault(f"server.analysis[{i}]", part.name, accepted)
+        elif (reads := reads_of("analysis", part.name)) != "released" and (reads, scenario.privacy.trust) != LOCAL_ROWS:
+            accepted = (
+                "one whose class declares that it reads released models alone (reads = 'released'), or, with "
+                "privacy.trust = 'local', the clients' private rows (reads = 'rows'): what it tells of raw rows leaves "
+                f"without noise; {NO_CLAIM}"
+            )
+            yield Fault(f"server.analysis[{i}]", part.name, accepted, ("privacy.trust",))
     if scenario.evaluate.clients:
         accepted = (
             "0: accuracies on the clients' own data, held-out shares included, leave them without noise (the server's "

@@ -14,7 +14,7 @@ Dubey et al., "diffGrad: An Optimization Method for Convolutional Neural Network
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class DiffGrad:
         beta_2: β₂, decay of the second moment.
         eps: ε, added to the root of the second moment.
     """
+
+    reads: ClassVar[str] = "released"
 
     lr: Rate = 0.01
     beta_1: Decay = 0.9

@@ -19,7 +19,7 @@ Hsu, Qi & Brown 2019, arXiv 1909.06335; Kingma & Ba, "Adam", ICLR 2015, arXiv 14
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -43,6 +43,8 @@ class SGD:
         lr: η, the server's learning rate; 1 with momentum 0 is FedAvg.
         momentum: β, the share of the last step that is kept.
     """
+
+    reads: ClassVar[str] = "released"
 
     lr: Rate = 1.0
     momentum: Decay = 0.0
@@ -84,6 +86,8 @@ class Adagrad(_Adaptive):
         tau: τ, degree of adaptivity: the floor of the divisor.
     """
 
+    reads: ClassVar[str] = "released"
+
     lr: Rate = 0.1
     beta_1: Decay = 0.0
     tau: Floor = 1e-3
@@ -103,6 +107,8 @@ class Adam(_Adaptive):
         tau: τ, degree of adaptivity: the floor of the divisor; ε of Adam.
         bias_correction: as in Kingma & Ba's Adam; false is the paper's FedAdam.
     """
+
+    reads: ClassVar[str] = "released"
 
     lr: Rate = 0.1
     beta_1: Decay = 0.9
@@ -136,6 +142,8 @@ class Yogi(_Adaptive):
         beta_2: β₂, 1 − β₂ is the step of the second moment v.
         tau: τ, degree of adaptivity: the floor of the divisor.
     """
+
+    reads: ClassVar[str] = "released"
 
     lr: Rate = 0.1
     beta_1: Decay = 0.9

@@ -10,7 +10,7 @@ distances: Miller-Golub et al., 2026, arXiv 2603.10225.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class HarmonicLoss(Loss):
         temperature: of the soft Hamming distance.
         mask_absent: leave the classes that a client does not hold out of its softmax.
     """
+
+    reads: ClassVar[str] = "example"
 
     distance: Distance = "euclidean"
     exponent: Annotated[float, Field(gt=0)] | None = None

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -33,7 +33,11 @@ NO_CLASSES = "client.loss: given a loss of classes; accepted: 'squared_error' fo
 
 
 class Loss:
-    """Base of all losses."""
+    """Base of all losses.
+
+    One whose ``example_losses`` make of each example's outputs and target that example's loss says so in its own class,
+    ``reads: ClassVar[str] = "example"``; without it no privacy of single examples is claimed.
+    """
 
     @property
     def masks(self) -> bool:
@@ -89,6 +93,8 @@ class CrossEntropy(Loss):
         mask_absent: leave the classes that a client does not hold out of its softmax.
     """
 
+    reads: ClassVar[str] = "example"
+
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mask_absent: bool = False
 
@@ -114,6 +120,8 @@ class CrossEntropy(Loss):
 @loss("squared_error")
 class SquaredError(Loss):
     """Squared error, of numbers or, for classes, of the outputs against the one-hot target (mean over classes)."""
+
+    reads: ClassVar[str] = "example"
 
     def is_default(self, num_classes: int) -> bool:
         return not num_classes

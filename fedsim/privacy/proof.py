@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fedsim import registry
 from fedsim.privacy.guarantee import Guarantee, Reader
 from fedsim.privacy.mechanism import Publication
-from fedsim.scenario_privacy import defines, mechanisms, stage_of
+from fedsim.scenario_privacy import apart, defines, mechanisms, reads_of, stage_of
 from fedsim.tables import Tables
 
 NONE = "NONE"
@@ -62,7 +62,23 @@ def stages(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = 
     found = [*clips, *middle, *noises] if trust == "central" else [*clips, *noises, *middle]
     if _recut(guarantee) or any(kind == "defense" for _, kind, _ in mechanisms(scenario)):
         found = [*middle, *clips, *noises]  # who clips is the rule that makes one row of what the others left
-    return [*found, *after, *_afterwards(scenario, diagnostics, trust)]
+    return [_objective(scenario), *found, *after, *_afterwards(scenario, diagnostics, trust)]
+
+
+def _objective(scenario: Tables) -> Stage:
+    """What clients minimise, and how far they go."""
+    client, estimator = scenario.client, scenario.server.estimator
+    loss = "the task's own loss" if client.loss is None else client.loss.name
+    epochs = client.epochs or 1
+    steps = f"{client.steps} steps" if client.steps is not None else f"{epochs} epoch{'s'[: epochs > 1]}"
+    made = f"{steps} of {client.optimizer.name}, batches of {client.batch_size}"
+    if estimator is not None:
+        many = estimator.options.get("subroutine", "gd") != "gd"
+        made = f"local steps of {estimator.options['subroutine']}" if many else "no local steps"
+    bound = "an example's loss reads it alone" if apart(scenario) else "what comes of it is clipped as a whole"
+    if apart(scenario) and client.loss is not None and reads_of("loss", client.loss.name) != "example":
+        bound = "not declared"
+    return Stage(f"client objective: {loss}, {made}", "each client's own data", bound)
 
 
 def _recut(guarantee: Guarantee) -> bool:
@@ -127,7 +143,9 @@ def _mean(scenario: Tables, trust: str, rows: str) -> Iterator[Stage]:
 
 
 def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Iterator[Stage]:
-    yield Stage(f"server optimizer: {scenario.server.optimizer.name}", RELEASED, AFTER)
+    optimizer = scenario.server.optimizer.name
+    declared = reads_of("server_optimizer", optimizer) == "released"
+    yield Stage(f"server optimizer: {optimizer}", RELEASED, AFTER if declared else f"{AFTER}, not declared")
     yield Stage("evaluation: the server's test set", NOTHING, "0")
     yield Stage(f"early stopping: none, {scenario.rounds} rounds are fixed", NOTHING, "0")
     if scenario.client.dropout:
@@ -142,8 +160,10 @@ def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Ite
     if scenario.evaluate.gradient_norm:
         yield Stage("evaluation: gradient norm on all training data", "all clients' data", "outside the guarantee")
     for part in getattr(scenario.server, "analysis", ()):
-        rows = {"central": RAW, "distributed": RAW, "local": PRIVATE}[trust]
-        yield Stage(f"analysis: {part.name}", rows, AFTER if trust == "local" else "outside the guarantee")
+        rows = PRIVATE if trust == "local" else RAW
+        reads = {"rows": rows, "released": RELEASED}.get(reads_of("analysis", part.name), f"not declared: {rows}")
+        private = reads in (RELEASED, PRIVATE)
+        yield Stage(f"analysis: {part.name}", reads, AFTER if private else "outside the guarantee")
     told = [*diagnostics, *(["training loss"] if scenario.server.estimator is None else [])]
     told += ["mean friction of the last step"] if scenario.client.optimizer.options.get("log_friction") else []
     if told and trust == "central":

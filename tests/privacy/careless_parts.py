@@ -24,6 +24,8 @@ from strategies.estimator import Estimator
 
 
 class Mixing(Loss):
+    reads: ClassVar[str] = "example"
+
     def example_losses(
         self, outputs: Tensor, targets: Tensor, num_classes: int, present: Tensor | None = None
     ) -> Tensor:
@@ -32,10 +34,40 @@ class Mixing(Loss):
 
 
 class Doubled(Loss):
+    reads: ClassVar[str] = "example"
+
     def example_losses(
         self, outputs: Tensor, targets: Tensor, num_classes: int, present: Tensor | None = None
     ) -> Tensor:
         return 2 * functional.cross_entropy(outputs, targets, reduction="none")
+
+
+class Silent(Doubled):
+    """Inherits no declaration."""
+
+
+class Still:
+    def step(self, parameters: Tensor, update: Tensor, state: dict[str, Any], round: int) -> Tensor:
+        return parameters + update
+
+
+class Lengths(Analysis):
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        return ()
+
+    def measure(self, updates: Any, ctx: Round) -> dict[str, float | None]:
+        return {"length": float(updates.values.norm())}
+
+
+class PrivateLengths(Lengths):
+    reads: ClassVar[str] = "rows"
+
+
+class Moved(Analysis):
+    reads: ClassVar[str] = "released"
+
+    def measure(self, updates: Any, ctx: Round) -> dict[str, float | None]:
+        return {"rounds": float(ctx.round)}
 
 
 class Centred(Iid):
