@@ -402,7 +402,7 @@ def audit(
     refuted = [verdict for verdict in verdicts if verdict.refuted]
     best = max(verdict.bound for verdict in verdicts)
     said = "REFUTED, this mechanism is not as private as it claims" if refuted else "not refuted"
-    typer.echo(f"verdict  ε ≥ {best:.3f}, claimed {test.claim.epsilon:.3f}: {said}")
+    typer.echo(f"verdict  ε ≥ {best:.3f}, claimed {test.claim.epsilon:.3f} ({test.claim.neighbours}): {said}")
     if refuted:
         raise typer.Exit(FAILED)
 

@@ -182,12 +182,16 @@ class _Site:
     def _view(self, place: str | None) -> dict[str, Any]:
         """A ranking with its scatter, over all places or in one."""
         here = [setting for setting in self.settings if place is None or setting.place == place]
-        rows = []
+        rows, claimed = [], []
         for number, ranked in enumerate(self.rankings[place], start=1):
             mine = [setting for setting in here if setting.defense == ranked["defense"]]
             calm = _mean(setting.measures["calm_accuracy"].mean for setting in mine)
             seconds = _mean(setting.seconds for setting in mine)
-            spent = [setting.epsilon for setting in mine if not math.isnan(setting.epsilon)]
+            spent: dict[str, float] = {}
+            for setting in mine:
+                if not math.isnan(setting.epsilon):
+                    spent[setting.claim] = max(setting.epsilon, spent.get(setting.claim, 0.0))
+            claimed.append(spent)
             rows.append(
                 {
                     **ranked,
@@ -196,15 +200,17 @@ class _Site:
                     "calm": calm,
                     "seconds": seconds,
                     "times": seconds / self.base if self.base else math.nan,
-                    "epsilon": max(spent) if spent else math.nan,
                     "range": _range(ranked),
                 }
             )
+        claims = sorted({claim for spent in claimed for claim in spent})
+        for row, spent in zip(rows, claimed, strict=True):
+            row["epsilons"] = [spent.get(claim, math.nan) for claim in claims]
         missing = [name for name in self.standings.defenses if name not in {row["defense"] for row in rows}]
         return {
             "place": place or "",
             "rows": rows,
-            "private": any(not math.isnan(row["epsilon"]) for row in rows),
+            "claims": claims,
             "missing": [(name, self.defense_file(name)) for name in missing],
             "scatter": scatter(
                 [(row["number"], row["defense"], row["file"], row["calm"], row["worst"]) for row in rows]

@@ -10,6 +10,7 @@ from fedsim.report import words
 from fedsim.report.figures import Axis, Chart, Shape, Tick
 from fedsim.report.folder import RunFolder, finite
 from fedsim.report.images import in_unit_range
+from fedsim.report.privacy import relation
 
 MOST = 16
 """Pictures that are shown at most."""
@@ -49,7 +50,7 @@ def _finding(number: int, found: Mapping[str, Any], run: RunFolder) -> Finding:
     epsilon, delta = finite(found.get("epsilon")), finite(found.get("delta"))
     spent = "No privacy is claimed."
     if epsilon is not None:
-        spent = f"ε = {words.number(epsilon)} was spent against it, at δ = {delta or 0:g}."
+        spent = f"ε = {words.number(epsilon)} ({relation(run)}) was spent against it, at δ = {delta or 0:g}."
     facts = [(str(key).replace("_", " "), _shown(value)) for key, value in found.items() if key not in FIRST]
     truth, seen = run.pictures.get(f"{number}.truth"), run.pictures.get(f"{number}.found")
     pictures = []

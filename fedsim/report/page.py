@@ -20,7 +20,18 @@ from fedsim.report.folder import RunFolder, finite
 from fedsim.report.maps import kept_map, partition_map
 from fedsim.report.measures import Latest, Measures, measure
 from fedsim.report.observations import observed
-from fedsim.report.privacy import ASIDE, COHORT_MARK, DAGGER, MARK, daggers, marked, note_on_notes, outside, spent
+from fedsim.report.privacy import (
+    ASIDE,
+    COHORT_MARK,
+    DAGGER,
+    MARK,
+    daggers,
+    marked,
+    note_on_notes,
+    outside,
+    relation,
+    spent,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -266,7 +277,7 @@ def _rows(run: RunFolder) -> dict[str, Any]:
         ("false_positive_rate", "FPR", words.percent),
         ("auc", "AUC", words.number),
         ("worst10", "worst 10\u202f%", words.percent),
-        ("epsilon", "ε", words.number),
+        ("epsilon", f"ε ({relation(run)})", words.number),
     )
     used = [column for column in columns if run.series(column[0])[0]]
     lines = run.rounds

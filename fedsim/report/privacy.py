@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fedsim.report.figures import Axis, Chart, Series, curves
 from fedsim.report.folder import RunFolder
+from fedsim.tables import Privacy
 
 MARK = "Diagnostic outside the guarantee: computed from private data without noise."
 COHORT_MARK = "Diagnostic outside the guarantee, which counts on nobody seeing who was asked."
@@ -49,6 +50,11 @@ def outside(run: RunFolder) -> dict[str, str]:
     if any(line.get("faults") for line in run.rounds):
         found["faults"] = "whose reply was missing or refused"
     return found
+
+
+def relation(run: RunFolder) -> str:
+    """The neighbours that a run's epsilon is about, without which it says nothing."""
+    return str(run.scenario.get("privacy", {}).get("neighbours", Privacy().neighbours))
 
 
 def _chosen(run: RunFolder) -> bool:

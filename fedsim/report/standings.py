@@ -18,6 +18,7 @@ import numpy as np
 
 from fedsim.analysis.statistics import Interval, t_interval
 from fedsim.errors import FedsimError
+from fedsim.tables import Privacy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,7 @@ class Setting:
         marks: see :func:`fedsim.bench.tables.over_seeds`.
         cells: its cells, as ``results.json`` holds them, by ascending seed.
         epsilon: spent, as the runs claim; NaN where nothing is claimed.
+        claim: what that is about: relation, unit, trust and δ. An ε stands beside none of another claim.
         failed: cells that failed.
     """
 
@@ -63,6 +65,7 @@ class Setting:
     marks: str
     cells: list[dict[str, Any]]
     epsilon: float
+    claim: str
     failed: int
 
 
@@ -179,7 +182,9 @@ class Standings:
         groups: dict[str, list[dict[str, Any]]] = {}
         for cell in self.cells:
             groups.setdefault(cell["setting"], []).append(cell)
-        return [_setting(key, cells, adversary, where) for key, cells in groups.items()]
+        return [
+            _setting(key, cells, adversary, where, _claim(self.scenarios.get(key, {}))) for key, cells in groups.items()
+        ]
 
     def axes(self) -> tuple[list[str], list[str]]:
         """Columns that tell attacks apart, and those that tell apart where they took place."""
@@ -242,7 +247,12 @@ def _lines(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _setting(key: str, cells: list[dict[str, Any]], adversary: list[str], where: list[str]) -> Setting:
+def _claim(scenario: Mapping[str, Any]) -> str:
+    privacy = Privacy().model_dump() | dict(scenario.get("privacy") or {})
+    return f"{privacy['neighbours']}, {privacy['unit']}, {privacy['trust']}, δ = {float(privacy['delta']):g}"
+
+
+def _setting(key: str, cells: list[dict[str, Any]], adversary: list[str], where: list[str], claim: str) -> Setting:
     first = cells[0]
     done = sorted((cell for cell in cells if cell["state"] == "finished"), key=lambda cell: int(cell["seed"]))
     measures = {name: interval([cell.get(name) for cell in done], least) for name, least in LEAST.items()}
@@ -263,6 +273,7 @@ def _setting(key: str, cells: list[dict[str, Any]], adversary: list[str], where:
         "".join(mark for mark in "ad" if any(mark in cell["marks"] for cell in done)) + ("1" if len(done) == 1 else ""),
         done,
         max(spent) if spent else math.nan,
+        claim,
         sum(cell["state"] == "failed" for cell in cells),
     )
 

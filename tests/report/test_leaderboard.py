@@ -16,7 +16,7 @@ from fedsim import bench
 from fedsim.errors import FedsimError
 from fedsim.report.leaderboard import write_leaderboard
 from fedsim.report.scatter import scatter
-from fedsim.report.standings import interval
+from fedsim.report.standings import Standings, interval
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +150,25 @@ def test_ticks_of_whole_per_cents_have_no_decimals() -> None:
     found = scatter([(1, "a", "", 0.681, 0.5), (2, "b", "", 0.726, 0.5)])
     assert found is not None
     assert [tick.text for tick in found.x_ticks] == ["68\u202f%", "70\u202f%", "72\u202f%"]
+
+
+def test_an_epsilon_stands_beside_none_of_another_relation_unit_or_trust(folder: Path, tmp_path: Path) -> None:
+    told = Standings.read(folder)
+    private = {"median": ("replace_one", "local", 4.0), "multi_metrics": ("add_or_remove", "central", 2.0)}
+    for cell in told.cells:
+        if cell["defense"] in private:
+            neighbours, trust, epsilon = private[cell["defense"]]
+            claim = {"neighbours": neighbours, "trust": trust, "unit": "client", "delta": 1e-4}
+            told.scenarios[cell["setting"]]["privacy"] = claim
+            cell["epsilon"] = epsilon + (1.0 if cell["attack"] == "dba" else 0.0)
+    (tmp_path / "results.json").write_text(told.json(), "utf-8")
+    html = write_leaderboard(tmp_path, tmp_path / "site").read_text("utf-8")
+    table = html[html.index('id="ranking"') : html.index("</table>")]
+    heads = re.findall(r"<button type=\"button\">(ε[^<]*)</button>", table)
+    assert heads == [
+        "ε claimed (add_or_remove, client, central, δ = 0.0001)",
+        "ε claimed (replace_one, client, local, δ = 0.0001)",
+    ]
+    rows = {row[0]: row[1] for row in re.findall(r'<tr data-defense="([^"]+)">(.*?)</tr>', table)}
+    shown = {name: re.findall(r'<td class="number"[^>]*>([^<]*)', row)[-3:-1] for name, row in rows.items()}
+    assert shown == {"fedavg": ["–", "–"], "median": ["–", "5"], "multi_metrics": ["3", "–"]}

@@ -228,3 +228,28 @@ def test_a_run_with_an_estimator_names_no_training() -> None:
     assert told["Clients"] == "4 a round"
     assert "sgd" not in told["Server"]
     assert "estimator dp_gd" in told["Server"]
+
+
+EPSILON = re.compile(r"ε(?: =| \(| at |</th>| †|:)[^<]{0,60}")
+RELATIONS = ("replace_one", "add_or_remove")
+
+
+@pytest.mark.parametrize("neighbours", RELATIONS)
+def test_no_epsilon_stands_on_the_page_without_its_relation(tmp_path: Path, neighbours: str) -> None:
+    watched = {"observers": [{"name": "gradient_inversion", "iterations": 8}]}
+    text = page(
+        tmp_path,
+        client={"per_round": 4, "optimizer": "dp_sgd", "batch_size": 8, "steps": 2},
+        server={},
+        privacy={"noise": [2.0], "trust": "local", "neighbours": neighbours},
+        observe=watched,
+    )
+    told = [found[0] for found in EPSILON.finditer(text)]
+    assert any(each.startswith(f"ε ({neighbours})") for each in told)
+    assert f" ({neighbours}) was spent against it" in text
+    assert len(told) >= 4
+    alone = [each for each in told if neighbours not in each]
+    assert [each for each in alone if not re.match(r"ε = [\d.]+$", each)] == []
+    cards = text[text.index("Privacy spent") :]
+    assert len(alone) == 1  # the card's number, whose next line has the relation
+    assert neighbours in cards[: cards.index("</div>")]
