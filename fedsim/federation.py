@@ -389,10 +389,10 @@ def protected(
     Raises:
         ScenarioError: the claim does not hold.
     """
-    found = mechanisms(scenario)
-    if not found:
+    named = mechanisms(scenario)
+    if not named:
         return None
-    _, kind, part = found[0]
+    _, kind, part = named[0]
     setting = setting_of(scenario, shares.sizes, deployed)
     mechanism: Any = estimator if kind == "estimator" else make(kind, part)
     faults = []
@@ -417,7 +417,8 @@ def protected(
     try:
         if kind != "estimator":
             mechanism.set_up(setting)
-        return derive(scenario, part.name, mechanism, setting)
+        found = derive(scenario, part.name, mechanism, setting)
+        return found if getattr(mechanism, "sends_buffers", True) else replace(found, dropped=layout.b)
     except PrivacyError as error:
         raise _not_private(error) from error
 

@@ -66,6 +66,7 @@ class Guarantee:
         spent: (rounds,) epsilon after each round against the promised reader; empty where nothing is claimed.
         reasons: why nothing is guaranteed, one line each; empty where something is.
         remarks: what a reader of the numbers must know, one line each.
+        dropped: numbers in the model's buffers, which clients send and nothing takes up.
     """
 
     mechanism: str
@@ -75,6 +76,7 @@ class Guarantee:
     spent: Sequence[float] = ()
     reasons: Sequence[str] = ()
     remarks: Sequence[str] = ()
+    dropped: int = 0
 
     @property
     def none(self) -> bool:

@@ -62,6 +62,12 @@ def stages(scenario: Tables, guarantee: Guarantee, diagnostics: Sequence[str] = 
     found = [*clips, *middle, *noises] if trust == "central" else [*clips, *noises, *middle]
     if _recut(guarantee) or any(kind == "defense" for _, kind, _ in mechanisms(scenario)):
         found = [*middle, *clips, *noises]  # who clips is the rule that makes one row of what the others left
+    if guarantee.dropped:
+        reads = NOTHING if scenario.server.estimator is not None else ROWS[trust]
+        after = [
+            Stage("buffers (batch normalisation's statistics)", reads, "0: dropped, they stay as at first"),
+            *after,
+        ]
     return [_objective(scenario), *found, *after, *_afterwards(scenario, diagnostics, trust)]
 
 

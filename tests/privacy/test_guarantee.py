@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from fedsim.privacy.guarantee import Guarantee, derive
 from fedsim.privacy.mechanism import Publication, Setting
 from fedsim.privacy.noise import from_entropy, noised
 from fedsim.privacy.proof import Stage, lines, stages
+from fedsim.registry import names
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
 from fedsim.updates import Layout, Updates
@@ -137,6 +139,46 @@ def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], key: str, s
 )
 def test_what_is_valid_loads(changes: dict[str, Any]) -> None:
     private(**changes)
+
+
+BOUNDED = {"fedavg": "sum", "norm_bound": "row clip", "weak_dp": "row clip", "crfl": "released"}
+ROOT = {"data": {"clients": 12, "root": 100}}
+NEEDS: dict[str, dict[str, Any]] = {"fltrust": ROOT, "softmax_radius": ROOT}
+
+
+@pytest.mark.parametrize("name", [name for name in names("defense") if "NAME" not in name])
+def test_in_front_of_central_noise_stands_only_what_declares_a_bound(name: str) -> None:
+    """Every registered defense, so that a new one is refused until it declares what a row can do."""
+    base = {"data": {"clients": 12}, "client": {"per_round": 12}, **NEEDS.get(name, {}), **behind(name)}
+    if name in BOUNDED:
+        private(**base)
+        return
+    with pytest.raises(ScenarioError) as error:
+        private(**base)
+    said = [line for line in str(error.value).splitlines() if f"server.defenses[0]: given '{name}'" in line]
+    adds = name in ("dp_fedavg", "reclip")
+    reason = "one part that adds noise" if adds else "(depends on the data|messages of its own to the clients)"
+    assert any(re.search(reason, line) for line in said), str(error.value)
+    if not adds and not any("messages of its own" in line for line in said):
+        private(**{**base, **behind(name, trust="local")})
+
+
+def test_example_counts_weigh_nothing_in_front_of_a_part_that_averages_with_equal_weights() -> None:
+    trained = {"client": {"per_round": 4, "optimizer": "sgd"}, "privacy": {"epsilon": 8.0, "unit": "client"}}
+    text = refusal(**trained, server={"defenses": ["fedavg", "dp_fedavg"]})
+    assert "server.defenses[0]: given 'fedavg'; accepted: no averaging by example counts" in text
+    private(**trained, server={"defenses": ["dp_fedavg"]})
+
+
+EARLY = [({"early_stopping": {"patience": 3}}, "early_stopping"), ({"evaluate": {"patience": 3}}, "evaluate.patience")]
+
+
+@pytest.mark.parametrize(("changes", "key"), EARLY)
+def test_nobody_stops_early(changes: dict[str, Any], key: str) -> None:
+    text = refusal(**changes)
+    assert f"scenario: {key}: given" in text
+    assert "accepted: no such key" in text
+    assert stages_of()["early stopping: none, 5 rounds are fixed"][1:3] == ("nothing of any client", "0")
 
 
 def test_what_is_named_as_valid_is_valid() -> None:
@@ -324,6 +366,39 @@ def test_batch_normalisation_without_buffers_is_refused_at_load() -> None:
     module = torch.nn.Sequential(torch.nn.BatchNorm1d(64, track_running_stats=False), torch.nn.Linear(64, 10))
     with pytest.raises(ScenarioError, match="without batch normalisation"):
         protected(federation.scenario, federation.estimator, federation.shares, Layout.of(module), module)
+
+
+def test_buffers_that_would_leave_are_refused_at_load() -> None:
+    client = {"per_round": 4, "optimizer": "dp_sgd"}
+    federation = build(private(server={}, client=client, privacy={"noise": [1.0], "trust": "local"}))
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    protected(federation.scenario, None, federation.shares, Layout.of(module), module)
+    module.register_buffer("seen", torch.zeros(3))
+    with pytest.raises(ScenarioError, match=r"model\.name: .*without buffers, which would leave.*behind 'dp_sgd'"):
+        protected(federation.scenario, None, federation.shares, Layout.of(module), module)
+
+
+@pytest.mark.parametrize(
+    ("server", "reads"),
+    [
+        ({"defenses": ["dp_fedavg"]}, "raw messages"),
+        ({"defenses": ["median", "reclip"]}, "raw messages"),
+        ({"estimator": DIFF2}, "nothing of any client"),
+    ],
+)
+def test_buffers_that_are_dropped_stand_in_the_proof(server: dict[str, Any], reads: str) -> None:
+    name = "buffers (batch normalisation's statistics)"
+    client = {"per_round": 4} if "estimator" in server else {"per_round": 4, "optimizer": "sgd"}
+    scenario = private(server=server, client=client, privacy={"epsilon": 8.0, "unit": "client"})
+    federation = build(scenario)
+    assert federation.guarantee is not None
+    assert name not in {each.stage for each in stages(scenario, federation.guarantee)}
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(10))
+    found = protected(scenario, federation.estimator, federation.shares, Layout.of(module), module)
+    assert found is not None
+    assert not found.none
+    told = {each.stage: each for each in stages(scenario, found)}[name]
+    assert told[1:3] == (reads, "0: dropped, they stay as at first")
 
 
 def test_the_proof_tells_of_standardised_data_and_of_told_friction() -> None:
