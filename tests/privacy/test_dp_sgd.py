@@ -290,3 +290,16 @@ def test_a_poisson_sampler_of_clients_is_redrawn_even_where_everybody_may_come()
     part = Part(name="poisson", options={"rate": 0.5})
     where = Setting(40, 0, [10] * 4, Privacy(noise=[1.0], trust="local"), cohort=4, client=Client(), sampler=part)
     assert max(participation(where)[0]) < 40
+
+
+def test_an_example_that_is_not_finite_decides_nothing(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    inputs, labels = draw.random((40, 1, 4, 4), dtype=np.float32), draw.integers(0, 2, 40)
+    inputs[7] = np.nan
+    np.savez(tmp_path / "d.npz", x_train=inputs, y_train=labels, x_test=inputs[:4], y_test=labels[:4])
+    data = {"clients": 4, "dataset": {"name": "npz", "path": str(tmp_path / "d.npz")}}
+    client = {"per_round": 4, "batch_size": 20, "optimizer": {"name": "dp_sgd", "lr": 0.2}}
+    found = simulate(private(data=data, client=client, model={"name": "logistic"}))
+    assert all(line["kept"] == [0, 1, 2, 3] and not line["faults"] for line in found.lines[1:])
+    assert all(bool(value.isfinite().all()) for value in found.parameters.values())
+    assert all("nonfinite" not in line for line in found.lines)  # the noise is the clients': nothing else leaves them

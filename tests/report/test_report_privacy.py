@@ -253,3 +253,27 @@ def test_no_epsilon_stands_on_the_page_without_its_relation(tmp_path: Path, neig
     cards = text[text.index("Privacy spent") :]
     assert len(alone) == 1  # the card's number, whose next line has the relation
     assert neighbours in cards[: cards.index("</div>")]
+
+
+def test_training_loss_and_the_accuracy_of_single_clients_are_marked(tmp_path: Path) -> None:
+    """A run that trains: its losses and its clients' accuracies are told without noise, where the server is trusted."""
+    trained = {
+        "client": {"per_round": 4, "optimizer": "sgd"},
+        "server": {"defenses": ["dp_fedavg"]},
+        "evaluate": {"clients": 4},
+    }
+    text = page(tmp_path, **trained, privacy={"noise": [1.0], "unit": "client", "claim": "none"})
+    name = re.search(r"<h3>(Loss[^<]*)</h3>", text)
+    assert name is not None
+    assert MARK in figure(text, name[1])
+    assert re.search(r"<th[^>]*>worst 10\u202f% †</th>", text)
+    card = text[text.index("Worst 10\u202f% of clients") :]
+    assert "accuracy; outside the guarantee" in card[: card.index("</div>")]
+    told = text[text.index("Outside the guarantee, since") :]
+    told = told[: told.index("</p>")]
+    assert "the clients' training loss" in told.replace("&#39;", "'")
+    assert "the accuracy of single clients" in told
+    del trained["evaluate"]
+    claimed = page(tmp_path / "claimed", **trained, privacy={"noise": [1.0], "unit": "client"})
+    assert "the clients' training loss" in claimed.replace("&#39;", "'")
+    assert "the accuracy of single clients" not in claimed

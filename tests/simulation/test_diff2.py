@@ -424,3 +424,47 @@ def test_no_gradient_is_so_long_that_its_client_is_refused(trust: str) -> None:
     assert all(line["kept"] == [0, 1, 2, 3] and not line["faults"] for line in claimed)
     unclaimed = simulate(private(**given, privacy={**noise, "trust": trust, "claim": "none"})).lines[1:]
     assert any("beyond the limit 0.01" in fault["reason"] for line in unclaimed for fault in line["faults"])
+
+
+def test_behind_a_filter_the_step_is_the_equal_mean_of_what_is_kept_whatever_clients_hold() -> None:
+    """By hand from the messages: with example counts as weights it would be another step."""
+    scenario = private(
+        data={"clients": 8, "partition": {"name": "quantity", "alpha": 0.5, "min_examples": 10}},
+        client={"per_round": 8},
+        privacy={"noise": [1e-4, 1e-4], "trust": "local"},
+        server={"estimator": {**DIFF2, "restart": 1}, "defenses": [{"name": "multi_metrics", "keep": 0.5}]},
+        rounds=1,
+    )
+    federation = build(scenario)
+    sizes = np.asarray(federation.shares.sizes, dtype=float)
+    assert sizes.max() > 3 * sizes.min()
+    found = simulate(scenario)
+    kept = found.lines[1]["kept"]
+    assert len(kept) == 4
+    sent, _ = rows(scenario)
+    moved = torch.cat([found.parameters[name].flatten() for name in found.parameters]).double() - federation.initial
+    equal = -DIFF2["lr"] * sent[kept].double().mean(0)
+    weights = torch.from_numpy(sizes[kept] / sizes[kept].sum())
+    by_counts = -DIFF2["lr"] * (sent[kept].double() * weights[:, None]).sum(0)
+    torch.testing.assert_close(moved, equal, rtol=1e-4, atol=1e-6)
+    assert float((by_counts - equal).norm()) > 0.01 * float(equal.norm())
+
+
+def test_the_central_noise_is_as_large_whoever_is_missing() -> None:
+    """Of nobody's gradient, by dp_gd's own step, with all clients, some of them and one."""
+    scenario = private({"name": "dp_gd", "c1": 1.0, "lr": 1.0}, privacy={"noise": [3.0]}, rounds=60)
+    federation = build(scenario)
+    evaluator = federation.evaluator()
+    strategy: Any = federation.strategy(evaluator)
+    evaluator.close()
+    d = federation.layout.d
+    for present in ([0, 1, 2, 3], [1, 3], [2]):
+        steps = []
+        for server_round in range(1, 41):
+            none = torch.zeros(len(present), d)
+            counts = torch.ones(len(present), dtype=torch.float64)
+            updates = Updates(none, counts, present, torch.zeros(d), layout=federation.layout)
+            steps.append(strategy.preview(updates, server_round).double())
+        noise = torch.stack(steps)[:, :d]
+        assert float(noise.std()) == pytest.approx(3.0, rel=5 / math.sqrt(2 * noise.numel()))
+        assert abs(float(noise.mean())) < 5 * 3.0 / math.sqrt(noise.numel())

@@ -8,10 +8,12 @@ import os
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedsim.errors import RecordError, ResumeError
+from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
 from tests.simulation.test_runs import small
 
@@ -23,9 +25,28 @@ said.send(result.digest)
 """
 
 
-def test_killed_at_random_moments_the_run_resumes_to_the_same_digest(tmp_path: Path) -> None:
-    """Twenty kills, each after a random number of rounds and a random wait within the next one."""
-    scenario = small(rounds=150, adversary={"fraction": 0.25, "attacks": ["alie"]}, server={"optimizer": "adam"})
+TRAINED: dict[str, Any] = {
+    "rounds": 150,
+    "adversary": {"fraction": 0.25, "attacks": ["alie"]},
+    "server": {"optimizer": "adam"},
+}
+PRIVATE: dict[str, Any] = {
+    "rounds": 50,
+    "data": {"clients": 4},
+    "model": {"name": "logistic"},
+    "client": {"per_round": 4},
+    "server": {"estimator": {"name": "diff2", "restart": 7, "c1": 1.0, "c2": 5.0, "lr": 0.5}},
+    "privacy": {"noise": [0.02, 0.08]},
+}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "most"), [(small(**TRAINED), 20), (Scenario(**PRIVATE), 6)], ids=["adam", "diff2"]
+)
+def test_killed_at_random_moments_the_run_resumes_to_the_same_digest(
+    scenario: Scenario, most: int, tmp_path: Path
+) -> None:
+    """``most`` kills, each after a random number of rounds and a random wait within the next one."""
     file = tmp_path / "scenario.toml"
     file.write_text(scenario.toml())
     expected = simulate(scenario, tmp_path / "whole").digest
@@ -45,7 +66,7 @@ def test_killed_at_random_moments_the_run_resumes_to_the_same_digest(tmp_path: P
                 if isinstance(word, str):
                     digest = word
                     break
-                if kills < 20 and heard_so_far > survive:
+                if kills < most and heard_so_far > survive:
                     for _ in range(wait):
                         pass
                     assert process.pid is not None
@@ -55,7 +76,7 @@ def test_killed_at_random_moments_the_run_resumes_to_the_same_digest(tmp_path: P
         except EOFError:
             pytest.fail("the run ended without a digest")
         process.join()
-    assert kills == 20
+    assert kills == most
     assert digest == expected
 
 
@@ -130,3 +151,25 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path, monkey
         simulate(small(), tmp_path)
     monkeypatch.setattr(record, "_replace", real)
     assert simulate(small(), tmp_path, resume=True).digest == simulate(small()).digest
+
+
+@pytest.mark.parametrize("trust", ["local", "distributed"])
+def test_a_deployment_whose_clients_draw_the_noise_is_not_resumed(trust: str, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["round"] == 2:
+            raise Stop
+
+    def play(folder: str, **changes: Any) -> int:
+        scenario = Scenario(**{**PRIVATE, "rounds": 8, **changes})
+        with pytest.raises(Stop):
+            simulate(scenario, tmp_path / folder, progress=stop, deployed=True)
+        return len(simulate(scenario, tmp_path / folder, resume=True, deployed=True).lines)
+
+    noise = PRIVATE["privacy"]
+    with pytest.raises(ResumeError, match=f"--resume with privacy.trust = '{trust}' in a deployment.*noise anew"):
+        play("own", privacy={**noise, "trust": trust})
+    assert play("server", privacy=noise) == 9
+    assert play("none", privacy={**noise, "trust": trust, "claim": "none"}) == 9
