@@ -23,6 +23,17 @@ def test_the_page_shows_what_is_printed() -> None:
     assert found.group() == printed()
 
 
+def test_the_page_is_two_pages_long_with_its_proof() -> None:
+    assert len(PAGE.read_text("utf-8").split()) <= 1050
+
+
+def test_the_pages_links_lead_to_headings_of_the_details() -> None:
+    wanted = re.findall(r"\(privacy-details\.md#([a-z-]+)\)", PAGE.read_text("utf-8"))
+    heads = re.findall(r"(?m)^## (.+)$", PAGE.with_name("privacy-details.md").read_text("utf-8"))
+    assert wanted
+    assert set(wanted) <= {head.lower().replace(" ", "-") for head in heads}
+
+
 if __name__ == "__main__":
     proof = printed()
     PAGE.write_text(BLOCK.sub(lambda _: proof, PAGE.read_text("utf-8")), "utf-8")
