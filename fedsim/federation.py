@@ -287,7 +287,8 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
     # Whom the server is not trusted with answers nothing but what the noise is on.
     noiseless = ("evaluate", "evaluate.default", *(() if estimator is None else TRAIN))
     unasked = noiseless if workload.secrecy == "server" else ()
-    app = FederatedClient(workload, adversary.attacks, handlers(scenario, estimator), unasked)
+    releases = scenario.rounds if deployed and workload.secrecy == "server" else None
+    app = FederatedClient(workload, adversary.attacks, handlers(scenario, estimator), unasked, releases)
     initial = layout.flatten(named, DTYPES[scenario.engine.precision])
     return Federation(
         scenario, dataset, shares, root, layout, initial, module, adversary, app, estimator, guarantee, deployed

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
@@ -37,6 +37,7 @@ log = logging.getLogger("fedsim")
 
 NodeHandler = Callable[[Node, RecordDict], RecordDict]
 TRAIN = ("train", "train.default")
+RELEASED = "fedsim.released"
 CHUNK = 32
 CHUNK_BYTES = 256 * 2**20
 Outcome = tuple[Tensor, float, int, Mapping[str, float]]
@@ -50,6 +51,8 @@ class FederatedClient(ClientApp):
         attacks: what those do that the adversary marks.
         handlers: parts' own exchanges, ``train.NAME`` or ``query.NAME`` → ``(node, content) -> content``.
         unasked: types of message that are answered by an error: what they ask for would leave without noise.
+        releases: rounds for each of which a client answers one message of a type, in order: a second answer would have
+            noise of its own, which no epsilon counts. None: as often as it is asked.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class FederatedClient(ClientApp):
         attacks: Sequence[Attack] = (),
         handlers: Mapping[str, NodeHandler] | None = None,
         unasked: Sequence[str] = (),
+        releases: int | None = None,
     ) -> None:
         super().__init__()
         self.workload, self.attacks = workload, tuple(attacks)
@@ -69,7 +73,7 @@ class FederatedClient(ClientApp):
         self.poisoners = [each for each in self.attacks if overrides(each, "poison")]
         self.reader = Reader(workload)
         self.path = choose(workload)
-        self.unasked = tuple(unasked)
+        self.unasked, self.releases = tuple(unasked), releases
         self._threads = threading.local()
         self.train()(self._alone)
         self.evaluate()(self._alone)
@@ -78,7 +82,7 @@ class FederatedClient(ClientApp):
             {"train": self.train, "query": self.query, "evaluate": self.evaluate}[category](action)(self._alone)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (FederatedClient, (self.workload, self.attacks, self.handlers, self.unasked))
+        return (FederatedClient, (self.workload, self.attacks, self.handlers, self.unasked, self.releases))
 
     def _alone(self, message: Message, context: Context) -> Message:
         return self.many([message], [context])[0]
@@ -117,6 +121,7 @@ class FederatedClient(ClientApp):
             try:
                 if message.metadata.message_type in self.unasked:
                     raise FedsimError("an answer to this would leave without noise")
+                self._count(message, context)
                 if message.metadata.message_type in TRAIN:
                     order = self.reader.order(position, message, context, received)
                     if self._drops_out(order.client, order.round):
@@ -135,6 +140,18 @@ class FederatedClient(ClientApp):
                 else:
                     replies[order.position] = self._reply(message, order, *outcome)
         return [replies[position] for position in range(len(messages))]
+
+    def _count(self, message: Message, context: Context) -> None:
+        """Lets each round be asked for once; Flower keeps the count with the node's state of the run."""
+        kind = message.metadata.message_type
+        if self.releases is None or kind.partition(".")[0] != "train":
+            return
+        asked = int(cast(int, config_of(message.content).get("server-round", 0)))
+        told = cast(ConfigRecord, context.state.setdefault(RELEASED, ConfigRecord()))
+        last = int(cast(int, told.get(kind, 0)))
+        if not last < asked <= self.releases:
+            raise FedsimError(f"given round {asked}; accepted: {last + 1} to {self.releases}, each once")
+        told[kind] = asked
 
     def _told(self, error: Exception) -> str:
         """What a client says of its failure: an exception's words may quote its data."""

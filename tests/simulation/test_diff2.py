@@ -313,6 +313,26 @@ def test_a_step_in_front_of_the_noise_moves_no_further_than_its_row(lr: float, c
     assert float((ends[0] - ends[1]).norm()) == pytest.approx(exact, rel=1e-2)
 
 
+@pytest.mark.parametrize("part", ["diff2", "dp_sgd"])
+def test_a_deployed_node_answers_each_round_once(part: str) -> None:
+    """A second answer would carry noise of its own, of which no epsilon knows."""
+    local = {"epsilon": 8.0, "trust": "local"}
+    trained = {"client": {"per_round": 4, "optimizer": "dp_sgd"}, "server": {}}
+    scenario = private(privacy=local, **(trained if part == "dp_sgd" else {}))
+    for deployed in (True, False):
+        federation = build(scenario, deployed)
+        app = pickle.loads(pickle.dumps(federation.app))
+        kind = "train" if part == "dp_sgd" else "train.diff2"
+        sent, contexts = messages(federation.app.workload, federation.initial, [0], kind=kind)
+        if part == "diff2":
+            sent[0].content["diff2"] = ConfigRecord({"restart": True})
+        refused = []
+        for server_round in (1, 1, 3, 2, 5, 6):
+            sent[0].content["config"]["server-round"] = server_round
+            refused.append(app.many(sent, contexts)[0].has_error())
+        assert refused == ([False, True, False, True, False, True] if deployed else [False] * 6)
+
+
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_behind_noise_of_its_own_a_client_answers_nothing_else(kind: str) -> None:
     federation = build(private(privacy={"epsilon": 8.0, "trust": "local"}), deployed=True)
