@@ -24,7 +24,7 @@ def test_the_page_shows_what_is_printed() -> None:
 
 
 def test_the_page_is_two_pages_long_with_its_proof() -> None:
-    assert len(PAGE.read_text("utf-8").split()) <= 1050
+    assert len(PAGE.read_text("utf-8").split()) <= 1000
 
 
 def test_the_pages_links_lead_to_headings_of_the_details() -> None:
