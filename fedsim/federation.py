@@ -88,6 +88,11 @@ class Federation:
     def dtype(self) -> torch.dtype:
         return DTYPES[self.scenario.engine.precision]
 
+    @property
+    def source(self) -> Any:
+        """The data set part; one that knows the truth behind its data measures models against it (``measure``)."""
+        return make("dataset", self.scenario.data.dataset)
+
     def engine(self) -> Grid:
         """The grid that the scenario names, with the clients on it."""
         table = self.scenario.engine

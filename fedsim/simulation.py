@@ -304,7 +304,8 @@ class _Run:
         due = server_round % self.scenario.evaluate.every == 0 or server_round == self.scenario.rounds
         if not due:
             nothing = ["accuracy", "loss", "asr", "asr_low", "asr_high", "asr_eligible"]
-            return dict.fromkeys(nothing + ["gradient_norm"] * self.scenario.evaluate.gradient_norm)
+            nothing += ["gradient_norm"] * self.scenario.evaluate.gradient_norm
+            return dict.fromkeys([*nothing, *getattr(self.federation.source, "measures", ())])
         strategy, grid = self.strategy, self.grid
         messages = list(strategy.configure_evaluate(server_round, self.arrays, ConfigRecord(), grid))
         if messages:
@@ -320,6 +321,8 @@ class _Run:
         found = self.evaluator.measure(vector, dataset.test, self.triggered)
         if self.scenario.evaluate.gradient_norm:
             found["gradient_norm"] = self.evaluator.gradient_norm(vector, dataset.train, self.federation.shares)
+        if hasattr(self.federation.source, "measure"):
+            found |= self.federation.source.measure(self.federation.layout.views(vector))
         return found
 
     def _measure_start(self) -> None:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.losses.harmonic import HarmonicHead, distances, harmonic_logits
+from fedsim.models.single_index import Hermite
 from fedsim.models.standardize import Standardize
 
 ELEMENTWISE: tuple[type[nn.Module], ...] = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU,
     nn.LogSigmoid, nn.Mish, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh,
-    nn.Tanhshrink, nn.Threshold, Standardize,
+    nn.Tanhshrink, nn.Threshold, Hermite, Standardize,
 )  # fmt: skip
 """Activations that pass as they are, their backward by autograd."""
 

@@ -32,6 +32,12 @@ NUMBERS = {
     "data.partition": {"name": "iid"},
     "model": {"name": "linear"},
 }
+PLANTED = {
+    "data.dataset": {"name": "planted", "dimensions": 6, "examples": 60, "test": 30},
+    "data.partition": {"name": "iid"},
+    "model": {"name": "single_index"},
+    "client.loss": "correlation",
+}
 ALIGNED = {"name": "hessian_alignment", "alpha": 1.0, "beta": 1.0}
 CASES: dict[str, dict[str, Any]] = {
     "hgp": {"client.regularizers": [ALIGNED]},
@@ -44,6 +50,10 @@ CASES: dict[str, dict[str, Any]] = {
     "diffgrad on the server": {"server.optimizer": {"name": "diffgrad"}},
     "langevin": {"client.optimizer": {"name": "langevin", "temperature": 1e-4}},
     "spherical_langevin": {"client.optimizer": {"name": "spherical_langevin"}},
+    **{
+        f"planted, {name}": {**PLANTED, "client.optimizer": {"name": name, "lr": 0.1}}
+        for name in ("normalized_sgd", "spherical_sgd", "spherical_langevin")
+    },
     **{name: {"server.defenses": [name]} for name in ("sam_gs", "pcgrad", "cagrad", "softmax_cap", "softmax_radius")},
     **{
         f"gns, {curvature}": {

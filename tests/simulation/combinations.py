@@ -56,7 +56,7 @@ UNTRIED: dict[str, set[str]] = {
     "engine": {"ray"},
 }
 """Not drawn: data that must be fetched, models of millions of parameters, a cluster."""
-SYNTHETIC = ["synthetic_classification", "synthetic_regression", "teacher_student"]
+SYNTHETIC = ["planted", "synthetic_classification", "synthetic_regression", "teacher_student"]
 KEPT = {"model.name", "data.dataset.name", "client.optimizer", "client.per_round", "data.clients"}
 """Taken away only where that alone helps."""
 OPTIONAL = [
@@ -103,6 +103,7 @@ class Files:
         folder = {"folder": str(self.folder)}
         sizes = {"synthetic_classification": {"examples": 160, "test": 40, "features": 6, "classes": 3}}
         sizes |= {"synthetic_regression": {"examples": 160, "test": 40}}
+        sizes |= {"planted": {"dimensions": 8, "examples": 160, "test": 40}}
         sizes |= {"teacher_student": {"inputs": 12, "examples": 80, "test": 40}}
         own: dict[str, dict[str, Any]] = {
             **sizes,
