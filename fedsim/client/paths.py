@@ -105,6 +105,8 @@ def _row_obstacle(workload: Workload) -> str:
         return (
             f"the optimizer '{getattr(workload.optimizer, 'name', type(workload.optimizer).__name__)}' is not row-wise"
         )
+    if getattr(workload.loss, "objectives", 1) > 1:
+        return "its loss gives several objectives, which are taken a client at a time"
     if workload.layout.b:
         return f"the model has buffers ('{workload.layout.buffers[0][0]}')"
     if any(not parameter.requires_grad for parameter in workload.fresh_module().parameters()):

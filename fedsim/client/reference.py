@@ -74,6 +74,11 @@ def train(
                 loss = _told(replica, job, inputs, targets)
             elif hasattr(workload.optimizer, "combine"):
                 loss = combined_gradient(replica, inputs, targets, aside)
+            elif getattr(workload.loss, "objectives", 1) > 1 and hasattr(optimizer, "backward"):
+                with replica.autocast():
+                    losses = replica.losses(replica.module(inputs), inputs, targets)
+                optimizer.backward(losses)
+                loss = losses.sum()
             else:
                 replica.gradient.zero_()
                 with replica.autocast():

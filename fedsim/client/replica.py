@@ -109,8 +109,17 @@ class Replica:
     def objective(self, inputs: Tensor, targets: Tensor, aside: Aside) -> tuple[Tensor, Tensor]:
         """What is minimised on a batch, and its part that is the loss."""
         outputs = self.module(inputs)
+        if getattr(self._objective.loss, "objectives", 1) > 1:
+            losses = self.losses(outputs, inputs, targets)
+            return losses.sum(), losses.sum()
         features = None if self._tap is None else self._tap.pop()
         return self._objective.total(outputs, features, targets, aside)
+
+    def losses(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        """(K,) the objectives of a batch, where the loss part gives several."""
+        assert self._objective.loss is not None
+        given: Tensor = self._objective.loss.losses(outputs, inputs, targets, self._objective.num_classes)
+        return given
 
     def features(self) -> Tensor:
         """What the head was given in the last pass.

@@ -54,6 +54,8 @@ CASES: dict[str, dict[str, Any]] = {
         f"planted, {name}": {**PLANTED, "client.optimizer": {"name": name, "lr": 0.1}}
         for name in ("normalized_sgd", "spherical_sgd", "spherical_langevin")
     },
+    "two objectives": {"client.loss": "with_reconstruction"},
+    "two objectives, sam_gs": {"client.loss": "with_reconstruction", "client.optimizer": "sam_gs"},
     **{name: {"server.defenses": [name]} for name in ("sam_gs", "pcgrad", "cagrad", "softmax_cap", "softmax_radius")},
     **{
         f"gns, {curvature}": {

@@ -190,7 +190,9 @@ def test_epochs_steps_and_batches(steps: dict[str, Any]) -> None:
 def test_every_optimizer_runs(optimizer: str) -> None:
     part = {"name": optimizer, "lr": 0.01} if optimizer == "sgd" else {"name": optimizer}
     needed = {"privacy": {"noise": [1.0], "trust": "local"}} if optimizer == "dp_sgd" else {}
-    assert moved(played(quick(**{"client.optimizer": part, **needed})), played(quick(rounds=1)))
+    loss = {"client.loss": "with_reconstruction"} if optimizer == "sam_gs" else {}
+    start = played(quick(rounds=1, **loss))
+    assert moved(played(quick(**{"client.optimizer": part, **needed, **loss})), start)
 
 
 @pytest.mark.parametrize("schedule", sorted(registry.names("lr_schedule")))
