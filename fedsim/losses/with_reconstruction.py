@@ -94,6 +94,8 @@ class WithReconstruction(Loss):
         if scenario.observe.observers:
             given = [each.name for each in scenario.observe.observers]
             yield Fault("/observe.observers", given, "none: they know of one objective, client.loss gives two")
+        if scenario.evaluate.gradient_norm:
+            yield Fault("/evaluate.gradient_norm", True, "false: it is of one objective, and client.loss gives two")
         if scenario.engine.path not in ("auto", "reference"):
             accepted = "'auto' or 'reference': clients with two objectives train one at a time"
             yield Fault("/engine.path", scenario.engine.path, accepted)

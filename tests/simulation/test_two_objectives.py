@@ -87,6 +87,7 @@ def test_accuracy_is_that_of_the_labels_and_threads_change_no_bit() -> None:
         ({"client.optimizer": "winsorized"}, r"client\.optimizer: given 'winsorized'"),
         ({"client.optimizer_state": "persist"}, r"client\.optimizer_state: given 'persist'; accepted: 'reset'"),
         ({"client.regularizers": ["coral"]}, r"client\.regularizers: given \['coral'\]; accepted: none"),
+        ({"evaluate.gradient_norm": True}, r"evaluate\.gradient_norm: given True; accepted: false"),
         ({"engine.path": "stacked"}, r"engine\.path: given 'stacked'; accepted: 'auto' or 'reference'"),
         ({"data.dataset": "teacher_student"}, r"client\.loss: given 'with_reconstruction'"),
         (
