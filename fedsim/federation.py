@@ -240,7 +240,7 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
     if loss is not None:
         loss.fit(dataset.info.num_classes)
         if hasattr(loss, "set_up"):
-            loss.set_up(dataset.info)
+            loss.set_up(dataset.info.shape)
     control = None if scenario.client.step_control is None else make("step_control", scenario.client.step_control)
     if control is not None:
         control.fit(dataset.info.num_classes)

@@ -11,7 +11,7 @@ Borsani et al., "Gradient Similarity Surgery in Multi-Task Deep Learning", 2025 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, ClassVar
 
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedsim import registry
-from fedsim.data.examples import DataInfo
 from fedsim.errors import Fault, FedsimError
 from fedsim.losses.loss import NO_CLASSES, Loss, last_linear, loss, softmax_losses
 
@@ -50,9 +49,9 @@ class WithReconstruction(Loss):
 
     objectives: ClassVar[int] = 2
 
-    def set_up(self, info: DataInfo) -> None:
-        """What the decoder gives back; called before the model is built."""
-        self.numbers = prod(info.shape)
+    def set_up(self, shape: Sequence[int]) -> None:
+        """The shape of an input, which the decoder gives back; called before the model is built."""
+        self.numbers = prod(shape)
 
     def head(self, model: nn.Module) -> nn.Module:
         name, old = last_linear(model)
