@@ -117,8 +117,8 @@ class Replica:
 
     def losses(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         """(K,) the objectives of a batch, where the loss part gives several."""
-        assert self._objective.loss is not None
-        given: Tensor = self._objective.loss.losses(outputs, inputs, targets, self._objective.num_classes)
+        part: Any = self._objective.loss
+        given: Tensor = part.losses(outputs, inputs, targets, self._objective.num_classes)
         return given
 
     def features(self) -> Tensor:
