@@ -14,6 +14,7 @@ from torch.nn import functional
 from fedsim.errors import FedsimError
 from fedsim.models.standardize import standardized
 from fedsim.privacy.clipping import (
+    GradientSum,
     clip_rows,
     clipped_difference_sum,
     clipped_gradient_sum,
@@ -263,14 +264,77 @@ def test_no_example_adds_more_than_the_clip(build: Callable[[], nn.Module], step
     assert float(added.max()) >= clip * (1 - 1e-6)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("build", [mlp, Written, cnn])
+def test_no_example_adds_more_than_the_clip_to_gradients(build: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    module, inputs, targets = task(build, dtype)
+    clip = float(gradients(module, inputs, targets).norm(dim=1).median() / 2)
+    batches = GradientSum(module.eval(), cross_entropy, clip)
+
+    def call(x: Tensor, y: Tensor) -> Tensor:
+        return clipped_gradient_sum(module, cross_entropy, x, y, clip).total
+
+    for added in (contributions(call, inputs, targets), contributions(batches, inputs, targets)):
+        assert clip * (1 - 1e-6) <= float(added.max()) <= clip * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_an_example_adds_no_more_in_a_batch_than_alone(build: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    module, inputs, targets = task(build, dtype)
+    before, now = vector(module), moved(vector(module), 1.0)
+    clip = float(clipped_difference_sum(module, now, before, cross_entropy, inputs, targets, 1.0).norms.min() / 2)
+    batches = GradientSum(module.eval(), cross_entropy, clip)
+
+    def gradient(x: Tensor, y: Tensor) -> Tensor:
+        return clipped_gradient_sum(module, cross_entropy, x, y, clip).total
+
+    def difference(x: Tensor, y: Tensor) -> Tensor:
+        return clipped_difference_sum(module, now, before, cross_entropy, x, y, clip).total
+
+    for call in (gradient, batches, difference):
+        whole = call(inputs, targets).double()
+        rounding = 2 * torch.finfo(dtype).eps * float(whole.norm())  # of the two sums, each once
+        for i in range(len(inputs)):
+            rest = torch.arange(len(inputs)) != i
+            added = float((whole - call(inputs[rest], targets[rest]).double()).norm())
+            assert added <= clip * (1 + 1e-6) + rounding
+            assert added >= clip * (1 - 1e-6) - rounding, "every example is clipped here"
+
+
 @pytest.mark.parametrize("step", [1e-2, 1e-4, 1e-6])
-def test_small_steps_lose_nothing_in_double(step: float) -> None:
-    module, inputs, targets = task(mlp, torch.float64)
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_small_steps_lose_nothing_in_double(build: Callable[[], nn.Module], step: float) -> None:
+    module, inputs, targets = task(build, torch.float64)
     before, now = vector(module), moved(vector(module), step)
     rows = gradients(module, inputs, targets, now) - gradients(module, inputs, targets, before)
     clip = middle(rows)
     found = clipped_difference_sum(module, now, before, cross_entropy, inputs, targets, clip)
     close(found.total, clipped(rows, clip), 1e-14 / step + 1e-13)
+
+
+def wide(*first: nn.Module) -> nn.Module:
+    return nn.Sequential(*first, nn.Linear(784, 64), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize(("step", "bound"), [(1.0, 1e-6), (1e-2, 3e-4), (1e-4, 3e-2)])
+def test_small_steps_lose_in_single_what_the_loop_loses(step: float, bound: float) -> None:
+    """What is lost is lost in the gradients, two near numbers of float32: neither path adds to it."""
+    torch.manual_seed(3)
+    module, inputs, targets = wide(), torch.rand(24, 784), torch.randint(10, (24,))
+    before, now = vector(module), moved(vector(module), step)
+    single = gradients(module, inputs, targets, now) - gradients(module, inputs, targets, before)
+    module, x = module.double(), inputs.double()
+    double = gradients(module, x, targets, now.double()) - gradients(module, x, targets, before.double())
+    clip = middle(double)
+    exact = clipped(double, clip)
+    loop = float((clipped(single, clip) - exact).norm())
+    assert loop <= bound * float(exact.norm())
+    for by_norms, net in ((True, wide()), (False, wide(nn.Unflatten(1, (1, 784))))):
+        assert (ghost_layers(net.eval(), inputs) is not None) == by_norms
+        found = clipped_difference_sum(net, now, before, cross_entropy, inputs, targets, clip).total
+        close(found, exact, bound)
+        assert float((found.double() - exact).norm()) <= 1.5 * loop
 
 
 def two_layers(dtype: torch.dtype, first: float, second: float) -> tuple[nn.Module, Tensor]:
@@ -489,30 +553,55 @@ def test_what_is_refused() -> None:
 
 MEMORY = """
 import resource, sys
+from types import SimpleNamespace
 import fedsim, torch
+from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 from torch.nn import functional
-from fedsim.privacy.clipping import clipped_difference_sum, clipped_gradient_sum
+from fedsim.data.examples import Examples
+from fedsim.flower import Flat
+from fedsim.privacy.clipping import GradientSum, clipped_difference_sum, clipped_gradient_sum
+from fedsim.updates import Layout
+from strategies.diff2 import Diff2
 torch.set_num_threads(1)
 torch.manual_seed(0)
-norms, n = sys.argv[1] == "norms", int(sys.argv[2])
+way, n = sys.argv[1], int(sys.argv[2])
 net = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
-if not norms:
+if way == "rows":
     net[0] = nn.Sequential(nn.Unflatten(1, (1, 784)), net[0], nn.Flatten())
 inputs, targets = torch.rand(n, 784), torch.randint(10, (n,))
 loss = lambda outputs, labels: functional.cross_entropy(outputs, labels, reduction="none")
 now = torch.cat([value.detach().flatten() for value in net.parameters()])
 assert len(now) == 50890
+layout = Layout.of(net)
 unit = 1 if sys.platform == "darwin" else 1024
+
+def sums():
+    clipped_difference_sum(net, now, now + 1e-3, loss, inputs, targets, 0.1)
+    clipped_gradient_sum(net, loss, inputs, targets, 0.1)
+
+def batch():
+    GradientSum(net.eval(), loss, 0.1)(inputs, targets)
+
+def measure():
+    part = Diff2(restart=2, c1=0.1, c2=0.1, lr=0.1)
+    part.setting = SimpleNamespace(privacy=SimpleNamespace(trust="central", unit="example"), rounds=4)
+    part.sigma = (0.0, 0.0)
+    workload = SimpleNamespace(layout=layout, example_loss=loss)
+    node = SimpleNamespace(module=net, workload=workload, parameters=now, round=2,
+                           examples=lambda: Examples(inputs, targets))
+    for restart in (True, False):
+        records = {"diff2": ConfigRecord({"restart": restart}), "previous": Flat(now + 1e-3, layout)}
+        assert part.measure(node, RecordDict(records))["metrics"]["num-examples"] == n
+
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-clipped_difference_sum(net, now, now + 1e-3, loss, inputs, targets, 0.1)
-clipped_gradient_sum(net, loss, inputs, targets, 0.1)
+{"norms": sums, "rows": sums, "batch": batch, "measure": measure}[way]()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 2**20)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "n"), [("norms", 60_000), ("rows", 6_000)])
-def test_memory_does_not_grow_with_the_examples(way: str, n: int) -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY, way, str(n)], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("way", ["norms", "rows", "batch", "measure"])
+def test_memory_does_not_grow_with_the_examples(way: str) -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY, way, "60000"], capture_output=True, text=True, check=True)
     assert float(done.stdout) <= 500
