@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+from fedsim.errors import DataMissing
 from fedsim.privacy import diff2_noise, diff2_releases, epsilon
 from fedsim.scenario import Scenario, read
 from fedsim.simulation import simulate
 from fedsim.verify.claim import Expected, Measured, claim
 
 PARTS = ("fedsim.privacy.calibration", "fedsim.privacy.accounting", "strategies.diff2", "fedsim.data.regression")
-
+DRAWN = ("gradient_norm",)
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "diff2_filter.json"
+SHOWN = {"kept": "malicious messages kept (a coin: .5)", "asr": "ASR", "bare_asr": "ASR without the filter",
+         "accuracy": "main accuracy"}  # fmt: skip
 
 CURVES = (
     ("dp_gd", "#d55e00", "DP-GD"),
@@ -67,11 +73,19 @@ def calibration(seed: int) -> Measured:
             "it arrives sooner, and by the last rounds DP-GD at half of its rate has come to the same floor. At one "
             "rate for both it is at most a sixth on every seed",
         ),
-        "last": Expected("the same after the last round alone", "5 to 12"),
+        "last": Expected(
+            "the same after the last round alone",
+            "5 to 12",
+            0.5,
+            1.2,
+            differs="by the last round DP-GD, with half of the rate, has come to the floor that DIFF2 reached rounds "
+            "before: DIFF2 arrives sooner and ends no lower",
+        ),
         "rate": Expected("the same, DP-GD at DIFF2's rate in place of its own, which is half of it", "5 to 12", 5.0),
         "loss": Expected("test loss of DIFF2 less that of DP-GD", "not always lower"),
     },
-    source="Section 6: the gradient's norm at ε = 3; synthetic regression, N = 16,512",
+    source="Section 6: the gradient's norm at ε = 3; synthetic regression, N = 16,512; tuned on seeds 100 and 101: "
+    "tuning costs privacy that is not counted",
     seeds=5,
     quick=False,
 )
@@ -94,6 +108,103 @@ def gradient_norm(seed: int) -> Measured:
     values = {"ratio": ratio, "half": float(ratio >= 2), "last": theirs[1] / ours[1], "loss": ours[2] - theirs[2]}
     values["rate"] = found["same_rate"][0] / ours[0]
     return Measured(values, series)
+
+
+def _beside(name: str, seed: int) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
+    """DP-GD beside DIFF2 at the points of a scenario's matrix: numbers of both, and the rounds that were evaluated."""
+    tables = read(name)
+    points = {point["name"]: point for point in tables.pop("matrix")["server.estimator"]}
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for method, point in points.items():
+        scenario = Scenario(**tables).changed(seed=seed, **{"server.estimator": point, "engine.workers": 1})
+        lines[method] = [line for line in simulate(scenario).lines if line.get("gradient_norm") is not None]
+    squares = {method: [line["gradient_norm"] ** 2 for line in found] for method, found in lines.items()}
+    half = {
+        method: [
+            square for line, square in zip(found, squares[method], strict=True) if line["round"] > tables["rounds"] / 2
+        ]
+        for method, found in lines.items()
+    }
+    means = {method: sum(each) / len(each) for method, each in half.items()}
+    values = {"ratio": means["dp_gd"] / means["diff2"], "last": squares["dp_gd"][-1] / squares["diff2"][-1]}
+    for method, found in lines.items():
+        values[f"{method}_square"] = squares[method][-1]
+        values[f"{method}_loss"] = float(found[-1]["loss"])
+    return values, lines
+
+
+@claim(
+    {
+        "ratio": Expected("squared gradient norm of DP-GD over that of DIFF2, means over rounds 501 to 1000", "–"),
+        "last": Expected("the same after the last round", "–"),
+        "diff2_square": Expected("squared gradient norm of DIFF2 after the last round", "–"),
+        "dp_gd_square": Expected("the same of DP-GD", "–"),
+        "diff2_loss": Expected("test loss of DIFF2", "–"),
+        "dp_gd_loss": Expected("test loss of DP-GD", "–"),
+    },
+    source="papers/diff2_diabetes: 353 examples, ε = 3; tuned on seeds 100 and 101, which no ε counts",
+    seeds=5,
+    quick=False,
+)
+def diabetes(seed: int) -> Measured:
+    """Both methods at the points that `papers/diff2_diabetes` names."""
+    values, _ = _beside("papers/diff2_diabetes", seed)
+    return Measured(values)
+
+
+@claim(
+    {
+        "ratio": Expected("squared gradient norm of DP-GD over that of DIFF2, means over rounds 51 to 100", "–"),
+        "last": Expected("the same after the last round", "–"),
+        "diff2_square": Expected("squared gradient norm of DIFF2 after the last round", "–"),
+        "dp_gd_square": Expected("the same of DP-GD", "–"),
+        "diff2_loss": Expected("test loss of DIFF2", "–"),
+        "dp_gd_loss": Expected("test loss of DP-GD", "–"),
+        "diff2_accuracy": Expected("accuracy of DIFF2", "–"),
+        "dp_gd_accuracy": Expected("accuracy of DP-GD", "–"),
+    },
+    source="papers/diff2_fashion_mnist: logistic, 60,000 examples, ε = 3; eighteen of the grid's 840 points "
+    "tried, on seed 100; tuning costs privacy that no ε counts",
+    seeds=5,
+    quick=False,
+)
+def fashion_mnist(seed: int) -> Measured:
+    """Both methods at the points that `papers/diff2_fashion_mnist` names."""
+    values, lines = _beside("papers/diff2_fashion_mnist", seed)
+    return Measured(values | {f"{method}_accuracy": float(found[-1]["accuracy"]) for method, found in lines.items()})
+
+
+@claim(
+    {
+        f"eps_{level}_restart_{restart}_{name}": Expected(
+            f"behind the filter at ε = {level}, T = {restart}: {words}", "–"
+        )
+        for restart in (1, 10)
+        for level in ("inf", "128", "32", "8")
+        for name, words in SHOWN.items()
+    },
+    source="papers/diff2_filter, 48 cells, three seeds, means over the last five rounds; read from docs/results",
+    exact=True,
+)
+def behind_the_filter(seed: int) -> Measured:
+    """DIFF2 with local noise behind the multi-metric filter: the grid that `fedsim bench` ran."""
+    if not RESULTS.exists():
+        made = "`fedsim bench papers/diff2_filter` and `fedsim results papers/diff2_filter --json --out FILE` make it"
+        raise DataMissing(f"{RESULTS}: not there; {made}")
+    cells: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for row in json.loads(RESULTS.read_text()):
+        where = f"eps_{float(row['privacy.epsilon']):g}_restart_{row['server.estimator.restart']}_"
+        cells.setdefault((where, row["defense"] != "fedavg"), []).append(row)
+    values: dict[str, float] = {}
+    for (where, filtered), rows in cells.items():
+        success = sum(row["asr"] for row in rows) / len(rows)
+        if not filtered:
+            values[f"{where}bare_asr"] = success
+            continue
+        kept = sum(row["attacker_rows_kept"] for row in rows) / sum(row["attacker_rows"] for row in rows)
+        accuracy = sum(row["accuracy"] for row in rows) / len(rows)
+        values |= {f"{where}kept": kept, f"{where}asr": success, f"{where}accuracy": accuracy}
+    return Measured(values)
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:

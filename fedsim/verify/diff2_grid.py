@@ -1,13 +1,17 @@
-"""Tunes DIFF2 and DP-GD on ``papers/diff2``: every point of the paper's grid in one stacked computation.
+"""Tunes DIFF2 and DP-GD on ``papers/diff2``: every point of the paper's grid, forty points side by side.
 
-The model is Linear(d, 10)–softplus–Linear(10, 1) with the squared error; all points (C₁, C₂, T/R, η) of the grid and
-all seeds train side by side on the whole data set with their own noise, clipped by norms that follow from activations
-and signals. Tuning reads the data and costs privacy that no ε counts: seeds of the tuning are no seeds of the claim.
+The model is Linear(d, 10)–softplus–Linear(10, 1) with the squared error. All 840 points (C₁, C₂, T/R, η) of the grid
+train, forty of them and one seed in one stacked computation, each with its own radii and rate and the noise of its
+calibration, clipped by norms that follow from activations and signals. With ``--most n`` a first pass reads n
+examples of each client, with the noise that all of them would get, and ``--finalists`` points of each method then read
+all. Tuning reads the data and costs privacy that no ε counts: seeds of the tuning are no seeds of the claim.
 
 A point is worth the mean of its squared gradient norms over the second half of the rounds, on the seed where it does
 worst: a rate at the edge of stability, whose last rounds are small by luck, is not chosen.
 
-``python -m fedsim.verify.diff2_grid`` prints the best points of each method with their values on each seed.
+``python -m fedsim.verify.diff2_grid papers/diff2 --seeds 100 101 --most 20 --finalists 16`` is how ``papers/diff2`` was
+tuned. It prints the best points of each method with their values on each seed; ``--out FILE.json`` writes all points of
+both passes, ranked, for a rerun to be compared with.
 
 Murata & Suzuki, ICML 2023, arXiv 2302.03884, §5.
 """
@@ -20,6 +24,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +34,7 @@ from torch.nn.functional import softplus
 from fedsim import rng
 from fedsim.federation import build
 from fedsim.privacy import diff2_noise
+from fedsim.record import write_json
 from fedsim.scenario import Scenario
 
 RADII = (1.0, 3.0, 10.0, 30.0, 100.0)
@@ -185,25 +191,39 @@ def ranked(found: dict[Point, list[float]], method: str) -> list[Point]:
     return sorted((point for point in found if point.method == method), key=lambda point: max(found[point]))
 
 
-def main() -> None:
+def written(found: dict[Point, list[float]]) -> dict[str, list[dict[str, object]]]:
+    """Every point of each method with its values, the best first, for a JSON file."""
+    return {
+        method: [asdict(point) | {"squared_norms": found[point]} for point in ranked(found, method)]
+        for method in ("dp_gd", "diff2")
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", nargs="?", default="papers/diff2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101])
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--most", type=int, default=None, help="examples of each client that a first pass reads")
     parser.add_argument("--finalists", type=int, default=20, help="points of each method that then read all")
-    chosen = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE.json", help="write all points, ranked, here")
+    chosen = parser.parse_args(arguments)
     from fedsim.scenario import read
 
     tables = {key: value for key, value in read(chosen.scenario).items() if key != "matrix"}
     scenario = Scenario(**tables)
     if chosen.rounds is not None:
         scenario = scenario.changed(rounds=chosen.rounds)
-    points = grid()
+    points, passes = grid(), {}
     if chosen.most is not None:
         rough = tune(points, scenario, chosen.seeds, chosen.most)
+        passes[f"{chosen.most} examples of each client"] = written(rough)
         points = [point for method in ("dp_gd", "diff2") for point in ranked(rough, method)[: chosen.finalists]]
     found = tune(points, scenario, chosen.seeds)
+    passes["all examples"] = written(found)
+    if chosen.out is not None:
+        tuned = {"scenario": chosen.scenario, "seeds": chosen.seeds, "rounds": scenario.rounds}
+        write_json(chosen.out, tuned | {"passes": passes})
     for method in ("dp_gd", "diff2"):
         for point in ranked(found, method)[:3]:
             print(json.dumps({"method": method, **asdict(point), "squared_norms": found[point]}))

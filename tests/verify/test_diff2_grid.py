@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
+from fedsim.verify import diff2_grid
 from fedsim.verify.diff2_grid import Point, Stacked, grid, ranked, tune
 
 POINTS = [Point(1.0, 0.0, 0.0, 0.25), Point(3.0, 1.0, 0.2, 0.125), Point(100.0, 100.0, 0.5, 0.25)]
@@ -45,3 +49,24 @@ def test_a_points_noise_does_not_depend_on_its_neighbours() -> None:
 def test_the_grid_is_the_papers() -> None:
     points = grid()
     assert len(points) == len(set(points)) == 5 * 8 + 5 * 5 * 4 * 8
+
+
+def test_the_command_writes_every_point_of_both_passes_ranked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [*POINTS, Point(1.0, 0.0, 0.0, 0.5)]
+    monkeypatch.setattr(diff2_grid, "grid", lambda: few)
+    file = tmp_path / "grid.json"
+    sizes = ["--rounds", "4", "--seeds", "100", "--most", "2", "--finalists", "1"]
+    diff2_grid.main(["papers/diff2_diabetes", *sizes, "--out", str(file)])
+    told = json.loads(file.read_text())
+    assert (told["scenario"], told["seeds"], told["rounds"]) == ("papers/diff2_diabetes", [100], 4)
+    assert list(told["passes"]) == ["2 examples of each client", "all examples"]
+    first, last = told["passes"].values()
+    for method in ("dp_gd", "diff2"):
+        assert len(first[method]) == 2
+        assert first[method][0]["squared_norms"] < first[method][1]["squared_norms"]
+        assert [{**each, "squared_norms": 0} for each in last[method]] == [{**first[method][0], "squared_norms": 0}]
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"method": method, **last[method][0]} for method in ("dp_gd", "diff2")
+    ]
