@@ -1,8 +1,9 @@
-"""A client's share of a DIFF2 round and an epoch of FedAvg: ``python diff2_round.py ours|epoch|bare ROUNDS``.
+"""A client's share of a DIFF2 round, an epoch of FedAvg: ``python diff2_round.py ours|epoch|bare|norms|rows ROUNDS``.
 
-``ours`` is the clipped sum of gradient differences at two points, ``epoch`` an epoch of SGD in fedsim's stacked path
-(batches of 32), ``bare`` the same epoch as a plain PyTorch loop; all over the same 6,000 images of Fashion-MNIST, with
-the MLP, on one thread.
+``ours`` is the estimator's answer to a round's message, the clipped sum of gradient differences with all around it;
+``epoch`` an epoch of SGD in fedsim's stacked path (batches of 32), ``bare`` the same epoch as a plain PyTorch loop.
+``norms`` is the clipped sum alone, and ``rows`` the same with every example's gradient formed by ``vmap``. All over the
+same 6,000 images of Fashion-MNIST, with the MLP, on one thread.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import fedsim  # noqa: F401  (sets the process up before torch is imported)
 
@@ -22,13 +24,17 @@ def side(what: str) -> Callable[[], object]:
     """One round of a side."""
     import torch
     import workload
-    from torch import Tensor
+    from flwr.app import ConfigRecord, RecordDict
+    from torch import Tensor, nn
     from torch.nn import functional
 
     from fedsim.client.objective import Objective
     from fedsim.client.stacked import Stacked
-    from fedsim.privacy.clipping import clipped_difference_sum
+    from fedsim.data.examples import Examples
+    from fedsim.flower import Flat
+    from fedsim.privacy.clipping import clipped_difference_sum, ghost_layers
     from fedsim.updates import Layout
+    from strategies.diff2 import Diff2
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -42,8 +48,30 @@ def side(what: str) -> Callable[[], object]:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(outputs, targets, reduction="none")
 
+    estimator = Diff2(restart=2, c1=1.0, c2=CLIP / STEP, lr=0.1)
+    privacy = SimpleNamespace(trust="central", unit="example")
+    estimator.setting, estimator.sigma = SimpleNamespace(privacy=privacy, rounds=2, clients=10), (1e-3, 1e-3)
+    node = SimpleNamespace(
+        module=net,
+        parameters=now,
+        round=2,
+        workload=SimpleNamespace(layout=layout, example_loss=loss),
+        examples=lambda: Examples(images, labels),
+    )
+
     def ours() -> object:
+        message = {"diff2": ConfigRecord({"restart": False}), "previous": Flat(before, layout)}
+        return estimator.measure(node, RecordDict(message))
+
+    def norms() -> object:
         return clipped_difference_sum(net, now, before, loss, images, labels, CLIP)
+
+    # A second axis, of one row, keeps the layers from being taken by norms.
+    unsuited = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 784)), net[1], nn.Flatten(), *net[2:])
+    assert (ghost_layers(net, images), ghost_layers(unsuited, images)) == (("1.weight", "3.weight"), None)
+
+    def rows() -> object:
+        return clipped_difference_sum(unsuited, now, before, loss, images, labels, CLIP)
 
     def epoch() -> None:
         stacked = Stacked(net, layout, Objective(10))
@@ -60,7 +88,7 @@ def side(what: str) -> Callable[[], object]:
             functional.cross_entropy(net(x), y).backward()
             optimizer.step()
 
-    return {"ours": ours, "epoch": epoch, "bare": bare}[what]
+    return {"ours": ours, "epoch": epoch, "bare": bare, "norms": norms, "rows": rows}[what]
 
 
 def main() -> None:

@@ -168,6 +168,18 @@ def diff2(effort: Effort) -> Iterable[Row]:
     found = in_turn(sides, effort.repetitions)
     what = "DIFF2 round, mlp, 6,000 images, to an epoch of FedAvg"
     yield compare(what, found, "ours", "epoch", must=1.5, aim=1.0)
+    sides = {"norms": python("diff2_round.py", "norms", "20"), "rows": python("diff2_round.py", "rows", "3")}
+    what = "clipped differences, mlp, 6,000 images, by norms to rows of vmap"
+    yield compare(what, in_turn(sides, effort.repetitions), "norms", "rows")
+
+
+def audit(effort: Effort) -> Iterable[Row]:
+    """The attack on a privacy claim, with plain averaging and as the scenario ships."""
+    what = "audit, 2,000 trials of 100 rounds, linear model"
+    plain = measured(python("audit_trials.py", "2000", 'server.defenses=["fedavg"]'))["seconds"]
+    yield Row(what, _number(plain, "s"), "", plain, "s", must=180.0)
+    shortened = measured(python("audit_trials.py", "2000"))["seconds"]
+    yield Row(f"{what}, norm_bound in front", _number(shortened, "s"), "", shortened, "s")
 
 
 def accounting(effort: Effort) -> Iterable[Row]:
@@ -201,6 +213,7 @@ SECTIONS: dict[str, Callable[[Effort], Iterable[Row]]] = {
     "population": population,
     "accounting": accounting,
     "diff2": diff2,
+    "audit": audit,
     "dp_sgd": dp_sgd,
     "diffgrad": diffgrad,
     "mlp": mlp,
