@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,53 @@ def test_a_missing_california_housing_says_how_to_get_it(tmp_path: Path, monkeyp
     monkeypatch.setattr(sklearn.datasets, "fetch_california_housing", no_network)
     with pytest.raises(DataMissing, match=r"cal_housing_py3\.pkz"):
         make("dataset", "california_housing", folder=str(tmp_path)).load()
+
+
+def test_california_housing_is_read_from_scikit_learns_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import joblib
+    from sklearn.datasets import _california_housing
+
+    def no_network(*given: object, **more: object) -> None:
+        raise AssertionError("the file is there")
+
+    monkeypatch.setattr(_california_housing, "_fetch_remote", no_network)
+    # As scikit-learn keeps it: the target first, then columns of which it divides four into means by household.
+    table = np.random.default_rng(0).uniform(1, 50, (20_640, 9))
+    joblib.dump(table, tmp_path / "cal_housing_py3.pkz", compress=6)
+    part = make("dataset", "california_housing", folder=str(tmp_path))
+    found, info = part.load(), part.info()
+    assert (len(found.train), len(found.test)) == (info.train, info.test) == (16_512, 4_128)
+    assert found.train.inputs.shape[1:] == info.shape == (8,)
+    torch.testing.assert_close(found.train.inputs.mean(0), torch.zeros(8), atol=1e-4, rtol=0)
+    values = torch.cat([found.train.targets, found.test.targets]).double()
+    expected = torch.from_numpy(table[:, 0])
+    torch.testing.assert_close(
+        ((values - values.mean()) / values.std()).sort().values,
+        ((expected - expected.mean()) / expected.std()).sort().values,
+        atol=1e-4, rtol=0,
+    )  # fmt: skip
+
+
+def test_measured_targets_of_a_file_go_through_diff2(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((120, 4)).astype(np.float32)
+    y = (x @ np.array([1.0, -2.0, 0.5, 0.0]) + 0.01 * draw.standard_normal(120)).astype(np.float32)
+    np.savez(tmp_path / "turbine.npz", x_train=x[:100], y_train=y[:100], x_test=x[100:], y_test=y[100:])
+    scenario = Scenario(
+        rounds=30,
+        data={"dataset": {"name": "npz", "path": str(tmp_path / "turbine.npz")}, "clients": 5},
+        model={"name": "logistic"},
+        client={"per_round": 5},
+        server={"estimator": {"name": "diff2", "restart": 10, "c1": 100.0, "c2": 100.0, "lr": 0.2}},
+        privacy={"epsilon": "inf"},
+        evaluate={"gradient_norm": True},
+    )
+    lines = simulate(scenario).lines
+    assert all(line["accuracy"] is None for line in lines)
+    assert lines[-1]["loss"] < 1e-3 < 1 < lines[0]["loss"]
+    assert lines[-1]["gradient_norm"] < 1e-2
+    noisy = simulate(scenario.changed(**{"privacy.epsilon": 3.0})).lines
+    assert lines[-1]["loss"] < noisy[-1]["loss"]
 
 
 def test_the_noise_of_the_synthetic_task_is_what_least_squares_cannot_explain() -> None:

@@ -20,13 +20,22 @@ pytestmark = pytest.mark.slow
 ALL = ("data.clients=3", "client.per_round=3", *SETS[2:], "client.epochs=1", "client.optimizer={name='sgd', lr=0.05}")
 DIFF2 = "server.estimator={name='diff2', restart=2, c1=1.0, c2=1.0, lr=0.5}"
 CLIENTS = ("privacy.unit='client'", "privacy.noise=[0.5]")
+ATTACKED = ("adversary.fraction=0.25", "adversary.attacks=[{name='badnets', target=0}, {name='model_replacement'}]")
 CASES: dict[str, tuple[str, ...]] = {
     "diff2 central": (*ALL, DIFF2, "privacy.epsilon=8.0"),
     "diff2 distributed": (*ALL, DIFF2, "privacy.epsilon=8.0", "privacy.trust='distributed'", "privacy.colluding=1"),
     "diff2 local": (*ALL, DIFF2, "privacy.noise=[0.02, 0.02]", "privacy.trust='local'"),
+    "diff2 local, an adversary behind the filter": (
+        *ALL, "data.clients=4", "client.per_round=4", DIFF2, "privacy.noise=[0.02, 0.02]", "privacy.trust='local'",
+        *ATTACKED, "server.defenses=[{name='multi_metrics', keep=0.5}]"),
+    "bvr_l_sgd": (*ALL, "privacy.epsilon='inf'", "server.estimator={name='diff2', restart=2, c1=1.0, c2=1.0, lr=0.5, "
+                  "subroutine='bvr_l_sgd', local_steps_count=3}"),
+    "reclip": (*SETS, *CLIENTS, "server.defenses=['median', {name='reclip', radius=1.0}]"),
     "dp_gd": (*ALL, "server.estimator={name='dp_gd', c1=1.0, lr=0.5}", "privacy.epsilon=8.0"),
     "dp_fedavg": (*SETS, *CLIENTS, "server.defenses=[{name='dp_fedavg', adaptive=true}]",
                   "server.sampler={name='poisson', rate=0.7}"),
+    "dp_fedavg, cohorts of a fixed size": (*SETS, *CLIENTS, "server.defenses=['dp_fedavg']", "server.sampler='uniform'",
+                                           "privacy.accountant='rdp'"),
     "dp_sgd": (*SETS, "client.optimizer={name='dp_sgd', lr=0.1}", "privacy.epsilon=20.0", "privacy.trust='local'"),
 }  # fmt: skip
 
@@ -57,7 +66,8 @@ def test_flwr_run_gives_the_digest_of_threads(
     name: str, app: Path, environment: dict[str, str], superlink: int, tmp_path: Path
 ) -> None:
     configure(app, CASES[name])
-    streamed = flwr_run(app, superlink, environment, "--federation-config", "num-supernodes=3")
+    nodes = f"num-supernodes={scenario(name).data.clients}"
+    streamed = flwr_run(app, superlink, environment, "--federation-config", nodes)
     file = tmp_path / "run" / "summary.json"
     assert file.exists(), streamed
     summary: dict[str, Any] = json.loads(file.read_text("utf-8"))
