@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from fedsim import audit, registry
@@ -22,7 +22,7 @@ from fedsim.audit import Audit, Claim, Verdict, judge, prepare, upper
 from fedsim.canary import Differences
 from fedsim.cli import app
 from fedsim.errors import FedsimError
-from fedsim.privacy import clipping, diff2_releases, epsilon
+from fedsim.privacy import clipping, diff2_releases, epsilon, ghost
 from fedsim.privacy.clipping import ClippedSum
 from fedsim.privacy.materialised import gradient_rows
 from fedsim.privacy.rows import clip_rows, row_norms
@@ -181,9 +181,12 @@ def test_workers_change_no_bit() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("neighbours", ["replace_one", "add_or_remove"])
-def test_a_sound_mechanism_passes_on_all_of_twenty_seeds(neighbours: str) -> None:
-    test = prepare(private({"epsilon": 3.0, "neighbours": neighbours}, rounds=3, estimator={**DIFF2, "restart": 3}))
+@pytest.mark.parametrize(
+    ("trust", "neighbours"), [("central", "replace_one"), ("central", "add_or_remove"), ("local", "replace_one")]
+)
+def test_a_sound_mechanism_passes_on_all_of_twenty_seeds(trust: str, neighbours: str) -> None:
+    privacy = {"epsilon": 3.0, "trust": trust, "neighbours": neighbours}
+    test = prepare(private(privacy, rounds=3, estimator={**DIFF2, "restart": 3}))
     verdicts = [test.run(200, seed, workers=1) for seed in range(20)]
     assert [verdict.seed for verdict in verdicts if verdict.refuted] == []
     assert max(verdict.bound for verdict in verdicts) > 0
@@ -232,6 +235,7 @@ def test_noise_used_for_two_releases_is_caught() -> None:
 
 
 Sum = Callable[..., ClippedSum]
+SUMS: tuple[Sum, Sum] = (clipping.clipped_gradient_sum, clipping.clipped_difference_sum)
 
 
 def raw(module: Any, point: Tensor, loss: Any, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -299,6 +303,37 @@ def test_a_rule_that_bounds_no_example_is_caught(monkeypatch: pytest.MonkeyPatch
     sound = prepare(private({"epsilon": 3.0}, {"name": "dp_gd", "c1": 1.0, "lr": 0.5}, rounds=2))
     verdict = forged(monkeypatch, sound, trials=400, clipped_gradient_sum=wrong)
     assert verdict.refuted
+
+
+def layer_of(rows: Tensor) -> nn.Linear:
+    """A layer whose inputs are the audit's rows: the canary's loss by it has the canary's gradient."""
+    return nn.Linear(rows.shape[1], 1, bias=False, dtype=rows.dtype)
+
+
+def gradients_by_norms(module: Any, loss: Any, inputs: Tensor, targets: Tensor, clip: float) -> ClippedSum:
+    rows = raw(module, module.x.detach(), loss, inputs, targets)
+    return SUMS[0](layer_of(rows), lambda out, _: out[:, 0], rows, targets, clip)
+
+
+def differences_by_norms(
+    module: Any, now: Tensor, before: Tensor, loss: Any, inputs: Tensor, targets: Tensor, clip: float
+) -> ClippedSum:
+    rows = raw(module, now, loss, inputs, targets)
+    canary = rows.sum(0)  # all others are zero; at this point the layer's output of it is 1, at the opposite one −1
+    at = canary / canary.square().sum().clamp(min=1e-300)
+    return SUMS[1](layer_of(rows), at, -at, lambda out, _: out[:, 0].square() / 2, rows, targets, clip)
+
+
+@pytest.mark.slow
+def test_the_clip_of_linear_layers_passes_and_is_caught_where_it_clips_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = prepare(private({"epsilon": 3.0}))
+    sums = {"clipped_gradient_sum": gradients_by_norms, "clipped_difference_sum": differences_by_norms}
+    verdict = forged(monkeypatch, sound, trials=400, **sums)
+    assert not verdict.refuted
+    assert verdict.bound > verdict.claim.epsilon / 4
+    factors = ghost.clip_factors
+    monkeypatch.setattr(ghost, "clip_factors", lambda norms, clip, dtype: factors(norms, 3 * clip, dtype))
+    assert forged(monkeypatch, sound, trials=400, **sums).refuted
 
 
 class Crowd(Differences):
