@@ -4,6 +4,7 @@ Its clients are a fixed pool, drawn once by the seed. With ``selection = "pool"`
 that no attack changes a cohort; with ``"forced"`` an attack round holds ``forced`` of them at least: the first honest
 draws are replaced by named attackers, all other draws stay. Knowledge is enforced here: under ``own`` each client's
 row is crafted alone, under ``colluding`` the malicious rows together, and only ``omniscient`` shows the honest rows.
+Examples of other clients, and the test set, are a right of their own, ``examples``.
 
 The threat models of Shejwalkar et al., "Back to the Drawing Board: A Critical Evaluation of Poisoning Attacks on
 Production Federated Learning", IEEE S&P 2022, arXiv:2108.10241.
@@ -25,6 +26,7 @@ from attacks.schedule import Schedule
 from fedsim import registry, rng
 from fedsim.data.examples import Examples
 from fedsim.errors import Fault, FedsimError, KnowledgeError, ScenarioError
+from fedsim.tables import grants_others
 from fedsim.updates import Updates
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Adversary:
         forced: attackers at least in an attack round, with ``forced``.
         schedule: in which rounds it attacks; every round if None.
         knowledge: ``own``, ``colluding`` or ``omniscient``.
+        examples: ``own`` or ``population``; None: that if omniscient, or for an attack whose paper gives it them.
         knows_defense: whether it may run the server on rows of its own.
         claim: example count that its clients claim; None: the true one.
         seed: the scenario's.
@@ -68,6 +71,7 @@ class Adversary:
         forced: int = 1,
         schedule: Schedule | None = None,
         knowledge: str = "colluding",
+        examples: str | None = None,
         knows_defense: bool = False,
         claim: int | None = None,
         seed: int = 0,
@@ -83,6 +87,7 @@ class Adversary:
         self.population, self.seed, self.rounds = population, seed, rounds
         self.selection, self.forced, self.schedule = selection, forced, schedule
         self.knowledge, self.knows_defense, self.claim = knowledge, knows_defense, claim
+        self.examples = examples
         drawn = rng.stream(seed, "adversary.pool").permutation(population if size else 0)[:size]
         self.pool: NDArray[np.int64] = np.sort(drawn).astype(np.int64)
         self.learned: dict[str, Tensor] = {}
@@ -99,6 +104,7 @@ class Adversary:
             forced=table.forced,
             schedule=registry.make("schedule", table.schedule.name, **table.schedule.options),
             knowledge=table.knowledge,
+            examples=table.examples,
             knows_defense=table.knows_defense,
             claim=table.claim,
             seed=scenario.seed,
@@ -227,11 +233,25 @@ class Adversary:
         return counts
 
     def prepare(self, train: Examples, test: Examples, *, num_classes: int) -> None:
-        """Let every attack load its own data, once a process."""
-        streams = rng.Streams(self.seed, "attack", "data.tail")
-        for part in self.attacks:
-            shown = train if part.trains_on_others() else train.take(np.zeros(0, dtype=np.int64))
-            part.prepare(shown, test, num_classes=num_classes, streams=streams)
+        """Let every attack load its own data, once a process.
+
+        Raises:
+            KnowledgeError: an attack wants examples that the adversary has no right to.
+        """
+        streams, nothing = rng.Streams(self.seed, "attack", "data.tail"), np.zeros(0, dtype=np.int64)
+        for position, part in enumerate(self.attacks):
+            trains, tests = part.trains_on_others(), part.reads_tests()
+            if (trains or tests) and not grants_others(self.examples, self.knowledge, type(part)):
+                what = "examples of other clients" if trains else "the server's test examples"
+                given = f"knowledge = '{self.knowledge}'" + (f", examples = '{self.examples}'" if self.examples else "")
+                with _named(part, position):
+                    raise KnowledgeError(f"{what}: given {given}; accepted: adversary.examples = 'population'")
+            part.prepare(
+                train if trains else train.take(nothing),
+                test if tests else test.take(nothing),
+                num_classes=num_classes,
+                streams=streams,
+            )
 
     @property
     def learns(self) -> bool:

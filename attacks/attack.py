@@ -315,14 +315,20 @@ class Attack:
     def trains_on_others(self) -> bool:
         """Whether its clients train on examples that other clients hold: ``prepare`` is given all, else none.
 
+        It is a right that the scenario grants (``adversary.examples = "population"``, or an omniscient adversary).
         Such an attack is refused behind a claim of privacy.
         """
         return False
 
+    def reads_tests(self) -> bool:
+        """Whether ``prepare`` reads the server's test examples, by the same right; else it is given none of them."""
+        return self.trains_on_others()
+
     def prepare(self, train: Examples, test: Examples, *, num_classes: int, streams: rng.Streams) -> None:
         """Called once per process before the first round: load own data, check the trigger against the images.
 
-        ``train`` is empty, of the right shapes, unless :meth:`trains_on_others`; ``test`` is the server's.
+        ``train`` is empty, of the right shapes, unless :meth:`trains_on_others`; so is ``test``, the server's, unless
+        :meth:`reads_tests`.
         What it draws comes from ``streams.stream("attack.NAME.PURPOSE")``.
         """
 

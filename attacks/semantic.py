@@ -68,6 +68,10 @@ class Semantic(Attack):
         """Images of a whole class."""
         return True
 
+    def reads_tests(self) -> bool:
+        """What is tested it finds at the evaluation."""
+        return False
+
     def prepare(self, train: Examples, test: Examples, *, num_classes: int, streams: rng.Streams) -> None:
         from sklearn.cluster import KMeans
 

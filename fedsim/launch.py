@@ -12,7 +12,9 @@ from fedsim.errors import FedsimError
 from fedsim.federation import make
 from fedsim.record import write_json
 from fedsim.scenario import Part, Scenario
+from fedsim.scenario_rules import needs_population
 from fedsim.simulation import Progress, Result, simulate
+from fedsim.tables import Tables
 
 if TYPE_CHECKING:
     from fedsim.report.tracker import Trackers
@@ -128,6 +130,8 @@ def twin(scenario: Scenario) -> Scenario | None:
         return None
     table = scenario.table()
     table["adversary"] = {"count": 0, "attacks": [_table(part) for part in kept]}
+    if any(needs_population(part, Tables().adversary) for part in kept):
+        table["adversary"]["examples"] = "population"
     table["title"] = f"Without attack: {scenario.title}"
     table.pop("observe", None)
     return Scenario(**table)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedsim import registry, scenario_privacy
 from fedsim.errors import NOTHING, Fault, FedsimError, ScenarioError
-from fedsim.tables import Client, Part, Tables
+from fedsim.tables import AdversaryTable, Client, Part, Tables, grants_others
 
 KNOWLEDGE = ("own", "colluding", "omniscient")
 
@@ -159,6 +159,19 @@ def _needs_of_attacks(scenario: Tables) -> Iterator[Fault]:
             yield Fault("adversary.knowledge", adversary.knowledge, f"'{needs}', {who}")
         if getattr(attack, "knows_defense", False) and not adversary.knows_defense:
             yield Fault("adversary.knows_defense", False, f"true, {who}")
+        if needs_population(part, adversary):
+            given = NOTHING if adversary.examples is None else adversary.examples
+            yield Fault("adversary.examples", given, f"'population', {who}", ("adversary.knowledge",))
+
+
+def needs_population(part: Part, adversary: AdversaryTable) -> bool:
+    """Whether an attack, with its options, reads examples to which this adversary has no right."""
+    try:
+        attack = registry.make("attack", part.name, **part.options)
+    except FedsimError:
+        return False
+    wants = attack.trains_on_others() or attack.reads_tests()
+    return wants and not grants_others(adversary.examples, adversary.knowledge, type(attack))
 
 
 def _stock_strategy(scenario: Tables) -> Iterator[Fault]:

@@ -133,10 +133,24 @@ class AdversaryTable(Section):
     """In which rounds it attacks."""
     knowledge: Literal["own", "colluding", "omniscient"] = "colluding"
     """What it sees when it crafts: each client its own update, those of all its clients, or everybody's."""
+    examples: Literal["own", "population"] | None = None
+    """Whose examples its attacks may have: ``own``, those of its clients; ``population``, everybody's and the test
+    set. None: everybody's if ``omniscient``, and for ``edge_case`` and ``semantic``, whose papers give them."""
     knows_defense: bool = False
     """Whether it may run the server's defense on rows of its own (needs ``omniscient``)."""
     claim: Annotated[int, Field(ge=0)] | None = None
     """Example count that its clients claim; None: the true one."""
+
+
+WITH_SOURCES = ("attacks.edge_case", "attacks.semantic")
+"""Where the attacks stand whose papers give them images of the whole population."""
+
+
+def grants_others(examples: str | None, knowledge: str, attack: type) -> bool:
+    """Whether an adversary's rights show this attack the examples of other clients, and the test set."""
+    if examples is None:
+        return knowledge == "omniscient" or attack.__module__ in WITH_SOURCES
+    return examples == "population"
 
 
 class Server(Section):

@@ -196,6 +196,9 @@ class Space:
             ("Attacks", when),
             ("Tries", "; ".join(tried)),
         ]
+        if adversary.examples is not None:
+            whose = "its clients" if adversary.examples == "own" else "all clients, and the test set"
+            found.insert(2, ("Has", f"the examples of {whose}"))
         if self.outside:
             found.append(("Outside", "; ".join(f"{name}: {why}" for name, why in self.outside.items())))
         return found

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from attacks.adversary import Adversary
 from attacks.attack import KNOWLEDGE, Attack, Compromised, Craft, LocalStep, Received, overrides
-from fedsim import rng
 from fedsim.data.examples import Examples
 from fedsim.errors import KnowledgeError, nearest
 from fedsim.updates import Updates
@@ -430,8 +429,8 @@ def prepared(make: Make) -> Attack:
     """The attack after ``prepare`` on the toy images."""
     attack = make()
     train, test = images()
-    shown = train if attack.trains_on_others() else train.take(np.zeros(0, dtype=np.int64))
-    attack.prepare(shown, test, num_classes=CLASSES, streams=rng.Streams(0, "attack", "data.tail"))
+    alone = Adversary([attack], 20, count=3, examples="population", knowledge="omniscient", knows_defense=True)
+    alone.prepare(train, test, num_classes=CLASSES)
     return attack
 
 

@@ -12,6 +12,8 @@ from attacks.adversary import Adversary
 from attacks.attack import Attack
 from fedsim import registry
 from fedsim.errors import FedsimError, KnowledgeError, ScenarioError
+from fedsim.launch import twin
+from fedsim.scenario import Scenario
 from fedsim.testing.attacks import federation
 
 
@@ -279,19 +281,84 @@ def test_pgd_radius_is_the_same_in_every_round():
     assert len(set(norms)) == 1
 
 
-def test_prepare_is_given_others_examples_only_where_the_attack_says_so():
-    class Curious(Attack):
-        given = ()
+class Curious(Attack):
+    """Notes what it is given."""
 
-        def prepare(self, train, test, *, num_classes, streams):
-            self.given = (len(train), tuple(train.inputs.shape[1:]), len(test))
+    trains, tests, given = False, False, ()
 
-    class Open(Curious):
-        def trains_on_others(self):
-            return True
+    def trains_on_others(self):
+        return self.trains
 
+    def reads_tests(self):
+        return self.tests
+
+    def prepare(self, train, test, *, num_classes, streams):
+        self.given = (len(train), len(test), tuple(train.inputs.shape[1:]), tuple(test.inputs.shape[1:]))
+
+
+def curious(trains, tests):
+    part = Curious()
+    part.trains, part.tests = trains, tests
+    return part
+
+
+@pytest.mark.parametrize("rights", [{"examples": "population"}, {"knowledge": "omniscient"}])
+@pytest.mark.parametrize(("trains", "tests"), [(False, False), (True, False), (False, True)])
+def test_prepare_is_given_what_the_attack_declares_and_no_more(trains, tests, rights):
     data = registry.make("dataset", "digits").load()
-    for kind, count in ((Curious, 0), (Open, len(data.train))):
-        part = kind()
-        adversary([part]).prepare(data.train, data.test, num_classes=10)
-        assert part.given == (count, tuple(data.train.inputs.shape[1:]), len(data.test))
+    part, shape = curious(trains, tests), tuple(data.train.inputs.shape[1:])
+    adversary([part], **rights).prepare(data.train, data.test, num_classes=10)
+    assert part.given == (len(data.train) * trains, len(data.test) * tests, shape, shape)
+
+
+@pytest.mark.parametrize("rights", [{}, {"knowledge": "own"}, {"knowledge": "omniscient", "examples": "own"}])
+@pytest.mark.parametrize(("trains", "tests", "what"), [(True, False, "other clients"), (False, True, "test examples")])
+def test_examples_that_the_scenario_does_not_grant_are_refused(trains, tests, what, rights):
+    data = registry.make("dataset", "digits").load()
+    part = curious(trains, tests)
+    with pytest.raises(KnowledgeError, match=f"{what}: given .*accepted: adversary.examples = 'population'"):
+        adversary([part], **rights).prepare(data.train, data.test, num_classes=10)
+    assert part.given == ()
+
+
+def test_attacks_whose_papers_give_them_sources_have_them_until_the_scenario_takes_them_away():
+    data = registry.make("dataset", "digits").load()
+    images = (data.train, data.test)
+    for part in (registry.make("attack", "semantic"), registry.make("attack", "edge_case", mode="lowest_density")):
+        adversary([part], knowledge="own").prepare(*images, num_classes=10)
+        with pytest.raises(KnowledgeError, match=f"'{part.name}'.*other clients"):
+            adversary([part], knowledge="own", examples="own").prepare(*images, num_classes=10)
+
+
+PLUGIN = """
+from attacks.attack import Attack, attack
+
+@attack("sourced_plugin")
+class Sourced(Attack):
+    \"\"\"Trains on what others hold.\"\"\"
+
+    def trains_on_others(self):
+        return True
+
+    def triggered(self, test):
+        return test
+"""
+
+
+def test_a_scenario_says_which_attack_needs_the_right_and_loads_with_it(tmp_path):
+    file = tmp_path / "sourced.py"
+    file.write_text(PLUGIN)
+    tables = {"plugins": [str(file)], "adversary": {"count": 2, "attacks": ["sourced_plugin"], "knowledge": "own"}}
+    with pytest.raises(ScenarioError, match=r"adversary.examples.*'population', which the attack 'sourced_plugin'"):
+        Scenario(**tables)
+    for right in ({"examples": "population"}, {"knowledge": "omniscient"}):
+        scenario = Scenario(**tables | {"adversary": tables["adversary"] | right})
+        assert twin(scenario).adversary.examples == "population"
+
+
+def test_the_right_left_unsaid_is_no_part_of_a_scenario_s_table():
+    scenario = Scenario(adversary={"count": 2, "attacks": ["semantic"]})
+    assert "examples" not in scenario.table()["adversary"]
+    assert "examples" not in twin(scenario).table()["adversary"]
+    with pytest.raises(ScenarioError, match=r"adversary.examples.*'own'.*'population', which the attack 'semantic'"):
+        scenario.changed(**{"adversary.examples": "own"})
