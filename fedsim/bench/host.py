@@ -1,10 +1,11 @@
 """A process that imports fedsim and reads the data sets once, and forks the processes that play cells.
 
-The children inherit both: memory pages that nobody writes to are shared, so that a data set is in memory once a
-machine, and a child plays its first cell a few milliseconds after its birth. A child that dies (out of memory, a crash
-in native code) is replaced; its cell counts as failed once. The host has one thread and torch one thread in it, without
-which forking is unsafe; that is why it is a process of its own and not the caller's. What it and its children print
-goes to ``processes.log``, with ``--verbose`` to the screen.
+The children inherit both: memory pages that nobody writes to are shared (copy-on-write, no memory-mapped file), so that
+all of them have a data set in memory once; the caller, who hashes it for the cells' keys, has read it as well. A child
+plays its first cell a few milliseconds after its birth. A child that dies (out of memory, a crash in native code) is
+replaced; its cell counts as failed once. The host has one thread and torch one thread in it, without which forking is
+unsafe; that is why it is a process of its own and not the caller's. What it and its children print goes to
+``processes.log``, with ``--verbose`` to the screen.
 
 ``python -m fedsim.bench.host FD`` reads the plan as JSON from standard input and writes one JSON line an event to FD.
 It ends its children when the caller is gone: they stop after their round.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KEPT = 4
 """Data sets that stay in memory; the one that was used longest ago goes first."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a data set made from another reads that one while it is read
 _read: OrderedDict[Hashable, Dataset] = OrderedDict()
 _kept: dict[Hashable, Dataset] = {}
 

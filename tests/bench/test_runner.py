@@ -227,6 +227,68 @@ def test_a_folder_that_was_removed_is_played_again(tmp_path: Path) -> None:
     assert found == sorted(("finished", cell.row["digest"]) for cell in first) or len(found) == 2
 
 
+COUNTED = '''
+"""Digits that note who imports them and who reads them."""
+import os
+from pathlib import Path
+
+from fedsim import registry
+from fedsim.data.reading import read_once
+
+
+def note(what):
+    with Path({told!r}).open("a") as file:
+        file.write(f"{{what}} {{os.getpid()}}\\n")
+
+
+note("import")
+
+
+class Counted:
+    """Digits, counted."""
+
+    def info(self):
+        return registry.make("dataset", "digits").info()
+
+    def load(self):
+        return read_once("counted", self.read)
+
+    def read(self):
+        note("read")
+        return registry.make("dataset", "digits").load()
+'''
+
+
+def counted(folder: Path, **options: Any) -> tuple[list[int], list[int]]:
+    """Processes that imported the plug-in, and those that read its data, while six cells of it were played."""
+    plugin, told, file = folder / "counted.py", folder / "told", folder / "matrix.toml"
+    plugin.write_text(COUNTED.format(told=str(told)))
+    file.write_text(matrix(rounds=1, seeds=3, attacks='["sign_flip"]'))
+    cells = run_matrix(file, folder / "out", [f'data.dataset="{plugin}:Counted"'], **options)
+    assert [cell.state for cell in cells] == ["finished"] * 6, [cell.error for cell in cells]
+    lines = [line.split() for line in told.read_text().splitlines()]
+    imported, read = ([int(pid) for what, pid in lines if what == kind] for kind in ("import", "read"))
+    return imported, read
+
+
+def test_processes_share_one_reading_and_one_import(tmp_path: Path) -> None:
+    """The caller reads for the keys; the process that forks the players reads once for all of them."""
+    imported, read = counted(tmp_path, jobs=2)
+    assert len(imported) == len(set(imported)) == 2
+    assert read == imported
+    assert os.getpid() in read
+    players = {pid for (pid,) in ask(tmp_path / "out", "SELECT pid FROM plays")}
+    assert not players & set(read)
+
+
+@pytest.mark.slow
+def test_a_cluster_reads_once_and_imports_once_a_process(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    imported, read = counted(tmp_path, runner="ray")
+    assert read == [os.getpid()]
+    assert len(imported) == len(set(imported))
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_after_a_round_and_the_printed_command_goes_on(tmp_path: Path) -> None:
     file, out = tmp_path / "matrix.toml", tmp_path / "out"
