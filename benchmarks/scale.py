@@ -1,8 +1,9 @@
 """How fedsim grows: ``python scale.py [--cluster] [--quick]`` measures what docs/scale.md shows.
 
 The population, the cohort and the model grow one at a time, each size in a process of its own (scale_round.py); then a
-matrix of cells is played by one and by two processes, and with ``--cluster`` on one and on two nodes of a simulated Ray
-cluster, each node with one processor. It writes docs/results/scale.json, the table in docs/scale.md and its figure.
+matrix of cells is played by one and by two processes; matrices of 100 and 1,000 cells of one round
+are planned, played and summed up; and with ``--cluster`` on one and on two nodes of a simulated Ray cluster, each node
+with one processor. It writes docs/results/scale.json, the table in docs/scale.md and its figure.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ WIDTHS = (16, 64, 256, 1024, 4096)
 DEFENSES = ("fedavg", "krum")
 JOBS = (1, 2)
 NODES = (1, 2)
+MATRICES = (100, 1_000)
 MATRIX = """
 rounds = {rounds}
 [data]
@@ -45,6 +47,25 @@ workers = 1
 "adversary.attacks" = [["sign_flip"], ["gaussian"]]
 seed = {seeds}
 """
+
+SHORT = """
+rounds = 1
+[data]
+clients = 10
+[model]
+name = "logistic"
+[client]
+per_round = 2
+steps = 1
+[evaluate]
+clients = 0
+[engine]
+workers = 1
+[matrix]
+"server.defenses" = [["fedavg"], ["median"]]
+seed = {seeds}
+"""
+"""Cells of next to nothing: what is left is what a cell costs beside its training."""
 
 Line = dict[str, Any]
 
@@ -113,6 +134,44 @@ def cells(what: str, size: int, quick: bool, flags: Sequence[str]) -> Line:
     }
 
 
+def matrix(size: int) -> Line:
+    """A matrix of ``size`` cells of one round, on two processes: its plan, its cells, its store, its results."""
+    from fedsim.bench.cell import Cell
+    from fedsim.scenario import cells as product
+    from fedsim.scenario import read
+
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder) / "matrix.toml", Path(folder) / "out"
+        file.write_text(SHORT.format(seeds=list(range(size // 2))))
+        product(read("quickstart"), "quickstart")  # what is imported on the way is no part of a plan
+        began = time.perf_counter()
+        found = product(read(file), str(file))
+        planned = [Cell.of(i + 1, len(found), values, each, out) for i, (values, each) in enumerate(found)]
+        plan = time.perf_counter() - began
+        fedsim = [sys.executable, "-m", "fedsim"]
+        taken = []
+        for call in (["bench", str(file), "--out", str(out), "--quiet", "--jobs", "2"], ["results", str(out), "--csv"]):
+            began = time.perf_counter()
+            done = subprocess.run([*fedsim, *call], capture_output=True, text=True, check=False)
+            taken.append(time.perf_counter() - began)
+            if done.returncode:
+                raise SystemExit(f"fedsim {' '.join(call)} failed:\n{done.stderr[-4000:]}")
+        ended = len(done.stdout.splitlines()) - 1
+        assert ended == len(planned) == size, (ended, len(planned))
+        kept = sum(each.stat().st_size for each in out.rglob("*") if each.is_file())
+        index = (out / "results.sqlite").stat().st_size
+    return {
+        "what": "cells",
+        "size": size,
+        "plan": plan,
+        "seconds": taken[0],
+        "whole": 60 * size / taken[0],
+        "bytes": kept,
+        "index": index,
+        "results": taken[1],
+    }
+
+
 @contextmanager
 def nodes(count: int) -> Iterator[str]:
     """The address of a Ray cluster on this machine, of nodes with one processor each."""
@@ -146,7 +205,19 @@ def on_cluster(rounds: int, quick: bool) -> Iterator[Line]:
             yield cells("nodes", size, quick, ["--runner", "ray", "--address", address])
 
 
-SERIES = {"population": population, "cohort": cohort, "width": width, "jobs": jobs, "nodes": on_cluster}
+def matrices(rounds: int, quick: bool) -> Iterator[Line]:
+    for size in MATRICES:
+        yield matrix(10 if quick else size)
+
+
+SERIES = {
+    "population": population,
+    "cohort": cohort,
+    "width": width,
+    "jobs": jobs,
+    "cells": matrices,
+    "nodes": on_cluster,
+}
 
 
 def number(seconds: float) -> str:
@@ -176,6 +247,18 @@ def table(lines: list[Line], machine: dict[str, Any]) -> str:
     for line in (each for each in lines if each["what"] in names):
         name = names[line["what"]][line["size"] > 1]
         text.append(f"| {line['size']} {name} | {line['cells']} | {line['steady']:.0f} | {line['whole']:.0f} |")
+    many = [each for each in lines if each["what"] == "cells"]
+    if many:
+        text += [
+            "",
+            "| cells of one round | planned in | cells a minute | on disk | `results.sqlite` | `fedsim results` |",
+        ]
+        text.append("|---:|---:|---:|---:|---:|---:|")
+    for line in many:
+        sizes = " | ".join(f"{line[part] / 2**20:.1f} MiB" for part in ("bytes", "index"))
+        text.append(
+            f"| {line['size']:,} | {number(line['plan'])} | {line['whole']:.0f} | {sizes} | {number(line['results'])} |"
+        )
     return "\n".join(text)
 
 
