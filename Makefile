@@ -8,6 +8,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 TOOLS = $(VENV)/.installed-dev
 SITE = $(VENV)/.installed-docs
+TRACKERS = $(VENV)/.installed-trackers
 PIP = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .PHONY: help demo test test-all data bench results docs clean
@@ -15,7 +16,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c c
 help:
 	@echo 'make demo      set up .venv, run scenarios/quickstart.toml, show what came of it'
 	@echo 'make test      lint, format, types, layers, tests (not the slow ones)'
-	@echo 'make test-all  the same with the slow tests'
+	@echo 'make test-all  the same with the slow tests, and those of MLflow and TensorBoard, which it installs'
 	@echo 'make data      bring Fashion-MNIST and MNIST to where fedsim looks (42 MB)'
 	@echo 'make bench     measure fedsim beside bare PyTorch, Flower, scipy and Opacus (BENCH_FLAGS=--quick: without Flower and Opacus)'
 	@echo 'make results   run the published benchmark in runs/published and write docs/results/leaderboard; resumable'
@@ -30,7 +31,7 @@ test: $(TOOLS)
 	@$(MAKE) -s check
 	@$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
-test-all: $(TOOLS)
+test-all: $(TOOLS) $(TRACKERS)
 	@$(MAKE) -s check
 	@$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 	@$(BIN)/python -m pytest -m slow
@@ -89,6 +90,11 @@ $(TOOLS): pyproject.toml constraints.txt $(BIN)/python
 $(SITE): pyproject.toml constraints.txt $(BIN)/python
 	@[ -e $(INSTALLED) ] || $(MAKE) -s say-download
 	$(PIP) -e '.[docs]'
+	@touch $(INSTALLED) $@
+
+$(TRACKERS): pyproject.toml constraints.txt $(BIN)/python
+	@[ -e $(INSTALLED) ] || $(MAKE) -s say-download
+	$(PIP) -e '.[trackers]'
 	@touch $(INSTALLED) $@
 
 .PHONY: say-download
