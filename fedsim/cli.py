@@ -44,7 +44,7 @@ class _Commands(TyperGroup):
             from fedsim import registry
 
             place = registry.where(error)
-            said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else ""
+            said = cli_tools.said_of_file(error) if isinstance(error, OSError) and error.strerror else ""
             if ctx.meta.get(cli_tools.VERBOSE) or not (place or said):
                 raise
             if place:

@@ -252,7 +252,7 @@ def _export(frame: pd.DataFrame, form: str, out: Path | None) -> None:
     if form == "parquet":
         if out is None:
             raise typer.BadParameter("--parquet: accepted with --out FILE")
-        frame.to_parquet(out, index=False)
+        out.write_bytes(frame.to_parquet(index=False))
         typer.echo(out)
         return
     text = (

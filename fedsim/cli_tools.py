@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,6 +76,25 @@ def check(
                 typer.echo(f"    → {finding.advice}")
     if failed:
         raise typer.Exit(FAILED)
+
+
+ACCEPTED: tuple[tuple[type[OSError], str], ...] = (
+    (IsADirectoryError, "a file, this is a folder"),
+    (NotADirectoryError, "a path through folders, a part of this one is a file"),
+    (FileExistsError, "a name that is not taken"),
+    (FileNotFoundError, "a file in a folder that exists; make the folder first"),
+    (PermissionError, "a place that you may read and write"),
+)
+"""What the system refused, and what it takes; the first that fits."""
+
+
+def said_of_file(error: OSError) -> str:
+    """``PATH: what the system says; accepted: what it takes``."""
+    accepted = next((text for kind, text in ACCEPTED if isinstance(error, kind)), "")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        accepted = "a disk with space left; free some, and run the command again"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; accepted: {accepted or 'a path that works; --verbose shows where it was used'}"
 
 
 def _counted(faults: int) -> str:

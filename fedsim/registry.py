@@ -217,6 +217,8 @@ def module_of(file: str | Path, what: str) -> ModuleType:
         raise FedsimError(
             f"{what}: there is no file {file}{'' if path.is_absolute() else f', seen from {os.getcwd()}'}"
         )
+    if path.suffix != ".py":
+        raise FedsimError(f"{what}: {file} is no Python file; accepted: a file whose name ends in .py")
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     return _imported(what, str(file), lambda: _module_of_file(str(path.resolve()), content))
 

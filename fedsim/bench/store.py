@@ -21,6 +21,7 @@ from typing import Any
 
 from fedsim.bench.cell import Cell, finished, measured, read_lines, summary
 from fedsim.errors import RecordError
+from fedsim.record import make_folder
 
 NAME = "results.sqlite"
 FORMAT = 1
@@ -61,8 +62,8 @@ class Store:
         self.out = out
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
+        make_folder(out)
         try:
-            out.mkdir(parents=True, exist_ok=True)
             with self._writing() as connection:
                 written = connection.execute("PRAGMA user_version").fetchone()[0]
                 if written > FORMAT:
@@ -71,7 +72,8 @@ class Store:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
         except (OSError, sqlite3.OperationalError) as error:
-            raise RecordError(f"{out / NAME}: cannot be written: {error}") from error
+            accepted = "a folder that you may write to, on a disk with space"
+            raise RecordError(f"{out / NAME}: cannot be written: {error}; accepted: {accepted}") from error
         except sqlite3.Error as error:
             raise RecordError(
                 f"{out / NAME}: damaged: {error}; remove it: the cells' folders hold all that it says, and the next "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -83,6 +85,7 @@ CALLS = [
     (["list", "attack", "badnet"], 1, ["unknown attack 'badnet'", "did you mean 'badnets'?"]),
     (["new", "attack", "3-x"], 1, ["name: given '3-x'", "accepted:"]),
     (["check", "nothere.py"], 1, ["there is no file nothere.py"]),
+    (["check", "a_file"], 1, ["a_file", "accepted:", ".py"]),
     (["audit", "small.toml"], 1, ["claims no privacy", "accepted:"]),
 ]
 
@@ -154,4 +157,34 @@ def test_what_the_system_says_of_a_file_is_no_traceback() -> None:
     assert CliRunner().invoke(app, call, catch_exceptions=False).exit_code == 0
     done = CliRunner().invoke(app, ["results", "cells", "--csv", "--out", "a_file/x.csv"], catch_exceptions=False)
     assert done.exit_code == 1
-    assert done.stderr == "fedsim: a_file/x.csv: Not a directory\n"
+    said = "accepted: a path through folders, a part of this one is a file"
+    assert done.stderr == f"fedsim: a_file/x.csv: Not a directory; {said}\n"
+    for out, said in (("empty", "accepted: a file, this is a folder"), ("none/x.csv", "make the folder first")):
+        for form in ("--csv", "--json", "--parquet"):
+            done = CliRunner().invoke(app, ["results", "cells", form, "--out", out], catch_exceptions=False)
+            assert done.exit_code == 1, done.output
+            (line,) = done.stderr.splitlines()
+            assert line.startswith(f"fedsim: {out}: "), (form, line)
+            assert said in line, (form, line)
+    done = CliRunner().invoke(app, ["merge", "cells", "--out", "a_file"], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("fedsim: a_file: cannot be written")
+    assert "accepted: a folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "a disk with space left"),
+        (errno.EACCES, "a place that you may read and write"),
+        (errno.EMFILE, "a path that works; --verbose"),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_what_now(number: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fedsim.bench.results", refuse)
+    done = CliRunner().invoke(app, ["results", "done"], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"fedsim: {os.strerror(number)}; accepted: {said}")
