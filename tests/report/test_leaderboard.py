@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tomllib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 from fake_bench import ATTACKS, DEFENSES, fake_bench
 from page_reader import Page
@@ -27,6 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def site(folder: Path) -> Path:
     return write_leaderboard(folder).parent
+
+
+def test_what_the_seconds_a_round_are_of_is_said(site: Path) -> None:
+    assert (
+        "Seconds a round are of the machine as it was, other work on it included"
+        in Page((site / "index.html").read_text("utf-8")).text
+    )
 
 
 def test_a_page_a_defense_and_an_attack(site: Path) -> None:
@@ -66,6 +75,24 @@ def test_a_field_shows_the_mean_over_seeds(folder: Path, site: Path) -> None:
     for name in ("accuracy", "asr"):
         assert f'data-{name}="{cells[name].mean():.6f}"' in field[0]
         assert f"<b>{100 * cells[name].mean():.1f}</b>" in field[0]
+        shown = re.search(rf'data-measure="{name}".*?<small>(.*?)</small>', field[0])
+        assert shown is not None
+        seeds = interval(list(cells[name]))
+        ends = [float(end.replace("−", "-")) for end in re.findall(r"−?[\d.]+", shown[1])]
+        assert ends == pytest.approx([100 * seeds.low, 100 * seeds.high], abs=0.051)
+
+
+def test_a_cell_s_page_draws_its_curves(site: Path) -> None:
+    """Accuracy, attack success and its floor over the rounds, for each attack on a defense's page."""
+    page = (site / "defense-median.html").read_text("utf-8")
+    cells = page.split('<details class="cell">')[1:]
+    assert len(cells) == len(ATTACKS)
+    for cell in cells:
+        drawn = dict(re.findall(r'<path class="(line [^"]+)" d="([^"]+)"', cell))
+        for style in ("line main", "line attack"):
+            points = re.findall(r"[ML ]?\s*-?[\d.]+[ ,]-?[\d.]+", drawn[style])
+            assert len(points) >= 3, (style, drawn[style])
+        assert "line floor" in drawn
 
 
 def test_the_scenario_beside_a_cell_is_the_one_that_was_run(folder: Path, site: Path) -> None:
@@ -143,6 +170,41 @@ def test_no_dot_hides_another() -> None:
     gaps = [((x - u) ** 2 + (y - v) ** 2) ** 0.5 for i, (x, y) in enumerate(spots) for u, v in spots[:i]]
     assert min(gaps) >= 24 - 1e-6
     assert (found.dots[0].x, found.dots[0].y) == (found.dots[0].true_x, found.dots[0].true_y)
+
+
+SEVERE = {
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+"""Machado, Oliveira & Fernandes, IEEE TVCG 2009, severity 1, on linear RGB."""
+
+
+def lab(colour: str, seen: list[list[float]] | None) -> np.ndarray:
+    """CIE L*a*b* (D65) of ``#rrggbb`` as an eye with that deficiency sees it."""
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    if seen is not None:
+        linear = np.clip(np.array(seen) @ linear, 0, 1)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = np.array(to_xyz) @ linear / np.array([0.95047, 1.0, 1.08883])
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("eye", [None, *SEVERE])
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_colours_are_told_apart_by_every_eye(site: Path, eye: str | None, theme: int) -> None:
+    """The eight colours of curves, from each other and from the card they lie on: CIE76 differences."""
+    html = (site / "index.html").read_text("utf-8")
+    palettes = [
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", html, re.S)
+    ]
+    palette = palettes[0] | palettes[theme]
+    names = ("blue", "vermillion", "orange", "sky", "green", "purple", "black", "eighth")
+    spots = {name: lab(palette[name], SEVERE.get(eye or "")) for name in (*names, "card")}
+    pairs = {(a, b): float(np.linalg.norm(spots[a] - spots[b])) for a, b in itertools.combinations(spots, 2)}
+    assert min(pairs.values()) > 8, min(pairs, key=pairs.__getitem__)
+    assert pairs["blue", "vermillion"] > 40
 
 
 def test_ticks_of_whole_per_cents_have_no_decimals() -> None:
