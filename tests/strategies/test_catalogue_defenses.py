@@ -300,6 +300,46 @@ def test_deepsights_energies_are_those_of_the_output_layer():
     np.testing.assert_allclose(energy_shares(output_layer(weights, biases)), expected, rtol=1e-6)
 
 
+def test_deepsights_differences_are_those_of_loops_over_a_net_of_two_layers():
+    """DDif_c: mean over random inputs of softmax(f(x, received + update))_c / softmax(f(x, received))_c."""
+    generator = np.random.default_rng(4)
+    inner, classes, features, n = 3, 4, 2, 3
+    d = inner * features + classes * inner
+    received, updates = generator.normal(size=d), generator.normal(size=(n, d))
+
+    def net(parameters, inputs):
+        first = parameters[: inner * features].reshape(inner, features)
+        return (
+            torch.relu(inputs.to(parameters.dtype) @ first.T) @ parameters[inner * features :].reshape(classes, inner).T
+        )
+
+    def answer(parameters, x):
+        first, last = parameters[: inner * features].reshape(inner, features), parameters[inner * features :]
+        hidden = [max(0.0, sum(first[h, j] * x[j] for j in range(features))) for h in range(inner)]
+        outputs = [sum(last.reshape(classes, inner)[c, h] * hidden[h] for h in range(inner)) for c in range(classes)]
+        return np.exp(outputs) / np.sum(np.exp(outputs))
+
+    part = make("defense", "deepsight", samples=5, seeds=2, shape=[features])
+    sent = Updates(torch.from_numpy(updates), torch.ones(n), list(range(n)), torch.from_numpy(received))
+    ctx = Round(round=1, part="deepsight", predict=net)
+    found = part._differences(sent, ctx)
+    assert len(found) == 2
+    for seed, differences in enumerate(found):
+        inputs = torch.rand((5, features), generator=ctx.torch_stream(f"inputs.{seed}")).double().numpy()
+        for i in range(n):
+            ratios = [answer(received + updates[i], x) / answer(received, x) for x in inputs]
+            np.testing.assert_allclose(differences[i], np.mean(ratios, axis=0), rtol=1e-6)
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_deepsights_threshold_exceedings_by_hand():
+    """Of C = 4 classes the threshold is 1/4 of the largest NEUP, energies .5 of the largest: 4, 3, 1 exceed it."""
+    energies = torch.tensor([[4.0, 3.0, 3.0, 3.0], [4.0, 3.0, 2.1, 1.0], [4.0, 1.9, 1.9, 1.9]])
+    updates = output_layer(torch.zeros(3, 4, 2), energies)
+    selection = make("defense", "deepsight").select(updates, Round())
+    assert (-selection.scores).tolist() == [4, 3, 1]
+
+
 def test_deepsight_drops_a_cluster_that_learnt_few_classes():
     generator = torch.Generator().manual_seed(1)
     weights = 1 + 0.2 * torch.randn(12, 10, 6, generator=generator)
