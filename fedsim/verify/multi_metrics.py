@@ -69,9 +69,9 @@ def _kept(rows: list[dict[str, Any]]) -> float:
             ".26",
             0.6,
             0.85,
-            differs="kept nearly three times as often, .66 to .82 by seed; how far honest updates spread beside a radius of "
-            ".5 is the setting's, and which part of it makes the difference was not measured. That the filter does not "
-            "see small steps is the plainer for it",
+            differs="kept nearly three times as often, .66 to .82 by seed. How far honest updates spread beside a "
+            "radius of .5 is the setting's; which part of it makes the difference was not measured. That the filter "
+            "does not see small steps is the plainer for it",
         ),
         "small_filter_asr": Expected("radius .5: success against the filter", ".95", 0.9),
     },
