@@ -390,3 +390,38 @@ def test_a_defense_all_of_whose_cells_failed_is_named_beside_the_ranking(folder:
     frame = results(folder)
     frame.loc[frame["defense"] == "median", "state"] = "failed"
     assert unranked(frame, ranking(frame)).endswith("was not measured against them: median")
+
+
+def test_a_single_shot_is_followed_by_rounds_to_recovery_and_of_survival(tmp_path: Path) -> None:
+    """Six rounds, the attack in the second: the columns are counted off the rounds' own lines."""
+    file, out = tmp_path / "matrix.toml", tmp_path / "out"
+    attack = '[{ name = "badnets", target = 0, ratio = 0.9 }, { name = "model_replacement" }]'
+    file.write_text(matrix(rounds=6, seeds=2, attacks=attack, defenses='["fedavg"]'))
+    sets = ["adversary.schedule={ name = 'single_shot', round = 2 }", "evaluate.every=1", "client.steps=10"]
+    run_matrix(file, out, sets)
+    frame = results(out)
+    assert len(frame) == 2
+    for _, cell in frame.iterrows():
+        folder = out / cell["folder"]
+        lines = {line["round"]: line for line in map(json.loads, (folder / "rounds.jsonl").read_text().splitlines())}
+        calm = json.loads((folder / "summary.json").read_text())["floor"]
+        assert [number for number, line in lines.items() if line["malicious"]] == [2]
+        fine = [r - 2 for r in range(2, 7) if lines[r]["accuracy"] >= calm["accuracies"][str(r)] - 0.02]
+        gains = {r: lines[r]["asr"] - calm["rounds"][str(r)] for r in range(2, 7)}
+        gone = [r - 2 for r in range(2, 7) if gains[r] < gains[2] / 2 or gains[r] <= 0.02]
+        for name, counted in (("recovery", fine), ("survival", gone)):
+            assert cell[name] == counted[0] if counted else math.isnan(cell[name]), name
+    assert frame[["recovery", "survival"]].notna().any(axis=None)
+    shown = call("results", str(out)).stdout
+    assert "recovery: rounds from the last attack until accuracy is back" in shown
+
+
+def test_a_scenario_file_stands_for_its_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``fedsim results FILE`` shows the cells where ``fedsim bench FILE`` puts them."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "runs" / "mine")
+    (tmp_path / "mine.toml").write_text(matrix())
+    by_file, by_folder = (json.loads(call("results", at, "--json").stdout) for at in ("mine.toml", "runs/mine"))
+    assert len(by_file) == len(results(folder))
+    assert by_file == by_folder
+    assert call("results", "other.toml").exit_code == 1
