@@ -70,3 +70,13 @@ def test_an_estimators_model_is_asked_about_as_well() -> None:
     found = asked({"shadows": 4}, client={"per_round": 10}, server=server, privacy=privacy, rounds=3)
     assert found["sees"] == "the global models"
     assert found["steps"] == 3
+
+
+def test_diff2_gives_no_member_away_and_no_rate_stands_above_its_bound() -> None:
+    server = {"estimator": {"name": "diff2", "restart": 2, "c1": 1.0, "c2": 1.0, "lr": 0.5}}
+    privacy = {"epsilon": 1.0, "delta": 1e-3, "trust": "central"}
+    found = asked({"shadows": 8}, client={"per_round": 10}, server=server, privacy=privacy, rounds=4)
+    assert abs(found["auc"] - 0.5) < 0.08
+    assert 0.5 < found["epsilon"] <= 1.0
+    assert [point["asked"] for point in found["rates"]] == [0.01, 0.001]
+    assert all(point["tpr_low"] <= point["bound"] < 1 for point in found["rates"])

@@ -133,6 +133,32 @@ def test_a_single_seed_and_an_idle_defense_are_marked(tmp_path: Path) -> None:
     assert "the defense never changed an aggregate" in text
 
 
+def test_privacy_stands_where_it_is_claimed(site: Path, tmp_path: Path) -> None:
+    """One defense's runs spend an ε: a column, its number in that row alone; without a claim no column."""
+    from fedsim.bench.store import Store
+
+    assert "ε claimed" not in (site / "index.html").read_text("utf-8")
+    folder = fake_bench(tmp_path / "bench")
+    for file in folder.glob("median-*/rounds.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        told = [line | {"epsilon": 3.25 * line["round"] / lines[-1]["round"]} for line in lines]
+        file.write_text("".join(json.dumps(line) + "\n" for line in told))
+    (folder / "results.sqlite").unlink()
+    store = Store(folder)
+    for run in sorted(folder.glob("*-*-*")):
+        store.adopt(run, {})
+    store.close()
+    html = write_leaderboard(folder).read_text("utf-8")
+    table = html[html.index('id="ranking"') : html.index("</table>")]
+    heads = re.findall(r"<th scope=\"col\".*?</th>", table.partition("<tbody>")[0], re.S)
+    (column,) = [number for number, head in enumerate(heads) if "ε claimed" in head]
+    rows = dict(re.findall(r'<tr data-defense="([^"]+)">(.*?)</tr>', table, re.S))
+    shown = {name: re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.S)[column] for name, row in rows.items()}
+    assert set(shown) == set(DEFENSES)
+    assert {name for name, text in shown.items() if "3.25" in text} == {"median"}
+    assert all("–" in text for name, text in shown.items() if name != "median")
+
+
 def test_no_interval_reaches_beyond_what_a_share_can_be() -> None:
     shares = interval([0.1, 0.9])
     assert (shares.low, shares.mean, shares.high) == (0.0, pytest.approx(0.5), 1.0)
