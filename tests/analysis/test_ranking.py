@@ -152,3 +152,8 @@ def test_the_page_prints_what_is_measured() -> None:
     assert row is not None
     told = [float(f"0{cell.strip()}") for cell in row[1].split("|")]
     assert coverage.of_rate(0.1, 300, 2, 0.1, 20_000) == pytest.approx(told[0], abs=6e-4)
+    rare = dict(re.findall(r"^\| (0\.\d+) \|(.*)\|$", page, re.M))
+    assert set(rare) == {"0.001", "0.01", "0.1", "0.5"}
+    for rate, cells in rare.items():
+        drawn = [coverage.of_rate(float(rate), images, trials=20_000) for images in (50, 300, 9000)]
+        assert [float(f"0{cell.strip()}") for cell in cells.split("|")] == pytest.approx(drawn, abs=6e-4), rate
