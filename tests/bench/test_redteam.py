@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,39 @@ def test_a_search_ends_alike_however_often_it_is_stopped(
     monkeypatch.setattr(module, "_play", play)
     more = search(file, tmp_path / "whole", 5)
     assert more["defenses"][0]["trials"][:4] == verdict["trials"]
+
+
+@pytest.mark.slow
+def test_a_search_of_two_processes_goes_on_where_it_was_stopped(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped with one run of a batch done and the others not, twice: the same trials, in the same order."""
+    whole = search(file, tmp_path / "whole", 4, jobs=2)
+    batches: list[int] = []
+    cut: list[int] = []
+
+    class Stopping(ProcessPoolExecutor):
+        def map(self, play: Any, *given: Any, **more: Any) -> Any:
+            columns = [list(each) for each in given]
+            batches.append(len(columns[0]))
+            if batches[-1] < 2 or len(cut) == 2:
+                return super().map(play, *columns, **more)
+            cut.append(len(batches))
+            done = list(super().map(play, *(each[:1] for each in columns), **more))
+            return [*done, *["interrupted"] * (len(columns[0]) - 1)]
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Stopping)
+    stops = 0
+    while True:
+        try:
+            found = search(file, tmp_path / "stopped", 4, jobs=2)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops == 2
+    first = cut[0]
+    assert batches[first] == batches[first - 1] - 1, "what was done is not played again"
+    assert found == whole
 
 
 def test_a_threat_model_need_name_no_attack_to_do_damage(file: Path, tmp_path: Path) -> None:
