@@ -146,6 +146,17 @@ class Claim:
     quick: bool = True
 
 
+def curves_of(found: Mapping[str, Sequence[Measured]], key: str) -> dict[str, list[float]]:
+    """A claim's curves with its first seed; none if it has no result, or if they were not kept."""
+    return found[key][0].series if key in found else {}
+
+
+def seed_mean(found: Mapping[str, Sequence[Measured]], key: str, name: str) -> float | None:
+    """A claim's number, mean over the seeds, as in the table; None without it."""
+    values = [each.values[name] for each in found.get(key, ()) if name in each.values]
+    return sum(values) / len(values) if values else None
+
+
 _claims: dict[tuple[str, str], Claim] = {}
 
 

@@ -210,9 +210,11 @@ def behind_the_filter(seed: int) -> Measured:
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     """Squared gradient norms over the rounds, a thin line a seed."""
     axes = figure.subplots()
+    axes.set_gid("gradient_norm")
     for number, measured in enumerate(found.get("gradient_norm", ())):
-        for name, colour, words in CURVES:
+        for name, colour, words in CURVES if measured.series else ():
             label = words if number == 0 else None
             axes.semilogy(measured.series["rounds"], measured.series[name], color=colour, alpha=0.6, lw=1, label=label)
     axes.set(xlabel="round", ylabel="squared gradient norm")
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.optim.diffgrad import DiffGrad
-from fedsim.verify.claim import Expected, Measured, claim
+from fedsim.verify.claim import Expected, Measured, claim, curves_of
 
 PARTS = ("fedsim.optim.diffgrad",)
 MORE = ("fedsim.verify.fashion",)
-DRAWN = ("functions",)
 SIZE = (9, 5)
 BETAS = (0.95, 0.999)
 Build = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -156,24 +155,27 @@ def network(seed: int) -> Measured:
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     """The paths on the three functions; below, Fashion-MNIST central and federated."""
-    series = found["functions"][0].series
+    series = curves_of(found, "functions")
     above, below = figure.subfigures(2, 1)
     for axes, name, function in zip(above.subplots(1, 3), ("f1", "f2", "f3"), (f1, f2, f3), strict=True):
-        line = torch.linspace(-1, 1, 400, dtype=torch.float64)
-        axes.plot(line, [float(function(x)) for x in line], color="0.8")
-        for method in ("diffGrad", "Adam"):
-            path = torch.tensor(series[f"{name} {method}"])
-            axes.plot(path, [float(function(x)) for x in path], ".", markersize=3, label=method)
+        axes.set_gid("functions")
         axes.set(title=name.upper(), xlabel="x")
-        axes.legend(fontsize=6)
+        if series:
+            line = torch.linspace(-1, 1, 400, dtype=torch.float64)
+            axes.plot(line, [float(function(x)) for x in line], color="0.8")
+            for method in ("diffGrad", "Adam"):
+                path = torch.tensor(series[f"{name} {method}"])
+                axes.plot(path, [float(function(x)) for x in path], ".", markersize=3, label=method)
+            axes.legend(fontsize=6)
     for axes, key in zip(below.subplots(1, 2), ("fashion_central", "fashion_federated"), strict=True):
-        curves = found[key][0].series if key in found else {}
-        for method, values in curves.items():
+        axes.set_gid(key)
+        series = curves_of(found, key)
+        for method, values in series.items():
             if method != "round":
-                over = curves.get("round", [float(k + 1) for k in range(len(values))])
+                over = series.get("round", [float(k + 1) for k in range(len(values))])
                 style = "k" if method == "diffgrad" else "--"
                 axes.plot(over, values, style, linewidth=1.5 if method == "diffgrad" else 1, label=method)
         where = "round" if "federated" in key else "epoch"
         axes.set(title=f"Fashion-MNIST, {key.partition('_')[2]}", xlabel=where, ylabel="test accuracy")
-        if curves:
+        if series:
             axes.legend(fontsize=6)

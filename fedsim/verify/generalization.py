@@ -16,12 +16,11 @@ from fedsim.analysis.generalization import (
 from fedsim.federation import build
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from fedsim.verify.claim import Expected, Measured, claim
+from fedsim.verify.claim import Expected, Measured, claim, curves_of
 
 PARTS = ("fedsim.analysis.generalization", "fedsim.data.teacher_student", "strategies.generalization")
 MORE = ("fedsim.verify.generalization_width",)
 SIZE = (10, 3.2)
-DRAWN = ("course",)
 _best = {0.5: (2.707, 0.8261), 1.0: (3.067, 0.5670), 2.0: (2.394, 0.3541)}
 
 
@@ -174,12 +173,15 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
         left.plot(times, generalization_error(times, alpha), label=f"α = {alpha:g}", linewidth=1)
     left.set(xlabel="t/τ", ylabel="E_g")
     left.legend(fontsize=6)
-    for name, values in found["course"][0].series.items():
+    right.set_gid("course")
+    wide.set_gid("width")
+    for name, values in curves_of(found, "course").items():
         every = int(name.rpartition(" ")[2]) if name.startswith("E = ") else 1
         right.plot(np.arange(len(values)) * every, values, "--" if name == "theory" else "-", label=name, linewidth=1)
     right.set(xlabel="local steps", ylabel="test error, α = 1")
-    right.legend(fontsize=6)
-    for result in found.get("width", []):
+    if right.lines:
+        right.legend(fontsize=6)
+    for result in (each for each in found.get("width", ()) if each.series):
         wide.semilogx(result.series["width"], result.series["width last"], ".-", color="C0", linewidth=1)
         wide.semilogx(result.series["width"], result.series["width least"], ".:", color="C1", linewidth=1)
     wide.set(xlabel="width of a ReLU student", ylabel="relative test error; dotted: least on the way")

@@ -12,10 +12,9 @@ from fedsim.optim import gns, gns_curvature, gns_problems
 from fedsim.optim.gns_problems import Problem
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from fedsim.verify.claim import Expected, Measured, claim
+from fedsim.verify.claim import Expected, Measured, claim, curves_of
 
 PARTS = ("fedsim.optim.gns", "fedsim.optim.gns_curvature", "fedsim.optim.gns_problems", "strategies.gns")
-DRAWN = ("instances",)
 SIZE = (9, 3.4)
 MOST = 1000
 
@@ -246,14 +245,18 @@ def rounds_logistic(seed: int) -> Measured:
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     """Iterations on the instances; rounds and numbers sent in the federation."""
     left, middle, right = figure.subplots(1, 3)
-    for name, values in found["instances"][0].series.items():
+    left.set_gid("instances")
+    for name, values in curves_of(found, "instances").items():
         left.semilogy([max(value, 1e-16) for value in values[:80]], label=name.replace("_", " "), linewidth=1)
     left.set(xlabel="iteration", ylabel="f − f*", title="instances")
-    left.legend(fontsize=6)
+    if left.lines:
+        left.legend(fontsize=6)
+    for axes in (middle, right):
+        axes.set_gid("rounds rounds_logistic")
     for key, style in {"rounds": "-", "rounds_logistic": "--"}.items():
-        if key not in found:
+        series, of = curves_of(found, key), "softmax" if key == "rounds" else "logistic"
+        if not series:
             continue
-        series, of = found[key][0].series, "softmax" if key == "rounds" else "logistic"
         for number, name in enumerate(("gns", "gradient_descent", "fedavg")):
             values, label = series[name], f"{name.replace('_', ' ')}, {of}"
             middle.semilogy(values, f"C{number}{style}", label=label, linewidth=1)

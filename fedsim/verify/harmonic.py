@@ -10,13 +10,12 @@ from torch.nn import functional
 
 from fedsim.losses import HarmonicHead
 from fedsim.losses.harmonic import Distance, distances, harmonic_logits
-from fedsim.verify.claim import Expected, Measured, claim
+from fedsim.verify.claim import Expected, Measured, claim, curves_of, seed_mean
 from fedsim.verify.digits import split
 
 PARTS = ("fedsim.losses.harmonic",)
 MORE = ("fedsim.verify.harmonic_training", "fedsim.verify.harmonic_language")
 SIZE = (10, 6)
-DRAWN = ("digits_table",)
 SCIPY: dict[str, str] = {
     "euclidean": "euclidean",
     "squared_euclidean": "sqeuclidean",
@@ -143,19 +142,22 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     panels = figure.subplots(2, 3)
     axes = panels[0][0]
     names = list(HEADS)
-    ours = [sum(each.values[name] for each in found["digits_table"]) / len(found["digits_table"]) for name in names]
-    axes.barh([name.replace("_", " ") for name in names], ours, height=0.5)
-    axes.plot([float(HEADS[name][2]) for name in names], range(len(names)), "k|", markersize=16, label="published")
-    axes.set(xlabel="accuracy, digits", xlim=(0.75, 1))
-    axes.legend(fontsize=7)
-    curves = {name: values for results in found.values() for name, values in results[0].series.items()}
-    for axes, prefix, x, y in (
-        (panels[0][1], "norm ", "epoch", "norm of the head"),
-        (panels[0][2], "cosine ", "epoch", "cosine of row and class centre"),
-        (panels[1][0], "skew ", "round", "accuracy, two labels a client"),
-        (panels[1][1], "language ", "round", "training loss, nats a character"),
+    axes.set_gid("digits_table")
+    if "digits_table" in found:
+        ours = [seed_mean(found, "digits_table", name) or 0.0 for name in names]
+        axes.barh([name.replace("_", " ") for name in names], ours, height=0.5)
+        axes.plot([float(HEADS[name][2]) for name in names], range(len(names)), "k|", markersize=16, label="published")
+        axes.set(xlim=(0.75, 1))
+        axes.legend(fontsize=7)
+    axes.set(xlabel="accuracy, digits")
+    for axes, key, prefix, x, y in (
+        (panels[0][1], "weights", "norm ", "epoch", "norm of the head"),
+        (panels[0][2], "weights", "cosine ", "epoch", "cosine of row and class centre"),
+        (panels[1][0], "label_skew", "skew ", "round", "accuracy, two labels a client"),
+        (panels[1][1], "language", "language ", "round", "training loss, nats a character"),
     ):
-        shown = {name: values for name, values in curves.items() if name.startswith(prefix)}
+        axes.set_gid(key)
+        shown = {name: values for name, values in curves_of(found, key).items() if name.startswith(prefix)}
         for name, values in shown.items():
             axes.plot(values, label=name.removeprefix(prefix).replace("_", " "), linewidth=1)
         axes.set(xlabel=x, ylabel=y)
@@ -163,7 +165,7 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
             axes.legend(fontsize=6)
     panels[1][2].set(xlabel="mJ a step at an assumed 15 W", xscale="log")
     if "cost" in found:
-        spent = {name: value for name, value in found["cost"][0].values.items() if name.endswith("_mj")}
+        spent = {name: seed_mean(found, "cost", name) for name in found["cost"][0].values if name.endswith("_mj")}
         panels[1][2].barh(
             [name.removesuffix("_mj").replace("_", " ") for name in spent], list(spent.values()), height=0.5
         )

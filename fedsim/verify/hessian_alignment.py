@@ -12,7 +12,7 @@ from torch.autograd.functional import hessian
 from torch.nn import functional
 
 from fedsim import losses
-from fedsim.verify.claim import Expected, Measured, claim
+from fedsim.verify.claim import Expected, Measured, claim, curves_of, seed_mean
 from fedsim.verify.coloured import (
     HIDDEN,
     METHODS,
@@ -35,7 +35,6 @@ PARTS = (
     "fedsim.data.rotated_mnist",
 )
 MORE = ("fedsim.verify.cmnist", "fedsim.verify.rotated")
-DRAWN = ("synthetic",)
 SIZE = (9, 3.4)
 
 
@@ -170,28 +169,34 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     """Accuracies on colours; test accuracy over rounds on coloured MNIST; the left-out angles."""
     left, middle, right = figure.subplots(1, 3)
     shown = {"synthetic": "central", "synthetic_fedsgd": "FedSGD", "synthetic_fedavg": "FedAvg, 5 steps"}
+    left.set_gid(" ".join(shown))
     for offset, (key, label) in zip((-0.27, 0.0, 0.27), shown.items(), strict=True):
-        seen = [[each.values.get(m, 0.0) for each in found.get(key, ())] for m in METHODS]
-        left.bar([k + offset for k in range(3)], [sum(v) / len(v) if v else 0.0 for v in seen], 0.25, label=label)
+        if key in found:
+            heights = [seed_mean(found, key, method) or 0.0 for method in METHODS]
+            left.bar([k + offset for k in range(3)], heights, 0.25, label=label)
     left.set(xticks=range(3), xticklabels=METHODS, ylabel="test accuracy", title="coloured analogue")
+    runs = {"": ("", ""), "fedsgd_": ("FedSGD ", "--"), "fedavg_": ("FedAvg ", ":")}
+    keys = [f"cmnist_{key}{method}" for key in runs for method in METHODS]
+    middle.set_gid(" ".join(key for key in keys if key != "cmnist_fedsgd_erm"))
     for number, method in enumerate(METHODS):
-        for key, label, style in (("", "", ""), ("fedsgd_", "FedSGD ", "--"), ("fedavg_", "FedAvg ", ":")):
-            if f"cmnist_{key}{method}" in found:
-                steps, tested = list(found[f"cmnist_{key}{method}"][0].series.values())
+        for key, (label, style) in runs.items():
+            if series := curves_of(found, f"cmnist_{key}{method}"):
+                steps, tested = list(series.values())
                 steps = [5 * each for each in steps] if key == "fedavg_" else steps
                 middle.plot(steps, tested, f"C{number}{style}", linewidth=1, label=f"{label}{method}")
     middle.set(xlabel="step", title="coloured MNIST, test")
     for axes in (left, middle):
-        axes.axhline(0.75, color="0.7", linewidth=1)
-        axes.set_ylim(0, 0.9)
-        if axes.get_legend_handles_labels()[0]:
+        if axes.has_data():
+            axes.axhline(0.75, color="0.7", linewidth=1)
+            axes.set_ylim(0, 0.9)
             axes.legend(fontsize=6)
-    if "left_out" in found:
-        series = found["left_out"][0].series
-        for name, values in series.items():
-            if name != "angle":
-                right.plot(series["angle"], values, "o-", markersize=3, linewidth=1, label=name)
-        right.set(xlabel="angle left out", title="rotated MNIST, test")
+    right.set_gid("left_out")
+    series = curves_of(found, "left_out")
+    for name in series:
+        if name != "angle":
+            seeds = [each.series[name] for each in found["left_out"]]
+            mean = [sum(at) / len(at) for at in zip(*seeds, strict=True)]
+            right.plot(series["angle"], mean, "o-", markersize=3, linewidth=1, label=name)
+    right.set(xlabel="angle left out", title="rotated MNIST, test")
+    if series:
         right.legend(fontsize=6)
-    else:
-        right.set_axis_off()

@@ -25,10 +25,9 @@ from fedsim.errors import FedsimError
 from fedsim.optim.langevin import normalized_sgd, spherical_langevin, spherical_step
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from fedsim.verify.claim import Expected, Measured, claim
+from fedsim.verify.claim import Expected, Measured, claim, curves_of, seed_mean
 
 PARTS = ("fedsim.optim.langevin", "fedsim.data.planted")
-DRAWN = ("scaling",)
 SIZE = (9, 3.4)
 CLIENTS = 10
 
@@ -292,18 +291,22 @@ def networks(seed: int) -> Measured:
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     left, right = figure.subplots(1, 2)
-    series = found["scaling"][0].series
-    for number, d in enumerate(series["d"]):
+    left.set_gid("scaling")
+    right.set_gid("scaling online")
+    series = curves_of(found, "scaling")
+    for number, d in enumerate(series.get("d", ())):
         name = f"{d:g}"
         left.semilogx(series[f"n {name}"], series[f"average {name}"], f"C{number}", label=f"d = {name}")
         left.semilogx(series[f"n {name}"], series[f"last {name}"], f"C{number}--", linewidth=1)
     left.set(xlabel="n", ylabel="overlap (dashed: last iterate)")
-    left.legend(fontsize=6)
+    if left.lines:
+        left.legend(fontsize=6)
     for key, label in {"scaling": "average", "online": "online SGD"}.items():
-        if key in found and "needed" in found[key][0].series:
-            curves, slope = found[key][0].series, found[key][0].values["slope"]
-            right.loglog(curves["d"], curves["needed"], "o", label=f"{label}: slope {slope:.2f}")
-            x, y = np.log(curves["d"]), np.log(curves["needed"])
-            right.loglog(curves["d"], np.exp(y.mean() + slope * (x - x.mean())), "0.6", linewidth=1)
+        series, slope = curves_of(found, key), seed_mean(found, key, "slope")
+        if "needed" in series and slope is not None:
+            right.loglog(series["d"], series["needed"], "o", label=f"{label}: slope {slope:.2f}")
+            x, y = np.log(series["d"]), np.log(series["needed"])
+            right.loglog(series["d"], np.exp(y.mean() + slope * (x - x.mean())), "0.6", linewidth=1)
     right.set(xlabel="d", ylabel="n at overlap ½")
-    right.legend(fontsize=7)
+    if right.lines:
+        right.legend(fontsize=7)

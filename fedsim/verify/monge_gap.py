@@ -14,7 +14,6 @@ from fedsim.verify.claim import Expected, Measured, claim
 PARTS = ("fedsim.losses.monge_gap", "fedsim.losses.monge_map", "fedsim.losses.sinkhorn")
 MORE = ("fedsim.verify.monge_costs",)
 SIZE = (10, 5.6)
-DRAWN = ("gaussians",)
 
 
 def _normal(n: int, d: int, seed: int) -> Tensor:
@@ -138,6 +137,7 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
         said = cost.replace("_", " ")
         shown += [("ring", f"{cost} without", f"{said}, alone"), ("ring", f"{cost} gap", f"{said}, with the gap")]
     for axes, (start, end, title) in zip(panels, shown, strict=True):
+        axes.set_gid("gaussians" if start == "source" else "costs")
         axes.set_title(title, fontsize=8)
         if f"{end} 0" not in curves:
             continue

@@ -11,10 +11,9 @@ import numpy as np
 from fedsim.errors import DataMissing
 from fedsim.scenario import Scenario, read
 from fedsim.simulation import simulate
-from fedsim.verify.claim import Expected, Measured, claim
+from fedsim.verify.claim import Expected, Measured, claim, curves_of
 
 PARTS = ("strategies.multi_metrics", "strategies.multi_krum", "attacks.edge_case", "attacks.pgd")
-DRAWN = ("published",)
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 DEFENSES: dict[str, list[Any]] = {
     "fedavg": ["fedavg"],
@@ -130,8 +129,9 @@ def again(seed: int) -> Measured:
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
-    axes, series = figure.subplots(), found["published"][0].series
-    for at, name in enumerate(DEFENSES):
+    axes, series = figure.subplots(), curves_of(found, "published")
+    axes.set_gid("published")
+    for at, name in enumerate(DEFENSES if series else ()):
         success, floors = series[name], series[f"{name} floor"]
         axes.plot(success, [at + 0.08] * len(success), "o", color="C3", label=None if at else "success, five seeds")
         axes.plot(floors, [at - 0.08] * len(floors), "|", color="0.4", label=None if at else "without the attack")
@@ -139,4 +139,5 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     axes.set_yticks(range(len(DEFENSES)), labels)
     axes.invert_yaxis()
     axes.set(xlabel="backdoor's success, an attacker in every round", xlim=(0, 1))
-    axes.legend(fontsize=7, loc="lower right")
+    if series:
+        axes.legend(fontsize=7, loc="lower right")

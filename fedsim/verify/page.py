@@ -11,8 +11,8 @@ from typing import Any
 
 from fedsim.record import make_folder, write_bytes
 from fedsim.verify.claim import MEANING, Claim, Measured, Row, claims_of
-from fedsim.verify.published import Published, load_published, save_published
-from fedsim.verify.runner import PAPERS, code_of, load, results_of, rows_of
+from fedsim.verify.published import Published, load_published, rounded, save_published
+from fedsim.verify.runner import PAPERS, code_of, load, results_of, rows_of, times_of
 
 FIGURES = "verify"
 """Folder of the figures, beside the page."""
@@ -39,16 +39,17 @@ def write_page(runs: str | Path, out: str | Path) -> Path:
     parts.append(", ".join(f"{counts[verdict]} {verdict}" for verdict in MEANING if counts[verdict]) + ".")
     for paper, claims in shown.items():
         parts.append(f"## {(load(paper).__doc__ or paper).splitlines()[0].rstrip('.')}")
-        if all(each.here for each in claims if each.published) or not (folder / FIGURES / f"{paper}.png").exists():
-            draw(paper, Path(runs), folder / FIGURES)
-        if (folder / FIGURES / f"{paper}.png").exists():
+        found = {each.claim.key: each.published.results for each in claims if each.published}
+        older = [each.claim.key for each in claims if each.published and not each.published.series]
+        if draw(paper, found, folder / FIGURES, older):
             parts.append(f"![{paper}]({FIGURES}/{paper}.png)")
         parts.append(table(rows[paper]))
         parts += [f"- `{row.key}`: {row.expected.differs}" for row in rows[paper] if row.expected.differs]
         facts = [(each, *fact) for each in claims if each.published for fact in each.published.facts.items()]
         parts += [f"- `{each.claim.key}`: {name} {said}" for each, name, said in facts]
-    found = [(f"{each.claim.paper}.{each.claim.key}", each.published) for claims in shown.values() for each in claims]
-    save_published(folder / FIGURES, [(key, each) for key, each in found if each])
+        parts += seconds_a_seed(claims)
+    kept = [(f"{each.claim.paper}.{each.claim.key}", each.published) for claims in shown.values() for each in claims]
+    save_published(folder / FIGURES, [(key, each) for key, each in kept if each])
     page = folder / "verify.md"
     write_bytes(page, ("\n\n".join(parts) + "\n").encode())
     return page
@@ -62,13 +63,11 @@ class Shown:
         claim: whose rows they are.
         rows: its lines.
         published: what stays for the next page; None if nothing was run.
-        here: the lines are of results in the folder of runs.
     """
 
     claim: Claim
     rows: list[Row]
     published: Published | None
-    here: bool
 
 
 def claims_shown(paper: str, runs: Path, before: Mapping[str, Published]) -> list[Shown]:
@@ -85,13 +84,34 @@ def claims_shown(paper: str, runs: Path, before: Mapping[str, Published]) -> lis
                 replace(row, values=(), failure="", published=(known.means[name], known.ours[name]))
                 for name, row in names.items()
             ]
-            shown.append(Shown(each, rows, known, False))
+            if not known.series and results and results[0]:
+                known = replace(known, series=[rounded(results[0].series)])
+            shown.append(Shown(each, rows, known))
             continue
-        means = {name: row.mean for name, row in names.items() if row.mean is not None}
-        ours = {name: row.ours for name, row in names.items()}
-        made = Published(code, seeds, means, ours, results[0].facts if results[0] else {}) if seeds else None
-        shown.append(Shown(each, rows, made, bool(seeds)))
+        made = None
+        if seeds:
+            measured = [found for found in results if found]
+            took = times_of(runs, each, seeds)
+            made = Published(
+                code,
+                seeds,
+                {name: row.mean for name, row in names.items() if row.mean is not None},
+                {name: row.ours for name, row in names.items()},
+                measured[0].facts,
+                [found.values for found in measured],
+                [rounded(found.series) for found in measured],
+                [seconds for seconds, _ in took],
+                [busy for _, busy in took if busy is not None],
+            )
+        shown.append(Shown(each, rows, made))
     return shown
+
+
+def seconds_a_seed(claims: Sequence[Shown]) -> list[str]:
+    """A line that says how long each claim takes, as far as it is known; none if nothing is."""
+    known = [(each.claim.key, each.published.seconds) for each in claims if each.published and each.published.seconds]
+    said = [f"`{key}` {sum(seconds) / len(seconds):.1f}" for key, seconds in known]
+    return [f"Seconds a seed, on a machine that did other things beside: {', '.join(said)}."] if said else []
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -104,24 +124,21 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def draw(paper: str, runs: Path, out: Path) -> Path | None:
-    """The paper's figure, ``NAME.png``, if its file draws one and the claims that it needs have results.
-
-    A panel of a claim that has none, as of most with ``--quick``, says so.
+def draw(paper: str, found: Mapping[str, Sequence[Measured]], out: Path, older: Sequence[str] = ()) -> Path | None:
+    """The paper's figure, ``NAME.png``, if its file draws one and any claim has results.
 
     The file has ``draw(figure, found)``, given a matplotlib figure and what each claim found, by seed; ``DRAWN`` names
-    the claims that must be among them (all without), ``SIZE`` the figure's in inches (7 × 3.2 without).
+    the claims that must be among them (none without), ``SIZE`` the figure's in inches (7 × 3.2 without). A panel names
+    the claims that it shows in its ``gid``; one that is empty, as most are with ``--quick``, says why.
+
+    Args:
+        paper: of PAPERS.
+        found: what the page shows of each claim that has results, by seed.
+        out: folder of the figures.
+        older: claims that were published without their curves.
     """
     module: Any = load(paper)
-    if not hasattr(module, "draw"):
-        return None
-    found: dict[str, list[Measured]] = {}
-    for each in claims_of(paper):
-        results = [result for result, _ in results_of(runs, module, each) if result is not None]
-        if results:
-            found[each.key] = results
-    needed = getattr(module, "DRAWN", [each.key for each in claims_of(paper)])
-    if not set(needed) <= found.keys():
+    if not hasattr(module, "draw") or not found or not set(getattr(module, "DRAWN", ())) <= found.keys():
         return None
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -130,8 +147,8 @@ def draw(paper: str, runs: Path, out: Path) -> Path | None:
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=getattr(module, "SIZE", (7, 3.2)), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
-        module.draw(figure, found)
-        name_empty(figure)
+        module.draw(figure, {key: list(results) for key, results in found.items()})
+        name_empty(figure, older)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png", metadata={"Software": None})
     make_folder(out)
@@ -139,9 +156,17 @@ def draw(paper: str, runs: Path, out: Path) -> Path | None:
     return out / f"{paper}.png"
 
 
-def name_empty(figure: Any) -> None:
-    """Write "not run" into the panels of a matplotlib figure that show nothing."""
+def name_empty(figure: Any, older: Sequence[str] = ()) -> None:
+    """Say why in the panels of a matplotlib figure that show nothing: not run, or run when curves were not kept.
+
+    A panel that shows some of its claims' curves says below its title how many others were not kept.
+    """
     for axes in figure.get_axes():
+        missing = set((axes.get_gid() or "").split()) & set(older)
         if axes.axison and not axes.has_data():
             axes.set(xticks=[], yticks=[])
-            axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", va="center", color="0.5")
+            said = "measured earlier,\ncurves not kept" if missing else "not run"
+            axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", va="center", color="0.5")
+        elif missing and axes.lines:
+            said = f"{len(missing)} measured earlier, curves not kept"
+            axes.text(0.5, 0.99, said, transform=axes.transAxes, ha="center", va="top", color="0.5", fontsize=6)

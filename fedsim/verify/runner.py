@@ -98,12 +98,18 @@ def results_of(folder: Path, module: ModuleType, each: Claim) -> list[tuple[Meas
     return found
 
 
+def times_of(folder: Path, each: Claim, count: int) -> list[tuple[float, float | None]]:
+    """(seconds, seconds of the processor if they are known) that the first ``count`` results took."""
+    records = [json.loads(_file(folder, each, seed).read_text()) for seed in range(count)]
+    return [(record["seconds"], record.get("processor")) for record in records]
+
+
 def _ensure(folder: Path, module: ModuleType, each: Claim, seed: int, say: Say) -> None:
     file, code = _file(folder, each, seed), code_of(module, each)
     kept = _kept(file, code)
     if kept is not None and not kept.get("failure"):
         return
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     record: dict[str, Any] = {"fingerprint": code, "paper": each.paper, "claim": each.key, "seed": seed}
     try:
         with runtime.one_thread():
@@ -115,6 +121,7 @@ def _ensure(folder: Path, module: ModuleType, each: Claim, seed: int, say: Say) 
     except Exception as error:  # a claim that breaks is a row that fails, and the others go on
         record["failure"] = f"{type(error).__name__}: {one_line(error)}"
     record["seconds"] = time.perf_counter() - began
+    record["processor"] = time.process_time() - busy
     record["runtime"] = runtime.describe()
     make_folder(folder)
     write_json(file, record)

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from fedsim.optim.sam_gs import SamGS
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from fedsim.verify.claim import Expected, Measured, claim
+from fedsim.verify.claim import Expected, Measured, claim, curves_of
 
 PARTS = ("fedsim.optim.sam_gs", "strategies.sam_gs", "strategies.pcgrad", "strategies.cagrad")
 MORE = ("fedsim.verify.two_objectives",)
-DRAWN = ("toy",)
 SIZE = (9, 6)
 STARTS = [[-8.0, 5.0], [-3.0, 7.5], [0.0, 10.0], [3.0, 7.5], [8.0, 5.0], [-10.0, -3.0], [10.0, -3.0]]
 MIDDLE = (0.0, -8.34)
@@ -146,25 +145,31 @@ def label_skew(seed: int) -> Measured:
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     """The toy's trajectories on the sum of both objectives; label skew; two objectives on a client."""
     above, below = figure.subfigures(2, 1)
-    series = found["toy"][0].series
+    series = curves_of(found, "toy")
     x, y = torch.meshgrid(torch.linspace(-11, 11, 120), torch.linspace(-11, 11, 120), indexing="xy")
     height = objectives(torch.stack([x, y], -1)).sum(0)
     front = torch.linspace(-7, 7, 2)
     for axes, name in zip(above.subplots(1, 2, sharey=True), ("sam_gs", "adam"), strict=True):
+        axes.set_gid("toy")
+        axes.set(title={"sam_gs": "SAM-GS", "adam": "Adam on the sum"}[name])
+        if not series:
+            continue
         axes.contour(x, y, height, 15, cmap="Greys", linewidths=0.5)
         axes.plot(front, torch.full_like(front, MIDDLE[1]), "0.5", linewidth=3, label="Pareto front")
         for number in range(len(STARTS)):
             axes.plot(series[f"{name} {number} x"], series[f"{name} {number} y"], linewidth=1)
             axes.plot(*STARTS[number], "ko", markersize=2)
         axes.plot(*MIDDLE, "k*")
-        axes.set(title={"sam_gs": "SAM-GS", "adam": "Adam on the sum"}[name])
         axes.legend(fontsize=6)
     skew, main, error = below.subplots(1, 3)
-    for name, values in (found["label_skew"][0].series if "label_skew" in found else {}).items():
+    for axes, key in ((skew, "label_skew"), (main, "two_objectives"), (error, "two_objectives")):
+        axes.set_gid(key)
+    series = curves_of(found, "label_skew")
+    for name, values in series.items():
         if name != "round":
-            skew.plot(found["label_skew"][0].series["round"], values, linewidth=1, label=name)
+            skew.plot(series["round"], values, linewidth=1, label=name)
     skew.set(title="server rule, label skew", xlabel="round", ylabel="accuracy")
-    for name, values in (found["two_objectives"][0].series if "two_objectives" in found else {}).items():
+    for name, values in curves_of(found, "two_objectives").items():
         axes = main if name.endswith("accuracy") else error
         axes.plot(values, linewidth=1, label=name.rpartition(" ")[0])
     main.set(title="two objectives: labels", xlabel="round")

@@ -12,13 +12,12 @@ from torch import nn
 from fedsim.optim.softmax_radius import RadiusControl, binary_radius, radius_bound
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from fedsim.verify.claim import Expected, Measured, claim
+from fedsim.verify.claim import Expected, Measured, claim, curves_of
 from fedsim.verify.digits import split
 from fedsim.verify.softmax_models import architecture
 
 PARTS = ("fedsim.optim.softmax_radius", "strategies.softmax_cap", "strategies.softmax_radius")
 MORE = ("fedsim.verify.softmax_sweep",)
-DRAWN = ("lrspike",)
 SIZE = (9, 5.6)
 RATES = (1e-4, 1e-3, 1e-2)
 
@@ -196,15 +195,18 @@ def server_cap(seed: int) -> Measured:
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     panels = figure.subplots(2, 3)
     for axes, lr in zip(panels[0], RATES, strict=True):
-        for name in ("plain", "controlled"):
-            losses = found["lrspike"][0].series[f"{name} {lr:g}"]
-            axes.semilogy([min(max(loss, 1e-4), 1e6) for loss in losses], label=name, linewidth=1)
-        axes.axvline(50, color="0.8", linewidth=1)
+        axes.set_gid("lrspike")
         axes.set(title=f"η = {lr:g}, ×1000 from step 50", xlabel="step", ylabel="loss")
-        axes.legend(fontsize=6)
-    if "sweep" not in found:
+        if series := curves_of(found, "lrspike"):
+            for name in ("plain", "controlled"):
+                axes.semilogy([min(max(loss, 1e-4), 1e6) for loss in series[f"{name} {lr:g}"]], label=name, linewidth=1)
+            axes.axvline(50, color="0.8", linewidth=1)
+            axes.legend(fontsize=6)
+    for axes in panels[1]:
+        axes.set_gid("sweep")
+    series = curves_of(found, "sweep")
+    if not series:
         return
-    series = found["sweep"][0].series
     names = [name.removeprefix("fails ") for name in series if name.startswith("fails ")]
     for name in names:
         panels[1][0].semilogx(series["r"], series[f"fails {name}"], linewidth=1, label=name)

@@ -103,7 +103,7 @@ def test_what_another_machine_has_run_stays_on_the_page(tmp_path: Path) -> None:
     assert write_page(tmp_path / "clone", tmp_path / "out").read_text() == first, "no run here: as it was published"
     assert (tmp_path / "out" / "verify" / "diffgrad.png").read_bytes() == drawn
     assert "**not run**" in (kept := next(line for line in first.splitlines() if "diffGrad less Adam at lr/2" in line))
-    rows = tmp_path / "out" / "verify" / "rows.json"
+    rows = tmp_path / "out" / "verify" / "diffgrad.json"
     known = load_published(rows.parent)
     key = "diffgrad.functions"
     rows.write_text(json.dumps({key: {**asdict(known[key]), "fingerprint": "of other code"}}))
@@ -111,7 +111,7 @@ def test_what_another_machine_has_run_stays_on_the_page(tmp_path: Path) -> None:
     assert next(line for line in again.splitlines() if line.startswith("| F1: x_1 |")).endswith("**not run** |")
     assert kept in again
     rows.write_text("{")
-    with pytest.raises(FedsimError, match=r"rows\.json can't be read"):
+    with pytest.raises(FedsimError, match=r"diffgrad\.json can't be read"):
         write_page(tmp_path / "clone", tmp_path / "out")
 
 

@@ -1,17 +1,22 @@
-"""Figures of five papers are drawn with the results that must be there, and with all of them."""
+"""Figures show what the table says: results of here and published ones, and why a panel is empty."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fedsim.verify import sam_gs
-from fedsim.verify.claim import Measured
-from fedsim.verify.page import name_empty
+from fedsim.verify import PAPERS, sam_gs, verify
+from fedsim.verify.claim import Claim, Expected, Measured, claims_of
+from fedsim.verify.page import name_empty, write_page
+from fedsim.verify.published import Published, load_published
+from fedsim.verify.runner import load
 
 TWO = [1.0, 2.0]
 
@@ -55,18 +60,90 @@ ALL: dict[str, dict[str, Measured]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("all_of_them", [False, True])
-@pytest.mark.parametrize("paper", ALL)
-def test_figures(paper: str, all_of_them: bool) -> None:
+def drawn(paper: str, found: dict[str, list[Measured]]) -> Any:
     module: Any = importlib.import_module(f"fedsim.verify.{paper}")
-    found = {key: [each] for key, each in ALL[paper].items() if all_of_them or key in module.DRAWN}
-    assert found.keys() >= set(module.DRAWN)
-    figure = Figure(figsize=module.SIZE, layout="constrained")
+    figure = Figure(figsize=getattr(module, "SIZE", (7, 3.2)), layout="constrained")
     FigureCanvasAgg(figure)
     module.draw(figure, found)
-    lines = sum(len(axes.lines) + len(axes.patches) for axes in figure.get_axes())
-    assert lines > 0
+    return figure
+
+
+@pytest.mark.parametrize("paper", ALL)
+def test_figures(paper: str) -> None:
+    figure = drawn(paper, {key: [each] for key, each in ALL[paper].items()})
+    assert all(axes.has_data() for axes in figure.get_axes())
     figure.canvas.draw()
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_panel_whose_curves_were_not_kept_says_so(paper: str) -> None:
+    """As an older version published them: means of every claim, no curve. And with no claim but one."""
+    module = load(paper)
+    old = {each.key: [Measured(dict.fromkeys(each.rows, 0.5))] for each in claims_of(paper)}
+    figure = drawn(paper, old)
+    named = {key for axes in figure.get_axes() for key in (axes.get_gid() or "").split()}
+    assert named <= old.keys(), "a panel shows a claim that there is not"
+    name_empty(figure, list(old))
+    texts = [text.get_text() for axes in figure.get_axes() for text in axes.texts]
+    if paper != "coherence":
+        assert "not run" not in texts
+        assert any("curves not kept" in text for text in texts)
+    for key in () if hasattr(module, "DRAWN") else old:
+        drawn(paper, {key: old[key]})
+
+
+def test_lines_that_are_no_results_leave_a_panel_empty() -> None:
+    figure = drawn("hessian_alignment", {"synthetic": [Measured({"erm": 0.1, "hgp": 0.6, "diagonal": 0.6})]})
+    name_empty(figure)
+    said = [[text.get_text() for text in axes.texts] for axes in figure.get_axes()]
+    assert said == [[], ["not run"], ["not run"]]
+
+
+def test_bars_are_means_over_seeds_as_in_the_table() -> None:
+    seeds = [Measured({"erm": value, "hgp": 0.6, "diagonal": 0.6}) for value in (0.1, 0.3)]
+    bars = drawn("hessian_alignment", {"synthetic": seeds}).get_axes()[0].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx([0.2, 0.6, 0.6])
+
+
+def test_what_is_published_is_drawn_as_where_it_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(seed: int) -> Measured:
+        """Three points."""
+        return Measured({"x": seed + 1 / 3}, {"curve": [seed, 1 / 3, math.inf]})
+
+    def draw_curve(figure: Any, found: dict[str, list[Measured]]) -> None:
+        axes = figure.subplots()
+        axes.set_gid("kept")
+        for each in found["kept"]:
+            for curve in each.series.values():
+                axes.plot(curve)
+
+    made = Claim("gns", "kept", measure, {"x": Expected("c", "e")}, "here", seeds=2)
+    for room in ("runner", "page"):
+        monkeypatch.setattr(f"fedsim.verify.{room}.claims_of", lambda paper: [made] if paper == "gns" else [])
+    monkeypatch.setattr("fedsim.verify.gns.draw", draw_curve)
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    verify(["gns"], runs)
+    write_page(runs, out)
+    known = load_published(out / "verify")["gns.kept"]
+    assert known.values == [{"x": 1 / 3}, {"x": 4 / 3}], "exactly, so that the table's mean is theirs"
+    assert known.series[0]["curve"][:2] == [0, 0.33333]
+    assert len(known.seconds) == len(known.processor) == 2
+    picture = out / "verify" / "gns.png"
+    first = picture.read_bytes()
+    picture.write_bytes(b"of an older table")
+    page = write_page(tmp_path / "clone", out).read_text()
+    assert picture.read_bytes() == first, "a clone draws what is published"
+    assert "Seconds a seed" in page
+    old = {key: getattr(known, key) for key in ("fingerprint", "seeds", "means", "ours", "facts")}
+    (out / "verify" / "gns.json").unlink()
+    (out / "verify" / "rows.json").write_text(json.dumps({"gns.kept": old}))
+    assert "2 seeds" in write_page(tmp_path / "clone", out).read_text(), "what an older version published is read"
+    assert not (out / "verify" / "rows.json").exists()
+    assert picture.read_bytes() != first
+    (runs / "gns.kept.1.json").unlink()
+    write_page(runs, out)
+    again = load_published(out / "verify")["gns.kept"]
+    assert (again.seeds, len(again.series)) == (2, 1), "curves of a seed that is here join the published means"
 
 
 def test_a_panel_without_results_says_so() -> None:
@@ -79,3 +156,28 @@ def test_a_panel_without_results_says_so() -> None:
     assert [[text.get_text() for text in axes.texts] for axes in (drawn, empty, hidden)] == [[], ["not run"], []]
     assert len(empty.get_xticks()) == 0
     assert len(drawn.get_xticks()) > 0
+
+
+HALF_AN_HOUR = 1800.0
+BY_SEED = ("synthetic", "synthetic_fedavg")
+"""Two of Hessian alignment's take a quarter of an hour a seed, as CMNIST does, and are run by seed."""
+
+
+def too_long(each: Published, default: int) -> bool:
+    """Whether the claim's seeds take more than half an hour; by the processor's seconds, which a busy machine does not
+    stretch, and by seed where one takes ten minutes."""
+    seconds = each.processor[:default]
+    return bool(seconds) and sum(seconds) > HALF_AN_HOUR
+
+
+def test_every_claim_fits_half_an_hour_as_far_as_its_time_is_known() -> None:
+    known = load_published(Path(__file__).parents[2] / "docs" / "results" / "verify")
+    assert known
+    for paper in PAPERS:
+        load(paper)
+        for each in claims_of(paper):
+            seeds = 1 if each.key in BY_SEED else each.seeds
+            found = known.get(f"{paper}.{each.key}")
+            assert found is None or not too_long(found, seeds), f"{paper}.{each.key}"
+    slow = Published("", 3, {}, {}, processor=[700.0, 700.0, 700.0])
+    assert [too_long(slow, seeds) for seeds in (1, 2, 3)] == [False, False, True]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,6 @@ import torch
 from fedsim.losses import fit_monge_map
 from fedsim.verify import coherence_examples, generalization_width, harmonic_language, monge_costs, softmax_sweep
 from fedsim.verify.claim import claims_of
-from fedsim.verify.page import draw
-from fedsim.verify.runner import load, verify
 from fedsim.verify.softmax_models import NAMES, architecture
 
 
@@ -85,14 +82,3 @@ def test_maps_for_three_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_example_is_learned_at_the_epoch_since_which_it_is_right() -> None:
     epochs = coherence_examples._learned(0, 0, epochs=2)
     assert set(np.unique(epochs)) <= {1, 2, 3}
-
-
-def test_figures_need_claims_that_there_are(tmp_path: Path) -> None:
-    for paper in ("softmax_radius", "harmonic", "monge_gap", "coherence", "generalization"):
-        load(paper)
-        keys = {each.key for each in claims_of(paper)}
-        assert set(load(paper).DRAWN) <= keys
-    verify(["multi_metrics"], tmp_path, quick=True)
-    drawn = draw("multi_metrics", tmp_path, tmp_path / "figures")
-    assert drawn is not None
-    assert drawn.read_bytes().startswith(b"\x89PNG")
