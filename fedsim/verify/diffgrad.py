@@ -70,7 +70,14 @@ def _ours(parameters: Sequence[Tensor], aliased: bool = False) -> DiffGrad:
         "f1_adam": Expected("F1: where Adam ends, its local minimum", ".2001", 0.1996, 0.2006),
         "f1": Expected("F1: where diffGrad ends, the global minimum", "-.3", -0.31, -0.29),
         "f2": Expected("F2: value where diffGrad ends less where Adam ends", "diffGrad no higher", None, 0.01),
-        "f3": Expected("F3: value where diffGrad ends less where Adam ends", "diffGrad no higher", None, 0.01),
+        "f3": Expected(
+            "F3: value where diffGrad ends less where Adam ends",
+            "diffGrad no higher",
+            0.0,
+            0.01,
+            differs="both find the global minimum at 0 and swing in it to the end, as its walls have a slope of ±7/8: "
+            "after step 300 diffGrad is .008 off and Adam .002; in five of the last twenty steps Adam is the farther",
+        ),
     },
     source="Section III, functions F1 to F3, from −1, lr .1, β₁ .95, 300 steps",
     exact=True,

@@ -50,8 +50,15 @@ def _kept(rows: list[dict[str, Any]]) -> float:
         "multi_krum_3_kept": Expected("kept by Multi-Krum, m = 3 (chance .3)", "–"),
         "filter_kept": Expected("kept by the filter, p = .3 (chance .3)", "≤ .02", None, 0.02),
         "fedavg_asr": Expected("backdoor's success against FedAvg, least of five seeds", "≥ .90", 0.9),
-        "filter_asr_low": Expected("success against the filter, least of five seeds", ".06"),
-        "filter_asr_high": Expected("success against the filter, largest of five seeds", ".86"),
+        "filter_asr_low": Expected(
+            "success against the filter, least of five seeds",
+            ".06",
+            0.25,
+            0.45,
+            differs="as a mean over the last five rounds. How much of the backdoor the few slips leave hangs on the "
+            "rounds in which they fall, so that seeds lie between .35 and .86; why none of ours is as low is not known",
+        ),
+        "filter_asr_high": Expected("success against the filter, largest of five seeds", ".86", 0.8, 0.92),
         "median_seeds": Expected(
             "seeds of five on which the median behind the filter ends within .10 of its floor",
             "≥ 4",
@@ -104,7 +111,7 @@ def published(seed: int) -> Measured:
 @claim(
     {
         "kept": Expected("attacker's updates that the filter kept, of 200", "0 to 4", None, 4),
-        "asr": Expected("backdoor's success at the end, one seed", ".06 to .86"),
+        "asr": Expected("backdoor's success at the end, one seed", ".06 to .86", 0.06, 0.86),
         "same": Expected(
             "digests equal to the published one's",
             "1 on the machine that published it",
