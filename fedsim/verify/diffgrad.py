@@ -14,7 +14,7 @@ from fedsim.optim.diffgrad import DiffGrad
 from fedsim.verify.claim import Expected, Measured, claim, curves_of
 
 PARTS = ("fedsim.optim.diffgrad",)
-MORE = ("fedsim.verify.fashion",)
+MORE = ("fedsim.verify.diffgrad_by_hand", "fedsim.verify.fashion")
 SIZE = (9, 5)
 BETAS = (0.95, 0.999)
 Build = Callable[[list[Tensor]], torch.optim.Optimizer]

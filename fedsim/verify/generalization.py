@@ -19,7 +19,7 @@ from fedsim.simulation import simulate
 from fedsim.verify.claim import Expected, Measured, claim, curves_of
 
 PARTS = ("fedsim.analysis.generalization", "fedsim.data.teacher_student", "strategies.generalization")
-MORE = ("fedsim.verify.generalization_width",)
+MORE = ("fedsim.verify.generalization_stopping", "fedsim.verify.generalization_width")
 SIZE = (10, 3.2)
 _best = {0.5: (2.707, 0.8261), 1.0: (3.067, 0.5670), 2.0: (2.394, 0.3541)}
 

@@ -67,6 +67,34 @@ def definitions(seed: int) -> Measured:
     return Measured(values)
 
 
+@claim(
+    {
+        "minkowski": Expected("minkowski against scipy, p = 3 and 1.5, relative", "equal", None, 1e-10),
+        "mahalanobis": Expected("mahalanobis against scipy, with L and without, relative", "equal", None, 1e-10),
+    },
+    source="definitions",
+    exact=True,
+)
+def definitions_more(seed: int) -> Measured:
+    """The two distances that have a parameter."""
+    from scipy.spatial.distance import cdist
+
+    g = torch.Generator().manual_seed(seed)
+    x, w, factor = (torch.randn(n, 5, generator=g, dtype=torch.float64) for n in (7, 4, 5))
+
+    def off(ours: torch.Tensor, theirs: Any) -> float:
+        wanted = torch.from_numpy(theirs)
+        return float(((ours - wanted) / wanted).abs().max())
+
+    pair = x.numpy(), w.numpy()
+    orders = [off(distances(x, w, "minkowski", p=p), cdist(*pair, "minkowski", p=p)) for p in (3.0, 1.5)]
+    learnt = [
+        off(distances(x, w, "mahalanobis", factor=factor), cdist(*pair, "mahalanobis", VI=(factor @ factor.T).numpy())),
+        off(distances(x, w, "mahalanobis"), cdist(*pair, "mahalanobis", VI=torch.eye(5).double().numpy())),
+    ]
+    return Measured({"minkowski": max(orders), "mahalanobis": max(learnt)})
+
+
 HEADS: dict[str, tuple[str, float | None, str]] = {
     "cross_entropy": ("cross_entropy", None, ".924"),
     "squared_euclidean": ("squared_euclidean", 8.0, ".930"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.autograd.functional import hessian
 from torch.nn import functional
 
 from fedsim import losses
-from fedsim.verify.claim import Expected, Measured, claim, curves_of, seed_mean
+from fedsim.verify.claim import Expected, Measured, Row, claim, curves_of, seed_mean
 from fedsim.verify.coloured import (
     HIDDEN,
     METHODS,
@@ -163,6 +163,20 @@ def label_shift(seed: int) -> Measured:
     values = {method: _central(domains, method, seed, 32, 1e-3) for method in METHODS}
     values["gain"] = max(values["hgp"], values["diagonal"]) - values["erm"]
     return Measured(values)
+
+
+def derived(found: Mapping[str, Sequence[Measured]]) -> list[Row]:
+    """FedSGD's distance from our own central run, where its claim can tell the known figure's alone."""
+    rows = []
+    for method, name in (("hgp", "HGP"), ("diagonal", "exact diagonal")):
+        central, ours = (
+            seed_mean(found, f"cmnist_{method}", "test"),
+            seed_mean(found, f"cmnist_fedsgd_{method}", "fedsgd"),
+        )
+        off = [] if central is None or ours is None else [abs(central - ours)]
+        want = Expected(f"{name}: FedSGD's distance from our own central run", "within 3 points", None, 0.03)
+        rows.append(Row("hessian_alignment", f"cmnist_{method}.distance", want, "two rows above, absolute", off))
+    return rows
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:

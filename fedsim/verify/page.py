@@ -12,7 +12,7 @@ from typing import Any
 from fedsim.record import make_folder, write_bytes
 from fedsim.verify.claim import MEANING, Claim, Measured, Row, claims_of
 from fedsim.verify.published import Published, load_published, rounded, save_published
-from fedsim.verify.runner import PAPERS, code_of, load, results_of, rows_of, times_of
+from fedsim.verify.runner import PAPERS, code_of, derived_rows, load, results_of, rows_of, times_of
 
 FIGURES = "verify"
 """Folder of the figures, beside the page."""
@@ -33,15 +33,18 @@ def write_page(runs: str | Path, out: str | Path) -> Path:
     make_folder(folder / FIGURES)
     before = load_published(folder / FIGURES)
     shown = {paper: claims_shown(paper, Path(runs), before) for paper in PAPERS}
-    rows = {paper: [row for each in claims for row in each.rows] for paper, claims in shown.items()}
+    results = {paper: results_shown(claims) for paper, claims in shown.items()}
+    rows = {
+        paper: [row for each in claims for row in each.rows] + derived_rows(paper, results[paper])
+        for paper, claims in shown.items()
+    }
     parts = [HEAD, "\n".join(f"- **{verdict}**: {meaning}" for verdict, meaning in MEANING.items())]
     counts: Counter[str] = Counter(row.verdict for own in rows.values() for row in own)
     parts.append(", ".join(f"{counts[verdict]} {verdict}" for verdict in MEANING if counts[verdict]) + ".")
     for paper, claims in shown.items():
         parts.append(f"## {(load(paper).__doc__ or paper).splitlines()[0].rstrip('.')}")
-        found = {each.claim.key: each.published.results for each in claims if each.published}
         older = [each.claim.key for each in claims if each.published and not each.published.series]
-        if draw(paper, found, folder / FIGURES, older):
+        if draw(paper, results[paper], folder / FIGURES, older):
             parts.append(f"![{paper}]({FIGURES}/{paper}.png)")
         parts.append(table(rows[paper]))
         parts += [f"- `{row.key}`: {row.expected.differs}" for row in rows[paper] if row.expected.differs]
@@ -105,6 +108,11 @@ def claims_shown(paper: str, runs: Path, before: Mapping[str, Published]) -> lis
             )
         shown.append(Shown(each, rows, made))
     return shown
+
+
+def results_shown(claims: Sequence[Shown]) -> dict[str, list[Measured]]:
+    """What was found by the claims that have results, of here or published."""
+    return {each.claim.key: each.published.results for each in claims if each.published}
 
 
 def seconds_a_seed(claims: Sequence[Shown]) -> list[str]:

@@ -10,7 +10,7 @@ import importlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -72,6 +72,8 @@ def verify(
             for seed in range(count):
                 _ensure(folder, module, each, seed, say)
             rows += rows_of(folder, module, each, count)
+        here = {each.key: [got for got, _ in results_of(folder, module, each) if got] for each in claims_of(paper)}
+        rows += [row for row in derived_rows(paper, here) if row.values]
     return rows
 
 
@@ -85,6 +87,12 @@ def rows_of(folder: Path, module: ModuleType, each: Claim, count: int | None) ->
         ours = [] if failure else [found[name] for found in values]
         rows.append(Row(each.paper, f"{each.key}.{name}", expected, expected.source or each.source, ours, failure))
     return rows
+
+
+def derived_rows(paper: str, found: Mapping[str, Sequence[Measured]]) -> list[Row]:
+    """Rows about two claims at once, which the paper's file makes of what they found: its ``derived(found)``."""
+    make: Callable[[Mapping[str, Sequence[Measured]]], list[Row]] | None = getattr(load(paper), "derived", None)
+    return make(found) if make else []
 
 
 def results_of(folder: Path, module: ModuleType, each: Claim) -> list[tuple[Measured | None, str]]:

@@ -11,7 +11,8 @@ import torch
 
 from fedsim.losses import fit_monge_map
 from fedsim.verify import coherence_examples, generalization_width, harmonic_language, monge_costs, softmax_sweep
-from fedsim.verify.claim import claims_of
+from fedsim.verify.claim import Measured, claims_of
+from fedsim.verify.runner import derived_rows
 from fedsim.verify.softmax_models import NAMES, architecture
 
 
@@ -82,3 +83,18 @@ def test_maps_for_three_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_example_is_learned_at_the_epoch_since_which_it_is_right() -> None:
     epochs = coherence_examples._learned(0, 0, epochs=2)
     assert set(np.unique(epochs)) <= {1, 2, 3}
+
+
+def test_fedsgd_stands_beside_our_own_central_run() -> None:
+    """The known figure is .707; ours may lie on its other side, so that two short distances are one long."""
+    found = {
+        "cmnist_hgp": [Measured({"test": 0.72}), Measured({"test": 0.74})],
+        "cmnist_fedsgd_hgp": [Measured({"fedsgd": 0.69})],
+        "cmnist_diagonal": [Measured({"test": 0.70})],
+        "cmnist_fedsgd_diagonal": [Measured({"fedsgd": 0.71})],
+    }
+    hgp, diagonal = derived_rows("hessian_alignment", found)
+    assert (hgp.mean, hgp.verdict) == (pytest.approx(0.04), "fails")
+    assert (diagonal.mean, diagonal.verdict) == (pytest.approx(0.01), "holds")
+    assert derived_rows("hessian_alignment", {})[0].verdict == "not run"
+    assert derived_rows("gns", {}) == []
