@@ -16,7 +16,7 @@ from fedsim.verify.claim import Expected, Measured, claim
             0.55,
             0.8,
             differs="two of three: the test error is so flat about its least that a draw of N = 200 moves the best "
-            "step by a quarter (standard deviation) and the error there by less than a percent; over tasks the mean is met",
+            "step by a quarter (standard deviation) and the error by less than a percent; over tasks the mean is met",
         ),
         "half": Expected("share within 50 %", "–"),
     },

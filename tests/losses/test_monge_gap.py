@@ -265,3 +265,42 @@ def test_adapter_brings_shifted_features_back_and_keeps_their_classes() -> None:
     assert fitted(0.0, residual=False) < 0.5
     assert fitted(1.0, residual=False) >= 0.96
     assert fitted(1.0, residual=True) >= 0.96
+
+
+def test_a_rotation_is_not_recovered() -> None:
+    """Trap: features that came through a rotation go back by the cheapest map, which is another one.
+
+    N(0, diag(4, 1)) turned by a quarter has the covariance diag(1, 4): diag(½, 2) brings it there, without a gap, and
+    the rotation, which brings it there as well, has one.
+    """
+    spread = torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64))
+    x = whitened(torch.cat([normal(60, 2), -normal(60, 2)])) @ spread
+    turned, cheapest = x @ QUARTER.T, x @ torch.diag(torch.tensor([0.5, 2.0], dtype=torch.float64))
+    for cloud in (turned, cheapest):
+        torch.testing.assert_close(cloud.T @ cloud / len(x), torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)))
+    assert float(monge_gap(x, cheapest)) == pytest.approx(0.0, abs=1e-12)
+    assert float(monge_gap(x, turned)) > 1.0
+    torch.manual_seed(0)
+    model = MongeMap(2, hidden=[32]).double()
+    fit_monge_map(model, x, turned, steps=150, batch_size=120, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mapped = model(x)
+    near, far = ((mapped - cloud).square().sum(1).mean() for cloud in (cheapest, turned))
+    assert float(near) < float(far) / 5
+
+
+def test_class_proportions_matter() -> None:
+    """Trap: an exact map between clouds of other class shares has to move part of a class onto another."""
+    left, right = normal(40, 2) * 0.1 - 2, normal(40, 2, seed=1) * 0.1 + 2
+    features = torch.cat([left, right])
+    wanted = torch.cat([left[:10], right, right + 0.01])[:80]  # a quarter of the left is left, the rest are right
+    labels = torch.arange(2).repeat_interleave(40)
+    moved = {}
+    for name, reference in (("same", features + 0.5), ("other", wanted + 0.5)):
+        torch.manual_seed(0)
+        model = MongeMap(2, hidden=[32]).double()
+        fit_monge_map(model, features, reference, steps=150, batch_size=80, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            moved[name] = float(((model(features)[:, 0] > 0.5).long() == labels).double().mean())
+    assert moved["same"] == 1.0
+    assert moved["other"] < 0.85

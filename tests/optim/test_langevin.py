@@ -267,6 +267,43 @@ def test_state_goes_through_a_state_dict():
     assert torch.equal(optimizer.upload(x), other.upload(y))
 
 
+def test_a_reload_in_a_plain_loop_goes_on_with_torchs_noise():
+    """The state has the mean and the count; the noise is torch's own generator, whose state its owner keeps."""
+
+    def walk(optimizer, x, steps):
+        return drive(optimizer, x, torch.ones(steps, 6))[-1]
+
+    torch.manual_seed(0)
+    x = nn.Parameter(torch.ones(6))
+    optimizer = Langevin([x], lr=0.1, temperature=0.1)
+    walk(optimizer, x, 4)
+    kept, point, noise = copy.deepcopy(optimizer.state_dict()), x.detach().clone(), torch.get_rng_state()
+    end, mean = walk(optimizer, x, 3), optimizer.upload(x)
+    for state, same in ((noise, True), (None, False)):
+        y = nn.Parameter(point.clone())
+        other = Langevin([y])
+        other.load_state_dict(copy.deepcopy(kept))
+        torch.testing.assert_close(other.upload(y), kept["state"][0]["mean"].lerp(point, 0.25))  # four iterates
+        if state is not None:
+            torch.set_rng_state(state)
+        assert torch.equal(walk(other, y, 3), end) is same
+        assert torch.equal(other.upload(y), mean) is same
+
+
+def test_groups_have_rates_and_temperatures_of_their_own():
+    still, hot, plain = (nn.Parameter(torch.ones(2000, dtype=torch.float64)) for _ in range(3))
+    groups = [{"params": [still], "lr": 0.0}, {"params": [hot], "temperature": 0.5}, {"params": [plain], "lr": 0.3}]
+    torch.manual_seed(0)
+    optimizer = Langevin(groups, lr=0.1, temperature=0.0, weight_decay=0.5)
+    for each in (still, hot, plain):
+        each.grad = torch.full_like(each, 2.0)
+    optimizer.step()
+    assert torch.equal(still.detach(), torch.ones_like(still))
+    torch.testing.assert_close(plain.detach(), torch.full_like(plain, 1 - 0.3 * 2.5))
+    assert float(hot.detach().mean()) == pytest.approx(1 - 0.1 * 2.5, abs=0.03)
+    assert float(hot.detach().var()) == pytest.approx(2 * 0.1 * 0.5, rel=0.15)
+
+
 def test_clients_upload_their_averages_on_every_path():
     part = registry.make("optimizer", "langevin", temperature=0.0)
     from fedsim.client.app import FederatedClient

@@ -106,6 +106,21 @@ def test_rows_do_not_mix_and_state_goes_through_a_state_dict():
     assert torch.equal(x.detach(), together)
 
 
+def test_groups_have_rules_rates_and_decays_of_their_own():
+    gradients = [1.0, 2.0, 6.0, 4.0]
+    options = [{}, {"lr": 0.5}, {"rule": "ra3"}, {"rule": "m3"}, {"weight_decay": 0.5}]
+    points = [nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in options]
+    groups = [{"params": [each], **own} for each, own in zip(points, options, strict=True)]
+    optimizer = LastThree(groups, lr=0.1)
+    for value in gradients:
+        for each in points:
+            each.grad = torch.full_like(each, value)
+        optimizer.step()
+    decayed = 1 - 0.1 * (2 + 0.5)
+    wanted = [1 - 0.1 * (2 + 4), 1 - 0.5 * (2 + 4), 1 - 0.1 * (3 + 4), 1 - 0.1 * 2, decayed - 0.1 * (4 + 0.5 * decayed)]
+    assert [float(each.detach()) for each in points] == pytest.approx(wanted)
+
+
 def test_unknown_rules_are_refused():
     with pytest.raises(FedsimError, match="rm5"):
         LastThree([nn.Parameter(torch.zeros(1))], rule="rm5")
