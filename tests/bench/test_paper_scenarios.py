@@ -1,0 +1,52 @@
+"""Scenarios of the papers hold a method beside its control, in one file or in two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fedsim.scenario import cells, read
+
+PAPERS: dict[str, tuple[tuple[str, ...], str, set[str]]] = {
+    "Hessian alignment": (("hessian_alignment",), "hessian_alignment", set()),
+    "diffGrad": (("diffgrad",), "diffgrad", {"adam"}),
+    "Langevin": (("langevin",), "langevin", {"sgd"}),
+    "SAM-GS": (("sam_gs",), "sam_gs", {"fedavg"}),
+    "gradient-normalized smoothness": (("gns", "gns_controls"), "gns", {"sgd"}),
+    "softmax radius, the server's": (("softmax_radius",), "softmax_cap", {"fedavg"}),
+    "softmax radius, the clients'": (("softmax_radius_control",), "softmax_radius", {"sgd"}),
+    "harmonic": (("harmonic",), "harmonic", {"cross_entropy"}),
+    "coherence, the server's": (("coherence",), "rm3", {"fedavg"}),
+    **{f"coherence, {name}": (("coherence_noise",), name, {"sgd"}) for name in ("winsorized", "rm3", "m3", "ra3")},
+}
+"""Files; the method; parts of the control, which is without the method."""
+
+
+def names(value: Any) -> Iterator[str]:
+    """Of all parts in a scenario's tables."""
+    if isinstance(value, dict):
+        if "name" in value:
+            yield value["name"]
+        for each in value.values():
+            yield from names(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from names(each)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_method_stands_beside_its_control(name: str) -> None:
+    files, method, control = PAPERS[name]
+    found = [set(names(scenario.table())) for file in files for _, scenario in cells(read(f"papers/{file}"), file)]
+    assert any(method in parts for parts in found)
+    assert any(method not in parts and control <= parts for parts in found)
+
+
+def test_gns_controls_are_gradient_descent_and_fedavg_on_the_same_shards() -> None:
+    method, controls = read("papers/gns"), cells(read("papers/gns_controls"), "gns_controls")
+    assert [scenario.client.steps for _, scenario in controls] == [1, 10]
+    assert controls[0][1].client.batch_size >= method["data"]["dataset"]["examples"]
+    for key in ("data", "model", "engine", "evaluate"):
+        assert read("papers/gns_controls")[key] == method[key]
