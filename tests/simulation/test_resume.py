@@ -40,16 +40,10 @@ PRIVATE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("scenario", "most"), [(small(**TRAINED), 20), (Scenario(**PRIVATE), 6)], ids=["adam", "diff2"]
-)
-def test_killed_at_random_moments_the_run_resumes_to_the_same_digest(
-    scenario: Scenario, most: int, tmp_path: Path
-) -> None:
-    """``most`` kills, each after a random number of rounds and a random wait within the next one."""
+def killed(scenario: Scenario, tmp_path: Path, most: int) -> str:
+    """The digest after so many kills, each after a random number of rounds and a random wait within the next one."""
     file = tmp_path / "scenario.toml"
     file.write_text(scenario.toml())
-    expected = simulate(scenario, tmp_path / "whole").digest
     fork = multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(["fedsim.launch", "fedsim.report.page", "sklearn.datasets", "scipy.stats", "numba"])
     moments, kills, digest = random.Random(0), 0, ""
@@ -77,7 +71,30 @@ def test_killed_at_random_moments_the_run_resumes_to_the_same_digest(
             pytest.fail("the run ended without a digest")
         process.join()
     assert kills == most
-    assert digest == expected
+    return digest
+
+
+@pytest.mark.parametrize(
+    ("scenario", "most"), [(small(**TRAINED), 20), (Scenario(**PRIVATE), 6)], ids=["adam", "diff2"]
+)
+def test_killed_at_random_moments_the_run_resumes_to_the_same_digest(
+    scenario: Scenario, most: int, tmp_path: Path
+) -> None:
+    assert killed(scenario, tmp_path, most) == simulate(scenario, tmp_path / "whole").digest
+
+
+@pytest.mark.slow
+def test_kept_moments_and_an_adapter_outlive_a_kill(tmp_path: Path) -> None:
+    """Clients that keep their optimizer's state over rounds, and a map that each fits before it trains."""
+    client = {
+        "client.optimizer": {"name": "diffgrad", "lr": 0.01},
+        "client.optimizer_state": "persist",
+        "client.adapter": {"name": "monge_gap", "steps": 2, "hidden": [4], "batch_size": 8},
+    }
+    scenario = small(rounds=18, **{"data.root": 24}, **client)
+    whole = simulate(scenario, tmp_path / "whole").digest
+    assert killed(scenario, tmp_path, 2) == whole
+    assert simulate(scenario.changed(**{"client.optimizer_state": "reset"})).digest != whole
 
 
 def test_resuming_a_finished_run_does_nothing(tmp_path: Path) -> None:
