@@ -115,7 +115,8 @@ def _with_grads(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
 _published = {"sgd": ".50", "rm3": ".37", "winsor_1": ".45", "winsor_2": ".28", "winsor_4": ".07", "winsor_8": ".03"}
 _clean = {"sgd": ".56", "rm3": ".57", "winsor_1": ".61", "winsor_2": ".65", "winsor_4": ".82", "winsor_8": ".86"}
 
-_remembered = {
+_any: tuple[None, None] = (None, None)
+_remembered: dict[str, tuple[float | None, float]] = {
     "sgd": (0.45, 0.55),
     "rm3": (0.2, 0.3),
     "winsor_1": (0.3, 0.4),
@@ -146,7 +147,8 @@ _better = (
         f"{name}_memorised": Expected(
             f"wrong labels that {name} memorised",
             _published.get(name, "–"),
-            *_remembered.get(name, (None, None)),
+            low=_remembered.get(name, _any)[0],
+            high=_remembered.get(name, _any)[1],
             differs=_less if name in ("rm3", "winsor_1", "winsor_2") else "",
         )
         for name in METHODS
@@ -155,7 +157,8 @@ _better = (
         f"{name}_clean": Expected(
             f"clean test accuracy, {name}",
             _clean.get(name, "–"),
-            *_right.get(name, (None, None)),
+            low=_right.get(name, _any)[0],
+            high=_right.get(name, _any)[1],
             differs=_better if name in ("sgd", "rm3", "winsor_1", "winsor_2") else "",
         )
         for name in METHODS

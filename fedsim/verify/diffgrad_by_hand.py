@@ -52,7 +52,8 @@ def iterates(slope: Callable[[float], float], steps: int, lr: float = 0.1) -> li
 )
 def by_hand(seed: int) -> Measured:
     """The first iterates on the two functions that the known figures leave out."""
-    values, off = {}, []
+    values: dict[str, float] = {}
+    off = []
     for name, function, slope in (("f2", f2, slope2), ("f3", f3, slope3)):
         ours = descend(lambda p: DiffGrad(p, lr=0.1, betas=BETAS), 20, function)
         off.append(max(abs(a - b) for a, b in zip(ours, iterates(slope, 20), strict=True)))

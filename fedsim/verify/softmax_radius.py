@@ -107,7 +107,7 @@ _size = "data, widths and the state of training at the step are ours; what holds
 _otherwise = dict.fromkeys(
     ("transformer_controlled", "transformer_clipped", "mlp_ln_clipped", "cnn_bn_controlled"), _size
 )
-_near = {
+_near: dict[str, tuple[float | None, float]] = {
     "transformer_controlled": (0.55, 0.8),
     "transformer_clipped": (None, 0.2),
     "mlp_ln_controlled": (0.9, 0.98),
@@ -122,7 +122,8 @@ _near = {
         f"{name}_{how}": Expected(
             f"{name.replace('_', ' + ')}: accuracy right after the step, {how}",
             figures[i],
-            *_near.get(f"{name}_{how}", (None, None)),
+            low=_near[f"{name}_{how}"][0],
+            high=_near[f"{name}_{how}"][1],
             differs=_otherwise.get(f"{name}_{how}", ""),
         )
         for name, figures in _spiked.items()
