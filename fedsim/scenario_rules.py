@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedsim import registry, scenario_privacy
 from fedsim.errors import NOTHING, Fault, FedsimError, ScenarioError
-from fedsim.tables import AdversaryTable, Client, Part, Tables, grants_others
+from fedsim.tables import AdversaryTable, Part, Tables, grants_others
 
 KNOWLEDGE = ("own", "colluding", "omniscient")
 
@@ -33,21 +33,8 @@ def _clients(scenario: Tables) -> Iterator[Fault]:
     clients, client = scenario.data.clients, scenario.client
     if scenario.cohort > clients:
         yield Fault("client.per_round", client.per_round, f"at most data.clients = {clients}", ("data.clients",))
-    yield from _unread_cohort(scenario)
     if client.epochs is not None and client.steps is not None:
         yield Fault("client.steps", client.steps, "either client.epochs or client.steps, not both", ("client.epochs",))
-
-
-def _unread_cohort(scenario: Tables) -> Iterator[Fault]:
-    """A ``client.per_round`` that says something else than the sampler, which reads none."""
-    drawn, clients = scenario.server.sampler, scenario.data.clients
-    option = {"poisson": "rate", "fixed": "clients"}.get(drawn.name)
-    if option not in drawn.options:
-        return
-    expected = drawn.options["rate"] * clients if option == "rate" else len(drawn.options["clients"])
-    if scenario.per_round not in (Client().per_round, clients, round(expected)):
-        accepted = f"none, or {round(expected)}: '{drawn.name}' draws by its {option}, and reads no client.per_round"
-        yield Fault("client.per_round", scenario.client.per_round, accepted, ("server.sampler", "data.clients"))
 
 
 def _unread_steps(scenario: Tables) -> Iterator[Fault]:

@@ -78,4 +78,5 @@ def _drawn(
     borders = np.cumsum(mixtures, axis=1)
     points = generator.random(len(clients)) * borders[clients, -1]
     labels: NDArray[Any] = (borders[clients] <= points[:, None]).sum(axis=1)
-    return labels
+    last = mixtures.shape[1] - 1 - np.argmax(mixtures[:, ::-1] > 0, axis=1)
+    return np.minimum(labels, last[clients])  # a share next to 0 is rounded up to its own border

@@ -381,6 +381,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "softmax_radius": {"data.root": 100},
     "dp_sgd": {"privacy": {**CALM, "trust": "local"}},
     "dp_fedavg": {"privacy": {**CALM, "unit": "client"}},
+    "sam_gs": {"client.loss": "with_reconstruction"},  # the optimizer combines two objectives
 }
 """What a part needs beside its defaults."""
 ATTACKED = {"fraction": 0.3, "knowledge": "omniscient", "knows_defense": True, "attacks": ["sign_flip"]}

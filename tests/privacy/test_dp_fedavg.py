@@ -288,10 +288,7 @@ def test_cohorts_by_size_are_refused_once() -> None:
     assert len(error.value.faults) == 1
 
 
-def test_a_cohorts_size_beside_a_sampler_that_draws_by_its_rate_is_refused() -> None:
-    with pytest.raises(ScenarioError, match=r"client\.per_round: given 5; accepted: none, or 3: 'poisson'"):
-        private(client={"per_round": 5})
-    few = {"clients": 4}
-    assert private(client={}, data=few).cohort == 4
-    with pytest.raises(ScenarioError, match=r"client\.per_round: given 2; accepted: none, or 3: 'fixed'"):
-        private(client={"per_round": 2}, server={"sampler": {"name": "fixed", "clients": [1, 3, 4]}}, privacy={})
+def test_a_sampler_that_draws_by_its_rate_minds_no_cohorts_size() -> None:
+    """Its default is for ten clients; a matrix over samplers has one value for all."""
+    assert private(client={}, data={"clients": 4}).cohort == 4
+    assert private(client={"per_round": 5}).cohort == 5
