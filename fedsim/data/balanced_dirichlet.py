@@ -77,6 +77,7 @@ def _drawn(
     mixtures[empty] = left
     borders = np.cumsum(mixtures, axis=1)
     points = generator.random(len(clients)) * borders[clients, -1]
-    labels: NDArray[Any] = (borders[clients] <= points[:, None]).sum(axis=1)
     last = mixtures.shape[1] - 1 - np.argmax(mixtures[:, ::-1] > 0, axis=1)
-    return np.minimum(labels, last[clients])  # a share next to 0 is rounded up to its own border
+    # Where all shares are next to 0 a point is rounded up to the last border.
+    labels: NDArray[Any] = np.minimum((borders[clients] <= points[:, None]).sum(axis=1), last[clients])
+    return labels
