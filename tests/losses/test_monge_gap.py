@@ -265,6 +265,7 @@ def test_adapter_brings_shifted_features_back_and_keeps_their_classes() -> None:
     assert fitted(0.0, residual=False) < 0.5
     assert fitted(1.0, residual=False) >= 0.96
     assert fitted(1.0, residual=True) >= 0.96
+    assert fitted(0.1, residual=True) >= 0.966, "a weaker weight is enough where the map starts as the identity"
 
 
 def test_a_rotation_is_not_recovered() -> None:

@@ -14,7 +14,7 @@ import fedsim
 from fedsim.optim import gns
 from fedsim.optim.diffgrad import DiffGrad
 from fedsim.scenario import Scenario, cells, read
-from fedsim.verify import fashion, langevin, rotated, two_objectives
+from fedsim.verify import coherence, fashion, generalization, langevin, rotated, two_objectives
 from fedsim.verify.coloured import (
     METHODS,
     analogue,
@@ -162,3 +162,18 @@ def test_logistic_regression_has_the_optimum_of_an_independent_solver() -> None:
 @pytest.mark.parametrize("curvature", CURVATURES)
 def test_the_federation_makes_the_centralised_step(curvature: str) -> None:
     assert gap(0, 2, curvature=curvature, l2=1e-3) < 1e-10
+
+
+@pytest.mark.slow
+def test_five_local_steps_drift_little_from_the_theory_and_twenty_do() -> None:
+    found = generalization.course(0).values
+    assert found["drift_5"] <= 0.04
+    assert 0.11 <= found["drift_20"] <= 0.32
+
+
+@pytest.mark.slow
+def test_winsorized_gradients_do_not_memorise_the_wrong_labels_that_sgd_does() -> None:
+    memorised = {method: coherence._train(0, method) for method in ("sgd", "winsor_4")}
+    assert memorised["sgd"][0] == pytest.approx(0.5, abs=0.05)
+    assert memorised["winsor_4"][0] <= 0.1
+    assert memorised["winsor_4"][1] == pytest.approx(0.82, abs=0.05), "of the clean test set it gets more right"
