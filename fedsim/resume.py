@@ -10,6 +10,7 @@ from typing import Any
 from fedsim import registry
 from fedsim.errors import ResumeError
 from fedsim.scenario import Scenario
+from fedsim.scenario_privacy import mechanisms
 
 
 def check_continues(folder: Path, keys: dict[str, Any], scenario: Scenario) -> None:
@@ -26,7 +27,7 @@ def check_continues(folder: Path, keys: dict[str, Any], scenario: Scenario) -> N
     old, new = dict(_leaves(before["scenario"])), dict(_leaves(keys["scenario"]))
     differ = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     if "rounds" in differ and new["rounds"] > old["rounds"]:
-        bound = _parts_bound_to_rounds(scenario)
+        bound = _parts_bound_to_rounds(scenario) or _noise_bound_to_rounds(scenario, old["rounds"])
         if not bound:
             differ.remove("rounds")
         else:
@@ -58,6 +59,17 @@ def _parts_bound_to_rounds(scenario: Scenario) -> str:
         if getattr(registry.get(kind, part.name), "depends_on_rounds", False):
             return f"{where} = '{part.name}'"
     return ""
+
+
+def _noise_bound_to_rounds(scenario: Scenario, before: int) -> str:
+    """What makes another noise of more rounds: those that are over have released with too little of it."""
+    privacy, estimator = scenario.privacy, scenario.server.estimator
+    if estimator is not None:
+        interval = getattr(registry.make("estimator", estimator.name, **estimator.options), "interval", None)
+        if interval is not None and interval(before) != interval(scenario.rounds):
+            return "the restart interval of server.estimator"
+    calibrated = privacy.noise is None and privacy.epsilon not in (None, "inf")
+    return f"the noise for privacy.epsilon = {privacy.epsilon:g}" if calibrated and mechanisms(scenario) else ""
 
 
 def _leaves(table: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

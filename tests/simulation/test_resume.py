@@ -134,6 +134,25 @@ def test_more_rounds_are_refused_where_a_part_depends_on_them(tmp_path: Path) ->
         simulate(small(rounds=4, **cosine), tmp_path, resume=True)
 
 
+def test_more_rounds_are_refused_where_the_noise_is_for_fewer(tmp_path: Path) -> None:
+    def play(folder: str, rounds: int, **changes: Any) -> int:
+        scenario = Scenario(**{**PRIVATE, "rounds": rounds, **changes})
+        return len(simulate(scenario, tmp_path / folder, resume=True).lines)
+
+    estimator = PRIVATE["server"]["estimator"]
+    promise = {"privacy": {"epsilon": 8.0}, "server": {"estimator": {**estimator, "restart": 2}}}
+    play("promise", 3, **promise)
+    with pytest.raises(ResumeError, match=r"rounds: given 6; accepted: 3, since the noise for privacy\.epsilon = 8"):
+        play("promise", 6, **promise)
+    ratio = {"server": {"estimator": {**estimator, "restart": None, "restart_ratio": 0.5}}}
+    play("ratio", 4, **ratio)
+    with pytest.raises(ResumeError, match="accepted: 4, since the restart interval"):
+        play("ratio", 8, **ratio)
+    given = {"server": {"estimator": {**estimator, "restart": 2}}}
+    play("given", 3, **given)
+    assert play("given", 5, **given) == 6
+
+
 def test_fewer_rounds_are_refused(tmp_path: Path) -> None:
     simulate(small(rounds=3), tmp_path)
     with pytest.raises(ResumeError, match="rounds: given 2; accepted: 3"):
