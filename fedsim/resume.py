@@ -27,7 +27,7 @@ def check_continues(folder: Path, keys: dict[str, Any], scenario: Scenario) -> N
     old, new = dict(_leaves(before["scenario"])), dict(_leaves(keys["scenario"]))
     differ = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     if "rounds" in differ and new["rounds"] > old["rounds"]:
-        bound = _parts_bound_to_rounds(scenario) or _noise_bound_to_rounds(scenario, old["rounds"])
+        bound = _parts_bound_to_rounds(scenario, old["rounds"]) or _noise_bound_to_rounds(scenario, old["rounds"])
         if not bound:
             differ.remove("rounds")
         else:
@@ -48,7 +48,10 @@ def check_continues(folder: Path, keys: dict[str, Any], scenario: Scenario) -> N
         raise ResumeError("\n".join(f"{folder}: {line}" for line in shown))
 
 
-def _parts_bound_to_rounds(scenario: Scenario) -> str:
+def _parts_bound_to_rounds(scenario: Scenario, before: int) -> str:
+    when = registry.make("schedule", scenario.adversary.schedule.name, **scenario.adversary.schedule.options)
+    if any(when.active(number, before) != when.active(number, scenario.rounds) for number in range(1, before + 1)):
+        return f"adversary.schedule = '{scenario.adversary.schedule.name}'"
     parts = {
         "client.lr_schedule": ("lr_schedule", scenario.client.lr_schedule),
         "adversary.schedule": ("schedule", scenario.adversary.schedule),

@@ -134,6 +134,17 @@ def test_more_rounds_are_refused_where_a_part_depends_on_them(tmp_path: Path) ->
         simulate(small(rounds=4, **cosine), tmp_path, resume=True)
 
 
+def test_more_rounds_are_refused_where_the_attack_is_in_the_last_one(tmp_path: Path) -> None:
+    attack: dict[str, Any] = {"fraction": 0.25, "attacks": ["sign_flip"]}
+    last = {"adversary": {**attack, "schedule": "single_shot"}}
+    simulate(small(rounds=2, **last), tmp_path / "last")
+    with pytest.raises(ResumeError, match=r"rounds: given 4; accepted: 2, since adversary\.schedule = 'single_shot'"):
+        simulate(small(rounds=4, **last), tmp_path / "last", resume=True)
+    second = {"adversary": {**attack, "schedule": {"name": "single_shot", "round": 2}}}
+    simulate(small(rounds=2, **second), tmp_path / "second")
+    assert len(simulate(small(rounds=3, **second), tmp_path / "second", resume=True).lines) == 4
+
+
 def test_more_rounds_are_refused_where_the_noise_is_for_fewer(tmp_path: Path) -> None:
     def play(folder: str, rounds: int, **changes: Any) -> int:
         scenario = Scenario(**{**PRIVATE, "rounds": rounds, **changes})
