@@ -70,7 +70,8 @@ def layers_of(steps: tuple[Step, ...], loss: Loss, inputs: Tensor, targets: Tens
 
 def _steps(module: nn.Module, prefix: str) -> Iterator[Step]:
     if type(module) is nn.Sequential and not _hooked(module):
-        for name, child in module.named_children():
+        # Not named_children(), which tells a layer that stands there twice but once.
+        for name, child in module._modules.items():
             yield from _steps(child, f"{prefix}{name}.")
     elif type(module) is nn.Linear:
         yield Step(module, f"{prefix}weight", None if module.bias is None else f"{prefix}bias")

@@ -114,7 +114,13 @@ def tokens() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (3, 4)), nn.Linear(4, 6), nn.ReLU(), nn.Flatten(), nn.Linear(18, 5))
 
 
-GHOST = [mlp, logistic, in_place, Written]
+def one_activation() -> nn.Module:
+    """One activation behind both layers."""
+    bent = nn.Softplus()
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), bent, nn.Linear(9, 7), bent, nn.Linear(7, 5))
+
+
+GHOST = [mlp, logistic, in_place, Written, one_activation]
 ROWS = [cnn, tokens, Twice, Scaled, Tied]
 
 
