@@ -120,8 +120,14 @@ def one_activation() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 9), bent, nn.Linear(9, 7), bent, nn.Linear(7, 5))
 
 
+def listed_twice() -> nn.Module:
+    """One layer in two places of a list."""
+    layer, bent = nn.Linear(12, 12), nn.Tanh()
+    return nn.Sequential(nn.Flatten(), layer, bent, layer, bent, nn.Linear(12, 5))
+
+
 GHOST = [mlp, logistic, in_place, Written, one_activation]
-ROWS = [cnn, tokens, Twice, Scaled, Tied]
+ROWS = [cnn, tokens, Twice, Scaled, Tied, listed_twice]
 
 
 def task(build: Callable[[], nn.Module], dtype: torch.dtype, n: int = 23) -> tuple[nn.Module, Tensor, Tensor]:
@@ -513,6 +519,16 @@ def test_the_module_is_left_as_it_was() -> None:
     assert torch.equal(vector(module), before)
     assert [part.training for part in module] == [True, True, False, True, True, True]
     assert all(value.grad is None for value in module.parameters())
+
+
+@pytest.mark.parametrize("build", ROWS)
+def test_the_module_keeps_its_own_parameters(build: Callable[[], nn.Module]) -> None:
+    module, inputs, targets = task(build, torch.float32)
+    before = dict(module.named_parameters(remove_duplicate=False))
+    clipped_gradient_sum(module, cross_entropy, inputs, targets, 1.0)
+    after = dict(module.named_parameters(remove_duplicate=False))
+    assert after.keys() == before.keys()
+    assert all(after[name] is value for name, value in before.items())
 
 
 def test_rows() -> None:
