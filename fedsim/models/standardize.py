@@ -27,7 +27,7 @@ def standardized(model: nn.Module, mean: float, sd: float) -> nn.Module:
     """The model with :class:`Standardize` in front (behind a leading Flatten); a Sequential keeps its names."""
     if type(model) is not nn.Sequential:
         return nn.Sequential(OrderedDict(standardize=Standardize(mean, sd), model=model))
-    layers = list(model.named_children())
+    layers = [(name, part) for name, part in model._modules.items() if part is not None]  # one may stand there twice
     behind = 1 if layers and isinstance(layers[0][1], nn.Flatten) else 0
     layers.insert(behind, ("standardize", Standardize(mean, sd)))
     return nn.Sequential(OrderedDict(layers))

@@ -12,6 +12,7 @@ from torch import nn
 from fedsim.data.examples import DataInfo
 from fedsim.errors import FedsimError
 from fedsim.models.build import build_model
+from fedsim.models.standardize import standardized
 
 INFO = DataInfo((1, 8, 8), 10)
 
@@ -113,3 +114,10 @@ def test_a_warm_start_that_does_not_fit_says_all_that_differs(tmp_path):
         assert piece in str(caught.value)
     with pytest.raises(FedsimError, match=r"accepted: a \.safetensors file of parameters"):
         build_model(part("mlp", str(tmp_path / "none.safetensors")), INFO, 0)
+
+
+def test_standardized_keeps_a_layer_that_stands_twice() -> None:
+    bent = nn.Tanh()
+    plain = nn.Sequential(nn.Linear(3, 4), bent, nn.Linear(4, 4), bent, nn.Linear(4, 2))
+    inputs = torch.rand(5, 3)
+    assert torch.equal(standardized(plain, 0.0, 1.0)(inputs), plain(inputs))
