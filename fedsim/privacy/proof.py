@@ -29,8 +29,8 @@ ROWS = {"central": RAW, "distributed": "their sum alone", "local": PRIVATE}
 
 SEED_NOTE = (
     "In simulation the noise comes from the scenario's seed, so that runs repeat: the proof is of the mechanism, and "
-    "holds for data only if that seed stays secret. In a deployment (flower-supernode) it comes from the operating "
-    "system's entropy."
+    "holds for data only if that seed stays secret and makes one run. In a deployment (flower-supernode) it comes from "
+    "the operating system's entropy."
 )
 
 

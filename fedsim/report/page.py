@@ -94,6 +94,7 @@ def contents(run: RunFolder) -> dict[str, Any]:
         "privacy": run.privacy,
         "spent": spent(run),
         "outside": list(private.values()),
+        "floored": "floor" in private,
         "observed": observed(run),
         "images": images.pairs(run.samples, labels),
         "faults": faults[:MOST_FAULTS],
@@ -186,10 +187,9 @@ def cards(run: RunFolder, measures: Measures) -> list[Card]:
         found.append(Card(name, words.percent(measures.asr.value), detail + _when(measures.asr), "attack"))
         floor = measures.floor
         if floor is not None:
-            above = words.points(measures.asr.value - floor.value)
-            found.append(
-                Card("Its floor, without attack", words.percent(floor.value), f"{above}; floor in {_when(floor)}")
-            )
+            detail = f"{words.points(measures.asr.value - floor.value)}; floor in {_when(floor)}"
+            detail += f"; {ASIDE}" if "floor" in outside(run) else ""
+            found.append(Card("Its floor, without attack", words.percent(floor.value), detail))
         elif run.attacked:
             meaning = "what the same run without attack would call the target"
             found.append(Card("Its floor, without attack", "not measured", meaning))

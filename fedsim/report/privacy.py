@@ -45,6 +45,8 @@ def outside(run: RunFolder) -> dict[str, str]:
         found |= {key: name for key, name in ROWS.items() if shown[key]}
     if run.privacy.get("hidden_cohorts"):
         found["cohort"] = "who was asked in which round"
+    if run.floor[0]:
+        found["floor"] = "the floor (of a second run on the same data, with the same noise)"
     if run.partition.get("counts"):
         found["partition"] = "who holds how many examples of which label"
     if any(line.get("faults") for line in run.rounds):

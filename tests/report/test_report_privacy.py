@@ -51,6 +51,23 @@ def test_a_private_run_shows_its_epsilon_the_proof_and_what_lies_outside(tmp_pat
     assert 'class="value">NONE' not in text
 
 
+def test_the_floor_is_another_run_with_the_same_noise(tmp_path: Path) -> None:
+    scenario = fedsim.Scenario(
+        rounds=2,
+        data={"clients": 4},
+        model={"name": "logistic"},
+        client={"per_round": 4},
+        server={"estimator": {"name": "dp_gd", "c1": 1.0, "lr": 0.5}},
+        privacy={"noise": [0.02]},
+        adversary={"count": 1, "attacks": [{"name": "badnets", "target": 0}]},
+    )
+    fedsim.run(scenario, out=tmp_path / "run", floor=True)
+    text = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "the floor (of a second run on the same data, with the same noise)" in text
+    card = text[text.index("Its floor, without attack") :]
+    assert "outside the guarantee" in card[: card.index("</div></div>") if "</div></div>" in card else 400]
+
+
 def figure(text: str, name: str) -> str:
     """The figure of this name, from its caption to its end."""
     start = text.index(f"<h3>{name}</h3>")
