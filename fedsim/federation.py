@@ -295,11 +295,21 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
     noiseless = ("evaluate", "evaluate.default", *(() if estimator is None else TRAIN))
     unasked = noiseless if workload.secrecy == "server" else ()
     releases = scenario.rounds if deployed and workload.secrecy == "server" else None
-    app = FederatedClient(workload, adversary.attacks, handlers(scenario, estimator), unasked, releases)
+    drawn = None if releases is None else _drawn(scenario, optimizer, shares.sizes)
+    app = FederatedClient(workload, adversary.attacks, handlers(scenario, estimator), unasked, releases, drawn)
     initial = layout.flatten(named, DTYPES[scenario.engine.precision])
     return Federation(
         scenario, dataset, shares, root, layout, initial, module, adversary, app, estimator, guarantee, deployed
     )
+
+
+def _drawn(scenario: Scenario, optimizer: Any, sizes: NDArray[Any]) -> list[int] | None:
+    """Rounds of each client that its own noisy steps are accounted for, whatever a server asks; None: all rounds."""
+    if not hasattr(optimizer, "publications") or scenario.adversary.selection == "forced":
+        return None  # whom the adversary forces into cohorts is asked beyond its draws
+    from fedsim.privacy.local_steps import participation
+
+    return [int(count) for count in participation(setting_of(scenario, sizes))[0]]
 
 
 def handlers(scenario: Scenario, estimator: Estimator | None) -> dict[str, Any]:

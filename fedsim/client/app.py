@@ -53,6 +53,7 @@ class FederatedClient(ClientApp):
         unasked: types of message that are answered by an error: what they ask for would leave without noise.
         releases: rounds for each of which a client answers one message of a type, in order: a second answer would have
             noise of its own, which no epsilon counts. None: as often as it is asked.
+        drawn: with ``releases``, how many rounds of a type each client answers at most: those that epsilon counts.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class FederatedClient(ClientApp):
         handlers: Mapping[str, NodeHandler] | None = None,
         unasked: Sequence[str] = (),
         releases: int | None = None,
+        drawn: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.workload, self.attacks = workload, tuple(attacks)
@@ -73,7 +75,7 @@ class FederatedClient(ClientApp):
         self.poisoners = [each for each in self.attacks if overrides(each, "poison")]
         self.reader = Reader(workload)
         self.path = choose(workload)
-        self.unasked, self.releases = tuple(unasked), releases
+        self.unasked, self.releases, self.drawn = tuple(unasked), releases, drawn
         self._threads = threading.local()
         self.train()(self._alone)
         self.evaluate()(self._alone)
@@ -82,7 +84,8 @@ class FederatedClient(ClientApp):
             {"train": self.train, "query": self.query, "evaluate": self.evaluate}[category](action)(self._alone)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (FederatedClient, (self.workload, self.attacks, self.handlers, self.unasked, self.releases))
+        given = (self.workload, self.attacks, self.handlers, self.unasked, self.releases, self.drawn)
+        return (FederatedClient, given)
 
     def _alone(self, message: Message, context: Context) -> Message:
         return self.many([message], [context])[0]
@@ -151,7 +154,11 @@ class FederatedClient(ClientApp):
         last = int(cast(int, told.get(kind, 0)))
         if not last < asked <= self.releases:
             raise FedsimError(f"given round {asked}; accepted: {last + 1} to {self.releases}, each once")
-        told[kind] = asked
+        most = self.releases if self.drawn is None else int(self.drawn[client_of(context)])
+        answered = int(cast(int, told.get(f"{kind}.answered", 0)))
+        if answered >= most:
+            raise FedsimError(f"given one round more than this client's {most}; accepted: those that epsilon counts")
+        told[kind], told[f"{kind}.answered"] = asked, answered + 1
 
     def _told(self, error: Exception) -> str:
         """What a client says of its failure: an exception's words may quote its data."""

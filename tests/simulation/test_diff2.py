@@ -15,7 +15,8 @@ from flwr.app import ConfigRecord
 
 from fedsim import rng
 from fedsim.errors import ScenarioError
-from fedsim.federation import build, make_estimator
+from fedsim.federation import build, make_estimator, setting_of
+from fedsim.privacy.local_steps import participation
 from fedsim.privacy.proof import lines
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
@@ -331,6 +332,28 @@ def test_a_deployed_node_answers_each_round_once(part: str) -> None:
             sent[0].content["config"]["server-round"] = server_round
             refused.append(app.many(sent, contexts)[0].has_error())
         assert refused == ([False, True, False, True, False, True] if deployed else [False] * 6)
+
+
+def test_a_node_answers_no_more_rounds_than_it_is_accounted_for() -> None:
+    scenario = Scenario(
+        rounds=8,
+        data={"clients": 4},
+        model={"name": "logistic"},
+        client={"per_round": 1, "optimizer": {"name": "dp_sgd"}},
+        privacy={"noise": [2.0], "trust": "local"},
+    )
+    federation = build(scenario, deployed=True)
+    counts, _ = participation(setting_of(scenario, federation.shares.sizes))
+    app = pickle.loads(pickle.dumps(federation.app))
+    answered = []
+    for client in range(4):
+        sent, contexts = messages(federation.app.workload, federation.initial, [client])
+        answered.append(0)
+        for server_round in range(1, 9):
+            sent[0].content["config"]["server-round"] = server_round
+            answered[-1] += not app.many(sent, contexts)[0].has_error()
+    assert answered == counts.tolist()
+    assert sum(answered) == 8
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
