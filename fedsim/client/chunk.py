@@ -210,7 +210,7 @@ class Chunk:
         references: References = (),
     ) -> None:
         self.engine, self.workload, self.jobs, self.vector = engine, workload, jobs, vector
-        self.scale, self.proximal = scale, proximal
+        self.scale, self.proximal = scale, proximal / workload.objective.divisor(references)
         self.compromised: tuple[Compromised, ...] = tuple(
             job.compromised for job in jobs if job.compromised is not None
         )

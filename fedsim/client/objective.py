@@ -76,15 +76,21 @@ class Objective:
     def total(self, outputs: Tensor, features: Tensor | None, targets: Tensor, aside: Aside) -> tuple[Tensor, Tensor]:
         """What is minimised on a batch, and its part that is the loss."""
         task = self.mean_loss(outputs, targets, aside.present)
-        total = task
+        total, before = task, 1.0
         for part, reference in zip(self.regularizers, aside.references, strict=True):
             assert features is not None
-            total = part.combine(total, features, outputs, targets, reference, task)
+            # A penalty joins the loss as it is, whatever those before it divided it by: their order means nothing.
+            total = part.combine(total * before, features, outputs, targets, reference, task) / before
+            before *= part.divisor(reference)
         return total, task
+
+    def divisor(self, references: References) -> float:
+        """What the regularizers divide the loss by, all of them together."""
+        return math.prod(part.divisor(told) for part, told in zip(self.regularizers, references, strict=True))
 
     def divide_decay(self, optimizer: torch.optim.Optimizer, references: References) -> None:
         """Divide the L2 penalty that an optimizer adds to gradients by what the regularizers divide the loss by."""
-        divisor = math.prod(part.divisor(told) for part, told in zip(self.regularizers, references, strict=True))
+        divisor = self.divisor(references)
         for group in optimizer.param_groups if divisor > 1 else ():
             if not group.get("decoupled_weight_decay", False):
                 group["weight_decay"] = group.get("weight_decay", 0.0) / divisor

@@ -40,6 +40,7 @@ def train(
     hooks = hooks if job.compromised is not None else Hooks(())
     received = vector[: workload.layout.d]
     start = replica.flat.clone() if proximal else None
+    proximal /= workload.objective.divisor(references)
     optimizer = workload.optimizer.build([replica.whole] if replica.one_vector else replica.parameters, scale)
     workload.objective.divide_decay(optimizer, references)
     if hasattr(optimizer, "use_streams"):

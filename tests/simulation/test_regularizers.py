@@ -174,6 +174,31 @@ def test_the_servers_adam_makes_up_for_a_rescaled_loss(decay: float, path: str) 
     torch.testing.assert_close(alone, rescaled, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("path", ["reference", "stacked"])
+@pytest.mark.parametrize("rescaled", [(True, False), (False, True), (True, True)])
+def test_a_rescaled_loss_is_that_of_all_regularizers(rescaled: tuple[bool, bool], path: str) -> None:
+    """Wherever the one that divides stands; with both of them the loss is divided twice."""
+    parts = [{"name": "vrex", "weight": 50.0}, {"name": "coral", "weight": 20.0}]
+    server = {"server.optimizer": {"name": "adam", "lr": 0.01, "tau": 1e-12}, "engine.path": path}
+    told = [{**part, "rescale": each} for part, each in zip(parts, rescaled, strict=True)]
+    plain, divided = (one_round(scenario(each, **server)) for each in (parts, told))
+    torch.testing.assert_close(divided, plain, rtol=1e-4, atol=1e-7)
+    assert (one_round(scenario(parts[:1], **server)) - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("path", ["reference", "stacked"])
+def test_the_proximal_term_is_divided_with_a_rescaled_loss(path: str) -> None:
+    heavy = {"name": "vrex", "weight": 1000.0}
+    more: dict[str, Any] = {"client.steps": 3, "engine.path": path}
+    more["client.optimizer"] = {"name": "adam", "lr": 0.01, "eps": 1e-16}
+    plain, rescaled, free = (
+        one_round(scenario([{**heavy, "rescale": each}], **more, **{"client.proximal": proximal}))
+        for each, proximal in ((False, 40.0), (True, 40.0), (True, 0.0))
+    )
+    torch.testing.assert_close(plain, rescaled, rtol=1e-6, atol=1e-9)
+    assert (free - rescaled).abs().max() > 1e-4
+
+
 def test_hutchinson_draws_anew_in_each_round() -> None:
     part = {"name": "hessian_alignment", "method": "diagonal", "alpha": 50.0}
     few, many, exact = (
