@@ -276,5 +276,5 @@ class Rprop(Elementwise):
 
     torch_class: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Rprop
     lr: Positive = 0.01
-    etas: tuple[Decay, Annotated[float, Field(gt=1)]] = (0.5, 1.2)
+    etas: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=1)]] = (0.5, 1.2)
     step_sizes: tuple[Positive, Positive] = (1e-6, 50.0)

@@ -47,3 +47,9 @@ def test_nesterov_without_what_it_needs_is_a_fault_of_the_scenario(options):
     with pytest.raises(ScenarioError, match=r"client\.optimizer\.nesterov: given True; accepted: false, or momentum"):
         Scenario(client={"optimizer": optimizer})
     Scenario(client={"optimizer": {**optimizer, "momentum": 0.9, "dampening": 0.0}})
+
+
+@pytest.mark.parametrize("etas", [[0.0, 1.2], [0.5, 1.0]])
+def test_rprop_takes_the_factors_that_torch_takes(etas):
+    with pytest.raises(ScenarioError, match=r"client\.optimizer\.etas"):
+        Scenario(client={"optimizer": {"name": "rprop", "etas": etas}})
