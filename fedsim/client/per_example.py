@@ -15,7 +15,7 @@ def combined_gradient(replica: Replica, inputs: Tensor, targets: Tensor, aside: 
     """Write the gradient that the optimizer makes of a batch's examples; the batch's mean loss.
 
     Raises:
-        FedsimError: the model does not treat each example by itself, or draws random numbers.
+        FedsimError: the model does not treat each example by itself.
     """
     workload, module = replica.workload, replica.module
     objective = workload.objective
@@ -27,7 +27,9 @@ def combined_gradient(replica: Replica, inputs: Tensor, targets: Tensor, aside: 
     point: dict[str, Tensor] = dict(module.named_parameters())
     try:
         with torch.no_grad(), replica.autocast():
-            found, losses = vmap(grad_and_value(loss), in_dims=(None, 0, 0))(point, inputs, targets)
+            found, losses = vmap(grad_and_value(loss), in_dims=(None, 0, 0), randomness="different")(
+                point, inputs, targets
+            )
     except Exception as error:
         raise FedsimError(
             f"client.optimizer: given '{workload.optimizer.name}', which takes each example's gradient; accepted: "

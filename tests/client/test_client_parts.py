@@ -221,6 +221,20 @@ def test_winsorized_gradients_are_those_of_the_examples(percent):
         torch.testing.assert_close(deltas(FederatedClient(plain), vector, [0])[0], expected, rtol=1e-9, atol=1e-12)
 
 
+def test_winsorized_gradients_pass_dropout_as_a_batch_does():
+    def dropping():
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Dropout(0.5), nn.Linear(6, CLASSES))
+
+    moved = [
+        deltas(FederatedClient(load), initial(load), [0])[0]
+        for load in (
+            workload((8,), precision="float64", model=dropping, batch_size=8, epochs=1, optimizer=step)
+            for step in (part("optimizer", "winsorized", lr=0.5, percent=0.0), part("optimizer", "sgd", lr=0.5))
+        )
+    ]
+    torch.testing.assert_close(*moved, rtol=1e-9, atol=1e-12)
+
+
 def test_langevin_uploads_the_mean_of_its_iterates():
     step = part("optimizer", "langevin", lr=0.1, temperature=0.0)
     load = workload((6,), precision="float64", optimizer=step, batch_size=6, epochs=5)
