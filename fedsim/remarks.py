@@ -8,6 +8,9 @@ from typing import Any
 from fedsim import registry
 from fedsim.scenario import Scenario
 
+LAST_THREE = ("rm3", "m3", "ra3")
+"""Optimizers that look at three gradients before they move."""
+
 
 def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
     """What a reader of the run must know and would not see."""
@@ -25,6 +28,7 @@ def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
         notes.append(
             f"The defense ({', '.join(defended)}) never changed an aggregate: the result is that of plain averaging."
         )
+    notes += _unmoved(played, scenario)
     attacked = any(line["malicious"] for line in played)
     if played and scenario.attackers and not attacked:
         notes.append(
@@ -50,6 +54,18 @@ def remarks(lines: list[dict[str, Any]], scenario: Scenario) -> list[str]:
         )
     notes += _slips(played, scenario)
     return notes
+
+
+def _unmoved(played: list[dict[str, Any]], scenario: Scenario) -> list[str]:
+    """Clients whose local steps, all of them, led nowhere."""
+    norms = [line["norm_honest"] for line in played if line["norm_honest"] is not None]
+    if not norms or any(norms):
+        return []
+    name, why = scenario.client.optimizer.name, ""
+    if scenario.server.estimator is None and name in LAST_THREE:
+        of = "a round" if scenario.client.optimizer_state == "reset" else "a client"
+        why = f": '{name}' moves at the third local step of {of} at the earliest"
+    return [f"No honest client ever changed the model that it was sent{why}."]
 
 
 def _underrated(played: list[dict[str, Any]], scenario: Scenario) -> list[str]:

@@ -119,3 +119,19 @@ def test_numbers_are_no_classes(changes: dict[str, Any]) -> None:
     regression = {"data.dataset": "diabetes", "data.partition": "iid", "adversary": {}, "server": {}, "evaluate": {}}
     with pytest.raises(ScenarioError, match="targets that are numbers"):
         small(**regression | changes)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "steps", "state", "said"),
+    [
+        ("rm3", 2, "reset", "third local step of a round"),
+        ("m3", 1, "persist", "third local step of a client"),
+        ("rm3", 3, "reset", ""),
+        ("sgd", 2, "reset", ""),
+    ],
+)
+def test_clients_that_never_move_are_told(optimizer: str, steps: int, state: str, said: str) -> None:
+    client = {"per_round": 8, "optimizer": optimizer, "steps": steps, "optimizer_state": state}
+    found = [note for note in simulate(small(rounds=2, client=client)).notes if "No honest client ever" in note]
+    assert bool(found) == bool(said)
+    assert all(said in note for note in found)
