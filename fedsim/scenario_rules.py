@@ -64,7 +64,8 @@ def _training(scenario: Tables) -> Iterator[Fault]:
                 f"none with client.loss.{changed[0]}: it takes the last layer's gradient for that of the plain loss"
             )
             yield Fault(f"client.regularizers[{i}]", part.name, accepted, ("client.loss",))
-        if part.options.get("rescale") and client.optimizer.name in LENGTHLESS:
+        noisy = client.optimizer.name == "langevin" and client.optimizer.options.get("temperature")
+        if part.options.get("rescale") and (noisy or client.optimizer.name in LENGTHLESS):
             accepted = f"false with client.optimizer = '{client.optimizer.name}', which minds how long a gradient is"
             yield Fault(f"client.regularizers[{i}].rescale", True, accepted, ("client.optimizer",))
         if part.name == "irm":
@@ -72,6 +73,9 @@ def _training(scenario: Tables) -> Iterator[Fault]:
                 if (given := part.options.get(name, default)) != default:
                     accepted = f"'{default}', the default: irm asks the clients for no statistics"
                     yield Fault(f"client.regularizers[{i}].{name}", given, accepted)
+    if client.adapter is not None and any(part.name == "generalization" for part in scenario.server.analysis):
+        accepted = "none: the theory of server.analysis 'generalization' is of the inputs as they are"
+        yield Fault("client.adapter", client.adapter.name, accepted, ("server.analysis",))
 
 
 def _targets(scenario: Tables) -> Iterator[Fault]:
@@ -89,6 +93,10 @@ def _targets(scenario: Tables) -> Iterator[Fault]:
     ]
     named += [(f"client.regularizers[{i}]", "regularizer", part) for i, part in enumerate(client.regularizers)]
     named += [(f"server.defenses[{i}]", "defense", part) for i, part in enumerate(scenario.server.defenses)]
+    for i, part in enumerate(scenario.server.analysis if info.num_classes else ()):
+        if part.name == "generalization":
+            accepted = "none for targets that are classes: the theory is of the squared error of numbers"
+            yield Fault(f"server.analysis[{i}]", part.name, accepted, ("data.dataset",))
     for key, kind, part in named:
         if part is None:
             continue

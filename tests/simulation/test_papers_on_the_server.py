@@ -233,6 +233,11 @@ def test_a_stop_beyond_the_last_round_and_none_at_all() -> None:
         ({"server": {"estimator": "gns"}, "client": {"epochs": 3}}, "client.epochs"),
         ({"server": {"defenses": ["flwr:FedAvg"], "analysis": ["coherence"]}}, "server.analysis[0]"),
         ({"server": {"analysis": ["generalization"]}}, "model.name"),
+        ({"model": "linear", "server": {"analysis": ["generalization"]}}, "server.analysis[0]"),
+        (
+            {"model": "linear", "server": {"analysis": ["generalization"]}, "client": {"loss": "squared_error"}},
+            "server.analysis[0]",
+        ),
         ({"server": {"defenses": ["softmax_radius"]}}, "data.root"),
         (
             {
@@ -255,6 +260,7 @@ def test_what_cannot_combine_is_refused(tables: dict[str, Any], key: str) -> Non
         ({"optimizer": {"name": "sgd", "lr": 2.5, "weight_decay": 0.5}}, "client.optimizer.weight_decay"),
         ({"clip_norm": 0.01}, "client.clip_norm"),
         ({"proximal": 0.5}, "client.proximal"),
+        ({"adapter": "monge_gap"}, "client.adapter"),
     ],
 )
 def test_the_theory_refuses_what_it_is_not_of(options: dict[str, Any], key: str) -> None:
@@ -270,11 +276,17 @@ def test_a_head_gradient_in_closed_form_is_of_the_plain_loss_alone(regularizer: 
         Scenario(client={"loss": {"name": "cross_entropy", **option}, "regularizers": [regularizer]})
 
 
-@pytest.mark.parametrize("optimizer", ["normalized_sgd", "spherical_langevin", "asgd"])
+@pytest.mark.parametrize("optimizer", ["normalized_sgd", "spherical_langevin", "asgd", "langevin"])
 def test_steps_that_mind_a_gradients_length_take_no_divided_one(optimizer: str) -> None:
     part = {"name": "hessian_alignment", "form": "sum", "weight": 91257.0, "warmup": 38, "rescale": True}
     with pytest.raises(ScenarioError, match=r"client\.regularizers\[0\]\.rescale"):
-        Scenario(client={"optimizer": optimizer, "regularizers": [part]})
+        Scenario(client={"optimizer": optimizer, "regularizers": [part]}, server={"optimizer": "adam"})
+
+
+def test_an_average_without_noise_takes_a_divided_gradient() -> None:
+    part = {"name": "hessian_alignment", "weight": 1000.0, "rescale": True}
+    client = {"optimizer": {"name": "langevin", "temperature": 0.0}, "regularizers": [part]}
+    assert Scenario(client=client, server={"optimizer": "adam"}).client.regularizers
 
 
 def test_a_model_too_large_for_a_matrix_is_an_error() -> None:
