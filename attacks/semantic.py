@@ -62,7 +62,8 @@ class Semantic(Attack):
         if self.source == self.target:
             yield Fault("source", self.source, "another class than the target")
         elif info is not None and self.source >= info.num_classes:
-            yield Fault("source", self.source, f"a class, 0 to {info.num_classes - 1}", ("data.dataset",))
+            accepted = f"a class, 0 to {info.num_classes - 1}" if info.num_classes else "a task with classes"
+            yield Fault("source", self.source, accepted, ("data.dataset",))
 
     def trains_on_others(self) -> bool:
         """Images of a whole class."""

@@ -313,6 +313,9 @@ def _constraint(constraint: Any) -> str:
             bound = getattr(each, attribute, None)
             if bound is not None:
                 pieces.append(f"{sign} {bound}")
+        factor = getattr(each, "multiple_of", None)
+        if factor is not None:
+            pieces.append(f"a multiple of {factor}")
         least = getattr(each, "min_length", None) or least
         most = getattr(each, "max_length", most)
     if least or most is not None:

@@ -35,6 +35,11 @@ def faults(text: str, folder: Path, *sets: str) -> list[tuple[str, str]]:
 ONE = [
     ("rounds = 'ten'", "rounds", "given 'ten'; accepted: int ≥ 1"),
     ("rounds = 3.0", "rounds", "given 3.0; accepted: int ≥ 1"),
+    (
+        "[observe]\nobservers = [{ name = 'membership_inference', shadows = 5 }]",
+        "observe.observers[0].shadows",
+        "given 5; accepted: int ≥ 4, a multiple of 2",
+    ),
     ("rounds = true", "rounds", "given True; accepted: int ≥ 1"),
     ("rounds = 0", "rounds", "given 0; accepted: int ≥ 1"),
     ("rounds = nan", "rounds", "given nan; accepted: int ≥ 1"),
