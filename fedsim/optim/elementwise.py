@@ -145,6 +145,11 @@ class RMSprop(Elementwise):
     momentum: NonNegative = 0.0
     centered: bool = False
 
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        """A variance needs more than one gradient: of one it is rounding about zero, whose root may not exist."""
+        if self.centered and self.alpha == 0:
+            yield Fault("alpha", 0.0, "above 0 with centered = true")
+
 
 @optimizer("adagrad")
 class Adagrad(Elementwise):

@@ -53,3 +53,10 @@ def test_nesterov_without_what_it_needs_is_a_fault_of_the_scenario(options):
 def test_rprop_takes_the_factors_that_torch_takes(etas):
     with pytest.raises(ScenarioError, match=r"client\.optimizer\.etas"):
         Scenario(client={"optimizer": {"name": "rprop", "etas": etas}})
+
+
+def test_rmsprop_takes_no_variance_of_one_gradient():
+    part = {"name": "rmsprop", "alpha": 0.0}
+    with pytest.raises(ScenarioError, match=r"client\.optimizer\.alpha: given 0\.0; accepted: above 0 with centered"):
+        Scenario(client={"optimizer": {**part, "centered": True}})
+    Scenario(client={"optimizer": part})
