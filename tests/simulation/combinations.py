@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import struct
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,9 @@ OPTIONAL = [
     *("server.analysis", "server.estimator", "server.defenses", "server.sampler", "server.optimizer", "observe"),
     *("privacy", "adversary", "client.regularizers", "client.adapter", "client.step_control", "client.optimizer"),
 ]
+BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length")
+SIZES = ("examples", "test", "dimensions", "inputs", "features")
+"""Options of data sets that make runs long."""
 GUESTS = ["flwr:FedAvg", "flwr:FedAdam", "flwr:FedMedian", "flwr:Krum"]
 DIVISIONS = ["flwr:IidPartitioner", "flwr:LinearPartitioner"]
 
@@ -291,6 +295,53 @@ class Draw:
             else:
                 break
         return tables
+
+
+class Raw(Draw):
+    """Dice that also fall on options: any value that an option's type has, its bounds more often than others."""
+
+    def part(self, kind: str, among: typing.Sequence[str] = ()) -> dict[str, Any]:
+        table = super().part(kind, among)
+        if ":" in table["name"]:
+            return table
+        kept = {**NEEDED.get((kind, table["name"]), {}), **SMALL.get((kind, table["name"]), {})}
+        kept |= dict.fromkeys(SIZES if kind == "dataset" else ()) | self.files.needed(kind, table["name"])
+        for option in options(registry.get(kind, table["name"])):
+            value = self.value(option.annotation) if self.chance(0.45) else None
+            if value is not None and option.name not in kept:
+                table[option.name] = value
+        return table
+
+    def value(self, annotation: Any, bounds: typing.Mapping[str, Any] = types.MappingProxyType({})) -> Any:
+        """One that the type has; None where it has none but files and parts."""
+        origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+        if origin is typing.Annotated:
+            marks = [mark for each in arguments[1:] for mark in getattr(each, "metadata", [each])]
+            found = {name: getattr(mark, name) for mark in marks for name in BOUNDS if hasattr(mark, name)}
+            return self.value(arguments[0], {name: each for name, each in found.items() if each is not None})
+        if origin is Literal:
+            return self.one(arguments)
+        if origin in (typing.Union, types.UnionType):
+            return self.value(self.one([each for each in arguments if each is not type(None)]))
+        if origin in (tuple, list):
+            fixed = origin is tuple and ... not in arguments
+            count = int(self.dice.integers(bounds.get("min_length", 0), bounds.get("max_length", 3) + 1))
+            values = [self.value(each) for each in (arguments if fixed else arguments[:1] * count)]
+            return None if None in values else values
+        if annotation is bool:
+            return self.chance(0.5)
+        if annotation is int:
+            least = bounds.get("ge", bounds.get("gt", -1) + 1)
+            most = min(bounds.get("le", bounds.get("lt", least + 13) - 1), least + 12)
+            return self.one([least, min(least + 1, most), most, int(self.dice.integers(least, most + 1))])
+        return self.number(bounds) if annotation is float else None
+
+    def number(self, bounds: typing.Mapping[str, Any]) -> float:
+        """Over several orders of magnitude where there is no upper bound."""
+        least, most = bounds.get("ge", bounds.get("gt", 0.0)), bounds.get("le", bounds.get("lt"))
+        inside = [10 ** self.dice.uniform(-4, 1) if most is None else self.dice.uniform(0, most - least)] * 2
+        ends = [each for each in (bounds.get("ge"), bounds.get("le")) if each is not None]
+        return float(self.one([*(least + each for each in inside), *ends]))
 
 
 def _path(key: str) -> list[str | int]:
