@@ -75,6 +75,7 @@ class FederatedClient(ClientApp):
         self.poisoners = [each for each in self.attacks if overrides(each, "poison")]
         self.reader = Reader(workload)
         self.path = choose(workload)
+        self.exchanged = self.handlers.keys() - {"query.partition", LEARN}
         self.unasked, self.releases, self.drawn = tuple(unasked), releases, drawn
         self._threads = threading.local()
         self.train()(self._alone)
@@ -276,7 +277,7 @@ class FederatedClient(ClientApp):
         vector = self.reader.vector(content, received) if arrays_of(content) is not None else None
         node = Node(self, client, round, vector, context.state, self.reader.compromised(content, client, round, vector))
         kind = message.metadata.message_type
-        if kind.startswith("train.") and self._drops_out(client, round):
+        if (kind.startswith("train.") or kind in self.exchanged) and self._drops_out(client, round):
             return error_reply(message, "dropped out")
         if kind in ("evaluate", "evaluate.default"):
             answer = RecordDict({"metrics": measure(node)})

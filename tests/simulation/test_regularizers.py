@@ -27,7 +27,8 @@ from fedsim.losses.hessian_alignment import Statistics, signs
 from fedsim.scenario import Scenario
 from fedsim.scenario_rules import HEADS
 from fedsim.simulation import simulate
-from strategies.defense import Round
+from strategies.client_statistics import ClientStatistics
+from strategies.defense import Reply, Round
 from tests.simulation.test_same_bits import interrupted
 
 LR = 0.5
@@ -297,3 +298,28 @@ def test_a_client_without_examples_has_no_say(name: str, average: str) -> None:
     weightless = simulate(at.changed(**{"client.regularizers": [{**part, "weight": 0.0}]}))
     assert result.digest != weightless.digest
     assert all(torch.isfinite(each).all() for each in result.parameters.values())
+
+
+@pytest.mark.parametrize("references", ["fresh", "lagged"])
+def test_a_client_that_drops_out_answers_nothing_in_the_round(references: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its domain is in no mean; what others told is of those that trained."""
+    heard: list[set[int]] = []
+    mean = ClientStatistics._mean
+
+    def spied(self: ClientStatistics, replies: list[Reply]) -> dict[str, torch.Tensor]:
+        heard.append({reply.client for reply in replies})
+        return mean(self, replies)
+
+    monkeypatch.setattr(ClientStatistics, "_mean", spied)
+    at = scenario([{"name": "coral", "references": references}], **{"rounds": 4, "client.dropout": 0.4})
+    at = at.changed(
+        **{"server.defenses": ["fedavg", "softmax_cap"], "server.analysis": [{"name": "coherence", "examples": True}]}
+    )
+    lines = simulate(at).lines[1:]
+    gone = [{fault["client"] for fault in line["faults"] if fault["reason"] == "dropped out"} for line in lines]
+    assert any(gone)
+    assert heard == [{0, 1, 2} - each for each in gone if len(each) < 3]
+    for line, each in zip(lines, gone, strict=True):
+        names = {fault["reason"] for fault in line["faults"] if fault["client"] in each}
+        assert len(names) in (0, 4), names
+        assert line.get("coherence.examples", 0.0) == 30 * (3 - len(each))
