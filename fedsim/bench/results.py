@@ -70,15 +70,12 @@ def results(
     import pandas as pd
 
     folder = find(source)
-    store = Store(folder)
-    try:
+    with Store.reading(folder) as store:
         cells = store.rows(
             "SELECT c.*, v.fedsim FROM cells c LEFT JOIN versions v ON v.id = c.versions ORDER BY c.rowid"
         )
         _tell_stopped(cells, store)
         rounds = store.rows("SELECT * FROM rounds ORDER BY key, round") if level == "rounds" else []
-    finally:
-        store.close()
     tables = {cell["key"]: json.loads(cell["scenario"]) for cell in cells}
     rows = [_row(cell, tables[cell["key"]]) for cell in cells]
     _fill(rows, tables)
@@ -383,11 +380,8 @@ def merge(sources: Sequence[str | Path], out: str | Path) -> Merged:
 
 
 def _merge_one(folder: Path, store: Store, done: Merged) -> None:
-    theirs = Store(folder)
-    try:
+    with Store.reading(folder) as theirs:
         cells = theirs.rows("SELECT key, folder, matrix, state, digest FROM cells ORDER BY rowid")
-    finally:
-        theirs.close()
     for cell in cells:
         if cell["state"] != "finished" or not _whole(folder / cell["folder"]):
             done.unfinished.append(cell["folder"])

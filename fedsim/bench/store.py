@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedsim.bench.cell import Cell, finished, measured, read_lines, summary
@@ -27,6 +29,8 @@ NAME = "results.sqlite"
 FORMAT = 1
 PATIENCE = 120.0
 """Seconds to wait for other writers."""
+OTHERS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+"""What SQLite says where other connections are in the way, which waiting helps against."""
 TRIES = 2
 """Plays of a cell that fails, in one call."""
 MEASURES = ("accuracy", "loss", "asr", "asr_low", "asr_high", "asr_eligible", "malicious_weight", "worst10", "epsilon")
@@ -53,13 +57,15 @@ class Store:
 
     Args:
         out: the folder; it is made.
+        file: the index, where it is not the folder's ``results.sqlite``.
 
     Raises:
         RecordError: no store can be written there, or it is of a later fedsim.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, file: Path | None = None) -> None:
         self.out = out
+        self._file = file or out / NAME
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
         make_folder(out)
@@ -79,6 +85,26 @@ class Store:
                 f"{out / NAME}: damaged: {error}; remove it: the cells' folders hold all that it says, and the next "
                 "`fedsim bench` reads them into a new one"
             ) from error
+
+    @classmethod
+    @contextmanager
+    def reading(cls, out: Path) -> Iterator[Store]:
+        """The store of a folder, to be read: a copy of it where nothing can be written (a snapshot, another's folder).
+
+        SQLite reads a write-ahead log only where it may write beside it, and without it would miss the last cells.
+        """
+        with TemporaryDirectory(prefix="fedsim-") as elsewhere:
+            writable = os.access(out, os.W_OK) and os.access(out / NAME, os.W_OK)
+            file = out / NAME if writable else Path(elsewhere) / NAME
+            for ending in () if writable else ("", "-wal"):
+                source = out / f"{NAME}{ending}"
+                if source.is_file():
+                    shutil.copyfile(source, Path(elsewhere) / source.name)
+            store = cls(out, file)
+            try:
+                yield store
+            finally:
+                store.close()
 
     def close(self) -> None:
         if self._connection is not None and self._owner == os.getpid():
@@ -242,7 +268,7 @@ class Store:
         """This process's connection: one must not be carried through a fork."""
         if self._connection is None or self._owner != os.getpid():
             self._connection = sqlite3.connect(
-                self.out / NAME, timeout=PATIENCE, isolation_level=None, check_same_thread=False
+                self._file, timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
             self._owner = os.getpid()
             deadline = time.monotonic() + PATIENCE
@@ -250,9 +276,9 @@ class Store:
                 try:
                     self._connection.execute("PRAGMA journal_mode = WAL")
                     break
-                except sqlite3.OperationalError:
+                except sqlite3.OperationalError as error:
                     # Changing the mode does not wait for other connections.
-                    if time.monotonic() > deadline:
+                    if error.sqlite_errorcode & 0xFF not in OTHERS or time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
             self._connection.execute("PRAGMA synchronous = NORMAL")

@@ -118,13 +118,10 @@ class Standings:
 
         frame = results(source)
         folder = find(source)
-        store = Store(folder)
-        try:
+        with Store.reading(folder) as store:
             stored = {row["key"]: row for row in store.rows("SELECT key, setting, scenario, versions FROM cells")}
             lines = store.rows("SELECT key, round, accuracy, asr, epsilon FROM rounds ORDER BY key, round")
             machines = store.rows("SELECT * FROM versions")
-        finally:
-            store.close()
         rounds: dict[str, dict[str, list[Any]]] = {}
         epsilon: dict[str, float] = {}
         for line in lines:

@@ -20,10 +20,10 @@ from typer.testing import CliRunner, Result
 
 from fedsim.bench import differences, merge, over_seeds, ranking, results, run_matrix
 from fedsim.bench.locks import held
-from fedsim.bench.store import MEASURES
+from fedsim.bench.store import MEASURES, Store
 from fedsim.cli import app
 from fedsim.cli_bench import unranked
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, RecordError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from matrices import matrix
@@ -425,3 +425,28 @@ def test_a_scenario_file_stands_for_its_folder(folder: Path, tmp_path: Path, mon
     assert len(by_file) == len(results(folder))
     assert by_file == by_folder
     assert call("results", "other.toml").exit_code == 1
+
+
+def test_a_folder_that_cannot_be_written_is_read_all_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a mounted snapshot, with cells that only the write-ahead log holds: root may write anywhere, so it is asked."""
+    snapshot = shutil.copytree(folder, tmp_path / "snapshot")
+    with closing(sqlite3.connect(snapshot / "results.sqlite", isolation_level=None)) as writer:
+        writer.execute("PRAGMA wal_autocheckpoint = 0")
+        writer.execute("UPDATE cells SET state = 'failed', error = 'late' WHERE rowid = 1")
+        before = {path: path.read_bytes() for path in snapshot.glob("results.sqlite*")}
+        monkeypatch.setattr("fedsim.bench.store.os.access", lambda path, mode: not str(path).startswith(str(snapshot)))
+        assert list(results(snapshot)["error"])[0] == "late"
+        assert merge([snapshot], tmp_path / "merged").added == 7
+        assert {path: path.read_bytes() for path in snapshot.glob("results.sqlite*")} == before
+
+
+def test_a_store_that_cannot_be_opened_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(seconds: float) -> None:
+        raise AssertionError("waits for what no waiting helps against")
+
+    monkeypatch.setattr("fedsim.bench.store.time.sleep", sleep)
+    (tmp_path / "results.sqlite").mkdir()
+    with pytest.raises(RecordError, match="unable to open"):
+        Store(tmp_path)
