@@ -26,11 +26,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim import rng
+from fedsim import registry, rng
 from fedsim.bench.cell import Cell, finished, measured
 from fedsim.bench.space import Attempt, Goal, Space, has_trigger
 from fedsim.bench.verdict import Plan, Say, Scored, Verdict, best, mean, restored, told, write_best
-from fedsim.errors import FedsimError, ScenarioError
+from fedsim.errors import FedsimError, ScenarioError, one_line
+from fedsim.federation import key
 from fedsim.launch import twin
 from fedsim.record import make_folder, write_json
 from fedsim.scenario import Scenario, override, read
@@ -130,6 +131,12 @@ class _Hunt:
         static = best(statics, goal, plan.bound)
         adaptive = best([*statics, *trials], goal, plan.bound)
         static, adaptive = self.score([static.attempt, adaptive.attempt], plan.report)
+        for scored in (static, adaptive):
+            if scored.error:
+                raise FedsimError(
+                    f"redteam: {self.defense}: what was best on the tuning seeds cannot be run on a reporting seed: "
+                    f"{scored.error}; accepted: attacks and defenses that run; mended, the same call goes on"
+                )
         floors = [self.calm[seed]["asr"] for seed in plan.report if self.calm[seed]["asr"] is not None]
         return Verdict(
             self.defense, self.space, statics, trials, static, adaptive, mean(floors) if floors else math.nan
@@ -248,8 +255,18 @@ class _Hunt:
 
         table = self.space.scenario.table()
         table.pop("title"), table.pop("engine")
-        what = [table, repr(self.space.slots), self.space.goal, self.plan.bound, self.plan.tune]
+        what = [table, repr(self.space.slots), self.space.goal, self.plan.bound, self.plan.tune, *self._files()]
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+    def _files(self) -> list[dict[str, str]]:
+        """Content of the plug-ins and files that attacks and scenario name, as their runs' keys hold it."""
+        parts = [{"name": name, **fixed} for _, _, fitting in self.space.slots for name, (fixed, _) in fitting.items()]
+        attempts = [Attempt((part,), {"name": "every_round"}) for part in parts] + self.space.statics()[:1]
+        seed = self.space.scenario.seed
+        found: dict[str, str] = {}
+        for attempt in attempts:
+            found |= key(attempt.on(self.space.scenario, seed), "")["files"]
+        return [found] if found else []
 
     def _sampler(self, number: int) -> optuna.samplers.TPESampler:
         seed = rng.integer(self.space.scenario.seed, "redteam", round=number) % 2**31
@@ -271,8 +288,8 @@ class _Hunt:
         attributes = {"scored": scored.table(), "constraints": [max(scored.excess(goal, bound), -1.0)]}
         if scored.error:
             attributes["constraints"] = [1.0]
-        for key, value in attributes.items():
-            study._storage.set_trial_user_attr(trial._trial_id, key, value)
+        for attribute, value in attributes.items():
+            study._storage.set_trial_user_attr(trial._trial_id, attribute, value)
         if scored.error:
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         else:
@@ -299,6 +316,11 @@ def _play(table: dict[str, Any], folder: Path, workers: int) -> str:
         return "" if simulate(scenario, folder, resume=True).finished else "interrupted"
     except FedsimError as error:
         return str(error).splitlines()[0]
+    except (OSError, MemoryError):
+        # A full disk or a machine without memory says nothing of the attack: the search stops and can go on.
+        raise
+    except (Exception, SystemExit) as error:
+        return f"{type(error).__name__}{registry.where(error)}: {one_line(error)}"
 
 
 def _defended(data: dict[str, Any], base: Scenario, defense: Any) -> Scenario:

@@ -251,3 +251,49 @@ def test_without_optuna_it_says_what_to_install(file: Path, tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(FedsimError, match=r"fedsim-flwr\[redteam\]"):
         search(file, tmp_path / "out", 1)
+
+
+PLUG_IN = """
+from attacks.attack import Attack, attack
+
+
+@attack("scaled")
+class Scaled(Attack):
+    \"\"\"Rows times a factor.\"\"\"
+
+    def craft(self, rows, ctx):
+        {body}
+"""
+
+
+def searched(file: Path, out: Path, plug_in: Path) -> dict[str, Any]:
+    only = ["sign_flip", f"{plug_in}:Scaled"]
+    redteam(file, ["fedavg"], 4, out, goal="damage", tune=1, report=1, attacks=only, say=lambda text: None)
+    (found,) = json.loads((out / "redteam.json").read_text())["defenses"]
+    return dict(found)
+
+
+def test_an_attack_that_breaks_costs_its_trials_and_an_edited_one_is_searched_again(file: Path, tmp_path: Path) -> None:
+    plug_in = tmp_path / "scaled.py"
+    plug_in.write_text(PLUG_IN.format(body="raise ZeroDivisionError('by nothing')"))
+    broken = searched(file, tmp_path / "out", plug_in)
+    said = {trial["error"] for trial in broken["trials"] if trial["attacks"][0]["name"] != "sign_flip"}
+    assert said == {"ZeroDivisionError in line 10 of scaled.py, in craft: by nothing"}
+    assert broken["adaptive"]["attacks"][0]["name"] == "sign_flip"
+
+    plug_in.write_text(PLUG_IN.format(body="return -1000 * rows"))
+    registry.plug_in(str(plug_in))
+    again = searched(file, tmp_path / "out", plug_in)
+    assert len(again["trials"]) == 4
+    assert not any(trial["error"] for trial in again["trials"])
+
+
+def test_what_breaks_on_a_reporting_seed_is_named(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play = module._play
+
+    def breaking(table: dict[str, Any], folder: Path, workers: int) -> str:
+        return "a row too many" if table["seed"] > 5 and table["adversary"]["attacks"] else play(table, folder, workers)
+
+    monkeypatch.setattr(module, "_play", breaking)
+    with pytest.raises(FedsimError, match="reporting seed: a row too many"):
+        search(file, tmp_path / "out", 2)
