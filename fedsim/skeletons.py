@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
+import shlex
 from pathlib import Path
 
 from fedsim import registry
@@ -183,14 +184,16 @@ def write(kind: str, name: str, folder: str | Path = ".") -> Path:
     except FileExistsError as error:
         raise FedsimError(f"{file}: is there already; accepted: a new name, or --out with another folder") from error
     except OSError as error:
-        raise FedsimError(f"{file}: cannot be written: {error.strerror}") from error
+        accepted = "a folder that exists and that you may write to"
+        raise FedsimError(f"{file}: cannot be written: {error.strerror}; accepted: {accepted}") from error
     return file
 
 
 def next_steps(kind: str, name: str, file: Path) -> list[str]:
     """The commands that run the new part and check it."""
     key = KEYS[kind].format(name=name)
-    return [f"fedsim run quickstart --plugin {file} --set '{key}'", f"fedsim check {file}"]
+    path = shlex.quote(str(file))
+    return [f"fedsim run quickstart --plugin {path} --set '{key}'", f"fedsim check {path}"]
 
 
 def _article(kind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -407,6 +408,13 @@ def test_a_skeleton_is_short_and_gets_nothing_wrong(kind: str) -> None:
     assert len(file.read_text().splitlines()) <= 40
     assert [str(subject) for subject in subjects(file)] == [f"{kind} 'my_{kind}'"]
     conforms(file)
+
+
+def test_the_next_steps_can_be_copied_from_a_folder_with_a_space() -> None:
+    Path("plug ins").mkdir()
+    file = skeletons.write("attack", "mine", Path("plug ins"))
+    run, check = skeletons.next_steps("attack", "mine", file)
+    assert shlex.split(run)[4] == shlex.split(check)[2] == "plug ins/mine.py"
 
 
 def test_a_pytest_function_gets_all_lines_at_once() -> None:
