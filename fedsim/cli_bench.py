@@ -126,9 +126,10 @@ def show(frame: pd.DataFrame, interval: Literal["t", "bootstrap"] = "t") -> None
     table = over_seeds(frame, interval)
     terminal.show(settings_table(table))
     last = sorted({int(count) for count in table["last_rounds"] if count})
-    rounds = " to ".join(str(count) for count in dict.fromkeys((last[0], last[-1]))) if last else "0"
     how = "Student's t" if interval == "t" else "bootstrap"
-    typer.echo(f"means over the last {rounds} evaluated rounds, then over seeds; 95 % intervals over seeds ({how})")
+    if last:
+        rounds = " to ".join(str(count) for count in dict.fromkeys((last[0], last[-1])))
+        typer.echo(f"means over the last {rounds} evaluated rounds, then over seeds; 95 % intervals over seeds ({how})")
     if table[["recovery", "survival"]].notna().any(axis=None):
         typer.echo(
             "recovery: rounds from the last attack until accuracy is back within 2 points; survival: until half of\n"
@@ -202,7 +203,8 @@ def ranking_table(table: pd.DataFrame) -> Table:
 def differences_table(table: pd.DataFrame) -> Table:
     """A row a pair."""
     if table.empty:
-        raise FedsimError("--against: no seed was run with both defenses; accepted: cells that share seeds")
+        accepted = "cells that share seeds, and a measure that they have"
+        raise FedsimError(f"--against: no seed has the measure with both defenses; accepted: {accepted}")
     keys = _keys(table)
     rows = [
         (

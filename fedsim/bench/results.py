@@ -36,6 +36,8 @@ NUMBERS = (
     "accuracy", "loss", "asr", "floor", "calm_accuracy", "malicious_weight", "chance", "attacker_rows",
     "attacker_rows_kept", "last_rounds", "worst10", "recovery", "survival", "seconds",
 )  # fmt: skip
+COUNTS = ("attacker_rows", "attacker_rows_kept", "last_rounds")
+"""Those of the numbers that are whole."""
 _SYMBOLS: dict[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne,
     "<=": operator.le,
@@ -87,7 +89,7 @@ def results(
     conditions = [condition(text) for text in ([where] if isinstance(where, str) else where)]
     rows = [row for row in rows if all(_holds(each, row, tables[row["key"]]) for each in conditions)]
     if level == "cells":
-        return pd.DataFrame(rows, columns=list(columns))
+        return pd.DataFrame(rows, columns=list(columns)).astype({name: "Int64" for name in COUNTS if name in columns})
     named = [*keys(columns), "seed", "setting", "folder"]
     shown = {row["key"]: {name: row[name] for name in named} for row in rows}
     found = pd.DataFrame(

@@ -430,14 +430,14 @@ def test_a_scenario_file_stands_for_its_folder(folder: Path, tmp_path: Path, mon
 def test_a_folder_that_cannot_be_written_is_read_all_the_same(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a mounted snapshot, with cells that only the write-ahead log holds: root may write anywhere, so it is asked."""
+    """As a mounted snapshot, with cells that only the write-ahead log holds; root may write anywhere."""
     snapshot = shutil.copytree(folder, tmp_path / "snapshot")
     with closing(sqlite3.connect(snapshot / "results.sqlite", isolation_level=None)) as writer:
         writer.execute("PRAGMA wal_autocheckpoint = 0")
         writer.execute("UPDATE cells SET state = 'failed', error = 'late' WHERE rowid = 1")
         before = {path: path.read_bytes() for path in snapshot.glob("results.sqlite*")}
         monkeypatch.setattr("fedsim.bench.store.os.access", lambda path, mode: not str(path).startswith(str(snapshot)))
-        assert list(results(snapshot)["error"])[0] == "late"
+        assert next(iter(results(snapshot)["error"])) == "late"
         assert merge([snapshot], tmp_path / "merged").added == 7
         assert {path: path.read_bytes() for path in snapshot.glob("results.sqlite*")} == before
 
@@ -450,3 +450,28 @@ def test_a_store_that_cannot_be_opened_is_said_at_once(tmp_path: Path, monkeypat
     (tmp_path / "results.sqlite").mkdir()
     with pytest.raises(RecordError, match="unable to open"):
         Store(tmp_path)
+
+
+def test_counts_are_whole_numbers_and_cells_without_any_have_none(folder: Path, tmp_path: Path) -> None:
+    failed = shutil.copytree(folder, tmp_path / "failed")
+    with closing(sqlite3.connect(failed / "results.sqlite", isolation_level=None)) as writer:
+        writer.execute("UPDATE cells SET state = 'failed', error = 'late' WHERE rowid = 1")
+    first, second = call("results", str(failed), "--csv").stdout.splitlines()[1:3]
+    head = call("results", str(failed), "--csv").stdout.splitlines()[0].split(",")
+    place = head.index("last_rounds")
+    assert (first.split(",")[place], second.split(",")[place]) == ("", "2")
+
+
+def test_a_table_of_failed_cells_claims_no_means(folder: Path, tmp_path: Path) -> None:
+    failed = shutil.copytree(folder, tmp_path / "failed")
+    with closing(sqlite3.connect(failed / "results.sqlite", isolation_level=None)) as writer:
+        writer.execute("UPDATE cells SET state = 'failed', error = 'late'")
+    shown = call("results", str(failed)).stdout
+    assert "evaluated rounds" not in shown
+    assert "8 failed" in shown
+
+
+def test_a_measure_that_no_cell_has_is_not_blamed_on_the_seeds(folder: Path) -> None:
+    said = call("results", str(folder), "--against", "fedavg", "--measure", "recovery")
+    assert said.exit_code == 1
+    assert "no seed has the measure with both defenses" in said.stderr
