@@ -71,14 +71,15 @@ class Optimal(Attack):
         name, options, option = self.table()
         if self.low >= self.high:
             yield Fault("low", self.low, f"less than high = {self.high}")
-        try:
-            inner = registry.make("attack", name, **options | ({option: self.low} if option else {}))
-        except ScenarioError as error:
-            yield from (Fault(f"attack.{fault.key}", fault.given, fault.accepted) for fault in error.faults)
-            return
-        except FedsimError as error:
-            yield Fault("attack", self.attack, str(error))
-            return
+        for end in (self.high, self.low):
+            try:
+                inner = registry.make("attack", name, **options | ({option: end} if option else {}))
+            except ScenarioError as error:
+                yield from (Fault(f"attack.{fault.key}", fault.given, fault.accepted) for fault in error.faults)
+                return
+            except FedsimError as error:
+                yield Fault("attack", self.attack, str(error))
+                return
         if not overrides(inner, "craft"):
             yield Fault("attack", self.attack, "an attack that crafts rows")
         if not option:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from fedsim.errors import ScenarioError
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
 from strategies.strategy import DefendedStrategy
@@ -70,3 +73,20 @@ def test_what_it_tries_is_what_the_server_would_do(monkeypatch, pipeline, optimi
         gains = [float((each - honest).norm()) for each in promised[number]]
         reached = float((happened[number] - honest).norm())
         assert reached >= max(gains) * (0.9 if noise else 1 - 1e-6)
+
+
+def test_both_ends_of_the_search_must_be_values_that_the_attack_takes(tmp_path: Path) -> None:
+    """A value that it refuses would end the run in its first attack round."""
+    plug_in = tmp_path / "capped.py"
+    plug_in.write_text(
+        "from typing import Annotated\n\nfrom pydantic import Field\n\nfrom attacks.attack import Attack, attack\n\n\n"
+        '@attack("capped")\nclass Capped(Attack):\n'
+        '    """A share of each row.\n\n    Args:\n        share: kept.\n    """\n\n'
+        "    share: Annotated[float, Field(ge=0, le=1)] = 0.5\n\n"
+        "    def craft(self, rows, ctx):\n        return self.share * rows\n"
+    )
+    optimal = {"name": "optimal", "attack": f"{plug_in}:Capped", "option": "share", "low": 0.1}
+    adversary = {"count": 2, "knowledge": "omniscient", "knows_defense": True}
+    Scenario(adversary={**adversary, "attacks": [{**optimal, "high": 1.0}]})
+    with pytest.raises(ScenarioError, match=r"attack\.share.*given 10"):
+        Scenario(adversary={**adversary, "attacks": [{**optimal, "high": 10.0}]})
