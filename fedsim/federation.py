@@ -137,6 +137,7 @@ class Federation:
                 each.set_up(setting_of(scenario, self.shares.sizes, self.deployed))
         analyses = [make("analysis", part) for part in scenario.server.analysis]
         for each in analyses:
+            each.fit(self.dataset.info.num_classes)
             each.set_up(scenario, self.dataset.info, self.shares.sizes)
         defenses += references(scenario) + statistics(scenario)
         fixed: list[int] = []

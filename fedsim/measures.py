@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from fedsim import runtime
 from fedsim.analysis.statistics import auc, wilson
 from fedsim.blocks import has_float64
 from fedsim.client.task import example_losses
 from fedsim.data.examples import Examples, Shares
+from fedsim.functional import functional_call
 from fedsim.updates import Layout
 from strategies.strategy import Outcome
 

@@ -73,9 +73,6 @@ def _training(scenario: Tables) -> Iterator[Fault]:
                 if (given := part.options.get(name, default)) != default:
                     accepted = f"'{default}', the default: irm asks the clients for no statistics"
                     yield Fault(f"client.regularizers[{i}].{name}", given, accepted)
-    if client.adapter is not None and any(part.name == "generalization" for part in scenario.server.analysis):
-        accepted = "none: the theory of server.analysis 'generalization' is of the inputs as they are"
-        yield Fault("client.adapter", client.adapter.name, accepted, ("server.analysis",))
 
 
 def _targets(scenario: Tables) -> Iterator[Fault]:
@@ -93,10 +90,7 @@ def _targets(scenario: Tables) -> Iterator[Fault]:
     ]
     named += [(f"client.regularizers[{i}]", "regularizer", part) for i, part in enumerate(client.regularizers)]
     named += [(f"server.defenses[{i}]", "defense", part) for i, part in enumerate(scenario.server.defenses)]
-    for i, part in enumerate(scenario.server.analysis if info.num_classes else ()):
-        if part.name == "generalization":
-            accepted = "none for targets that are classes: the theory is of the squared error of numbers"
-            yield Fault(f"server.analysis[{i}]", part.name, accepted, ("data.dataset",))
+    named += [(f"server.analysis[{i}]", "analysis", part) for i, part in enumerate(scenario.server.analysis)]
     for key, kind, part in named:
         if part is None:
             continue

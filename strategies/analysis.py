@@ -40,6 +40,9 @@ class Analysis:
             name = scenario.server.defenses[0].name
             yield Fault("", self._name, f"none in front of '{name}', which keeps its rows", ("server.defenses",))
 
+    def fit(self, num_classes: int) -> None:
+        """Raise a FedsimError if it is not for targets of so many classes, 0 for numbers."""
+
     def set_up(self, scenario: Scenario, info: DataInfo, sizes: NDArray[Any]) -> None:
         """Called once, on the server, before the first round.
 

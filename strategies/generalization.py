@@ -23,7 +23,7 @@ from pydantic import Field
 
 from fedsim import registry
 from fedsim.analysis import generalization as theory
-from fedsim.errors import Fault
+from fedsim.errors import Fault, FedsimError
 from fedsim.updates import Updates
 from strategies.analysis import Analysis, Measures, analysis
 from strategies.defense import Round
@@ -66,6 +66,9 @@ class Generalization(Analysis):
         if client.optimizer.name != "sgd" or momentum:
             accepted = "sgd without momentum, of which the theory is"
             yield Fault("/client.optimizer", client.optimizer.model_dump(), accepted)
+        if client.adapter is not None:
+            accepted = "none: the theory of server.analysis 'generalization' is of the inputs as they are"
+            yield Fault("/client.adapter", client.adapter.name, accepted, ("server.analysis",))
         unread = {"clip_norm": client.clip_norm, "proximal": client.proximal, "straggler": client.straggler}
         unread["optimizer.weight_decay"] = client.optimizer.options.get("weight_decay")
         for name, value in unread.items():
@@ -77,6 +80,12 @@ class Generalization(Analysis):
             yield Fault("/server.optimizer", step.model_dump(), "sgd with lr = 1, of which the theory is")
         if server.estimator is not None:
             yield Fault("/server.estimator", server.estimator.name, "none: the theory is of clients that train")
+
+    def fit(self, num_classes: int) -> None:
+        """The theory is of targets that are numbers."""
+        if num_classes:
+            accepted = "none for targets that are classes: the theory is of the squared error of numbers"
+            raise FedsimError(f"server.analysis: given 'generalization'; accepted: {accepted}")
 
     def set_up(self, scenario: Scenario, info: DataInfo, sizes: NDArray[Any]) -> None:
         client = scenario.client

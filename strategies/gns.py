@@ -25,10 +25,11 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from pydantic import Field
 from torch import Tensor
-from torch.func import functional_call, jacrev, vmap
+from torch.func import jacrev, vmap
 
 from fedsim.errors import Fault, FedsimError, UpdatesError
 from fedsim.flower import Flat, as_tensor, flatten
+from fedsim.functional import functional_call
 from fedsim.optim import gns
 from fedsim.optim.gns_curvature import zero
 from strategies.defense import Reply, Request, Round

@@ -22,10 +22,10 @@ import torch
 from flwr.app import MetricRecord, RecordDict
 from pydantic import Field
 from torch import Tensor
-from torch.func import functional_call
 
 from fedsim.errors import Fault, FedsimError
 from fedsim.flower import Flat, flatten
+from fedsim.functional import functional_call
 from fedsim.optim.softmax_radius import directional, spread
 from strategies.defense import TRAIN, Defense, Request, Round, defense
 

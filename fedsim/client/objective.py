@@ -86,7 +86,7 @@ class Objective:
 
     def divisor(self, references: References) -> float:
         """What the regularizers divide the loss by, all of them together."""
-        return math.prod(part.divisor(told) for part, told in zip(self.regularizers, references, strict=True))
+        return float(math.prod(part.divisor(told) for part, told in zip(self.regularizers, references, strict=True)))
 
     def divide_decay(self, optimizer: torch.optim.Optimizer, references: References) -> None:
         """Divide the L2 penalty that an optimizer adds to gradients by what the regularizers divide the loss by."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 
 from fedsim.client.objective import Aside
 from fedsim.client.replica import Replica
 from fedsim.errors import FedsimError
+from fedsim.functional import functional_call
 
 
 def combined_gradient(replica: Replica, inputs: Tensor, targets: Tensor, aside: Aside) -> Tensor:

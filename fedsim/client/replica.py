@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedsim import rng
 from fedsim.client.job import Job, as_index
@@ -18,6 +17,7 @@ from fedsim.client.objective import Aside, tap
 from fedsim.client.randomness import replace_dropout, seeded_globally, uses_global_generator
 from fedsim.client.workload import Workload
 from fedsim.errors import FedsimError
+from fedsim.functional import functional_call
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 

@@ -5,14 +5,14 @@ Only models whose examples do not meet qualify; every example is computed as a b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from fedsim.blocks import exact
+from fedsim.functional import functional_call
 from fedsim.privacy.ghost import Loss, check_losses
 from fedsim.privacy.rows import block_rows, clip_factors, row_norms, scaled
 from fedsim.updates import Layout
@@ -51,8 +51,7 @@ def gradient_rows(module: nn.Module, loss: Loss, layout: Layout) -> Rows:
     def rows(parameters: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         own = {name: value for name, value in parameters.items() if name in trained}
         other = {name: value for name, value in parameters.items() if name not in trained}
-        with _given_back(module):
-            found = gradients(own, other, inputs, targets)
+        found = gradients(own, other, inputs, targets)
         result = torch.zeros(len(inputs), layout.d, dtype=next(iter(own.values())).dtype, device=inputs.device)
         for name, view in layout.views(result).items():
             if name in found:
@@ -60,17 +59,6 @@ def gradient_rows(module: nn.Module, loss: Loss, layout: Layout) -> Rows:
         return result
 
     return rows
-
-
-@contextmanager
-def _given_back(module: nn.Module) -> Iterator[None]:
-    """The module's own parameters are its own again: of one that holds a layer twice, torch keeps tracers in them."""
-    held = [(part, dict(part._parameters)) for part in module.modules()]
-    try:
-        yield
-    finally:
-        for part, parameters in held:
-            part._parameters.update(parameters)
 
 
 def clipped(rows: Tensor, clip: float) -> tuple[Tensor, Tensor]:
