@@ -34,8 +34,16 @@ if TYPE_CHECKING:
 
     from fedsim.scenario import Scenario
 
+Server = Callable[[Tensor, Tensor], Tensor]
+"""(f, d) malicious rows, (f,) examples that they claim -> (d,) parameters after the round."""
+
 _Shared = tuple[int, int, float, Tensor | None, Callable[[Tensor], Tensor] | None]
 """Round, clients asked, server learning rate, parameters of the round before, the server."""
+
+
+def _seeing(server: Server | None, claimed: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """The server as an attack may ask it, with the example counts that go with its rows."""
+    return None if server is None else lambda rows: server(rows, claimed)
 
 
 class Adversary:
@@ -180,7 +188,7 @@ class Adversary:
         num_clients: int,
         server_lr: float = 1.0,
         previous_reference: Tensor | None = None,
-        server: Callable[[Tensor], Tensor] | None = None,
+        server: Server | None = None,
         state: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The rows that the malicious clients send, and the example counts that they claim.
@@ -192,7 +200,7 @@ class Adversary:
             num_clients: K, clients asked in this round.
             server_lr: learning rate of the server's optimizer.
             previous_reference: (d,) parameters sent in the round before.
-            server: (f, d) malicious rows -> (d,) parameters after the round, on copied state.
+            server: (f, d) malicious rows, (f,) claimed examples -> (d,) parameters after the round, on copied state.
             state: memory of all attacks over rounds, changed in place.
 
         Returns:
@@ -202,8 +210,9 @@ class Adversary:
         current = rows.values
         if len(rows) == 0:
             return current, rows.num_examples
-        shared = (round, num_clients, server_lr, previous_reference, server)
-        claimed = rows.replace(num_examples=self._claimed(rows, honest, shared))
+        told = (round, num_clients, server_lr, previous_reference)
+        claimed = rows.replace(num_examples=self._claimed(rows, honest, (*told, _seeing(server, self._stated(rows)))))
+        shared = (*told, _seeing(server, claimed.num_examples))
         for position, part in enumerate(self.attacks):
             if not overrides(part, "craft"):
                 continue
@@ -217,10 +226,13 @@ class Adversary:
             current = torch.cat(pieces)
         return current, claimed.num_examples
 
-    def _claimed(self, rows: Updates, honest: Updates | None, shared: _Shared) -> Tensor:
+    def _stated(self, rows: Updates) -> Tensor:
+        """The example counts before any attack has its say."""
         counts = rows.num_examples
-        if self.claim is not None:
-            counts = torch.full_like(counts, float(self.claim))
+        return counts if self.claim is None else torch.full_like(counts, float(self.claim))
+
+    def _claimed(self, rows: Updates, honest: Updates | None, shared: _Shared) -> Tensor:
+        counts = self._stated(rows)
         for position, part in enumerate(self.attacks):
             if not overrides(part, "claimed_examples"):
                 continue

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from fedsim.scenario import Scenario
 
 
+PATCH = ("size", "corner", "position", "value")
+"""Options of the patch, which another trigger has no use for."""
+
+
 @attack("badnets")
 class BadNets(Attack):
     """A pixel patch as a backdoor.
@@ -58,6 +62,9 @@ class BadNets(Attack):
 
     def check(self, scenario: Scenario) -> Iterable[Fault]:
         yield from target_faults(scenario, "badnets", self.target)
+        for option in PATCH if self.trigger is not None else ():
+            if (given := getattr(self, option)) != getattr(BadNets, option):
+                yield Fault(option, given, "the default beside `trigger`, whose own options say what it looks like")
         yield from trigger_faults(scenario, self.pattern, "" if self.trigger is None else "trigger")
 
     def poison(self, examples: Examples, node: Compromised) -> Examples:

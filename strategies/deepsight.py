@@ -9,7 +9,8 @@ Clients with at most half of the median number of exceedings are suspects (few c
 has). Three clusterings by HDBSCAN, of the cosines of the output biases' updates, of the NEUPs, and of the DDifs (what
 the model answers on random inputs, divided by the received model's answer), are averaged into a distance, 0 where two
 clients share a cluster and 1 where not, which HDBSCAN clusters once more. A cluster stays with fewer than a third of
-suspects, an outlier if it is none; those that stay are clipped to the median norm of all and averaged, all alike.
+suspects, an outlier if it is none; those that stay are clipped to the median norm of all and averaged, all alike. A
+median of an even number is the lower of the middle two.
 
 The DDifs need the model and the shape of its inputs, from root data or ``shape``; without them the other two
 clusterings decide. Without a layout every parameter counts as a class.
@@ -27,8 +28,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from attacks.trigger import data_info
 from fedsim.blocks import exact
-from fedsim.errors import Fault, FedsimError
+from fedsim.errors import Fault, FedsimError, UpdatesError
 from fedsim.updates import Aggregate, Selection, Updates
 from strategies.clusters import density
 from strategies.defense import Defense, Round, defense, require
@@ -64,6 +66,10 @@ class DeepSight(Defense):
         n = scenario.cohort
         if n < FEWEST:
             yield Fault("name", "deepsight", f"at least {FEWEST} clients a round, here {n}", ("client.per_round",))
+        info = data_info(scenario)
+        if info is not None and self.shape is not None and self.shape != list(info.shape):
+            accepted = f"{list(info.shape)}, the shape of the data set's inputs"
+            yield Fault("shape", self.shape, accepted, ("data.dataset",))
 
     def fit(self, num_classes: int) -> None:
         if num_classes < 2:
@@ -103,7 +109,11 @@ class DeepSight(Defense):
         found = []
         for seed in range(self.seeds):
             inputs = torch.rand((self.samples, *shape), generator=ctx.torch_stream(f"inputs.{seed}"))
-            before = exact(ctx.predict(updates.reference, inputs)).softmax(1).clamp(min=1e-12)
+            try:
+                before = exact(ctx.predict(updates.reference, inputs)).softmax(1).clamp(min=1e-12)
+            except RuntimeError as error:
+                text = f"deepsight: given inputs of shape {shape}; accepted: those that the model takes"
+                raise UpdatesError(text) from error
             ratios = []
             for row in updates.values:
                 after = exact(ctx.predict(updates.reference + row, inputs)).nan_to_num().softmax(1)

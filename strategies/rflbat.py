@@ -6,6 +6,8 @@
    so the cluster with the smallest likeness stays (a cluster of one counts 1).
 3. Of that cluster those whose summed distance exceeds ε₂ times the median leave; the mean of the rest.
 
+A median of an even number is the lower of the middle two.
+
 Wang, Zhai, Yang & Yan, "RFLBAT: A Robust Federated Learning Algorithm against Backdoor Attack", 2022, arXiv 2201.03772.
 """
 

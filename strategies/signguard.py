@@ -1,6 +1,6 @@
 """SignGuard: clients of unusual length, or with an unusual share of positive and negative signs, are dropped.
 
-1. S₁ = {i : L ≤ ‖Δ_i‖ / M ≤ R}, M the median norm.
+1. S₁ = {i : L ≤ ‖Δ_i‖ / M ≤ R}, M the median norm (the lower of the middle two).
 2. Of a random tenth of the coordinates the shares of positive, zero and negative values are each client's features;
    mean shift clusters them, and S₂ is the largest cluster.
 3. The mean, all alike, of Δ_i · min(1, M / ‖Δ_i‖) over S₁ ∩ S₂; where that is empty the model stays as it is.

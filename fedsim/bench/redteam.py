@@ -22,6 +22,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,7 +214,13 @@ class _Hunt:
         if self.pool is None:
             errors = [_play(table, place, 0) for place, table in work.items()]
         else:
-            errors = list(self.pool.map(_play, work.values(), work, [1] * len(work)))
+            try:
+                errors = list(self.pool.map(_play, work.values(), work, [1] * len(work)))
+            except BrokenProcessPool as error:
+                raise FedsimError(
+                    f"red team: one of {self.plan.jobs} processes was ended from outside, most often for want of "
+                    "memory; accepted: fewer --jobs. What was searched is kept: the same call goes on"
+                ) from error
         if "interrupted" in errors:
             raise KeyboardInterrupt
         failed = dict(zip(work, errors, strict=True))

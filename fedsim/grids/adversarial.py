@@ -17,7 +17,7 @@ from flwr.app.message_type import MessageType
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from attacks.adversary import Adversary
+from attacks.adversary import Adversary, Server
 from attacks.attack import overrides
 from fedsim.client.received import LEARN, LEARNED, PREVIOUS
 from fedsim.flower import Directory, Flat, SharedArray, as_record, as_tensors, flatten, send, with_content
@@ -268,15 +268,13 @@ class AdversarialGrid(Grid):
             content[name] = MetricRecord({**reply.content.metric_records[name], "num-examples": claimed})
         return with_content(reply, content)
 
-    def _server(self, own: Updates, honest: Updates, server_round: int) -> Callable[[Tensor], Tensor] | None:
+    def _server(self, own: Updates, honest: Updates, server_round: int) -> Server | None:
         if self.preview is None or not self.adversary.knows_defense:
             return None
-        claim = self.adversary.claim
-        claimed = own.num_examples if claim is None else torch.full_like(own.num_examples, float(claim))
         preview, everyone = self.preview, [*own.client_ids, *honest.client_ids]
         order = sorted(range(len(everyone)), key=everyone.__getitem__)
 
-        def server(rows: Tensor) -> Tensor:
+        def server(rows: Tensor, claimed: Tensor) -> Tensor:
             values = torch.cat([rows.to(honest.values), honest.values])[order]
             counts = torch.cat([claimed, honest.num_examples])[order]
             extras = {}

@@ -372,7 +372,7 @@ def play(
         round=round,
         num_clients=len(rows) + len(honest),
         previous_reference=rows.reference * 0.5 if round > 1 else None,
-        server=mean_server(rows, honest) if knows_defense else None,
+        server=(lambda sent, _: mean_server(rows, honest)(sent)) if knows_defense else None,
         state=state,
     )
     return crafted

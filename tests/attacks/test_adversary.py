@@ -154,7 +154,7 @@ def sees(knowledge, **options):
     spy, state = Spy(), {}
     rows, honest = federation()
     enemy = Adversary([spy], 20, count=3, knowledge=knowledge, **options)
-    server = lambda sent: rows.reference + sent.mean(0)  # noqa: E731
+    server = lambda sent, claimed: rows.reference + sent.mean(0)  # noqa: E731
     for round in (1, 2):
         enemy.craft(rows, honest, round=round, num_clients=11, server=server, state=state)
     return spy.seen, state
@@ -362,3 +362,26 @@ def test_the_right_left_unsaid_is_no_part_of_a_scenario_s_table():
     assert "examples" not in twin(scenario).table()["adversary"]
     with pytest.raises(ScenarioError, match=r"adversary.examples.*'own'.*'population', which the attack 'semantic'"):
         scenario.changed(**{"adversary.examples": "own"})
+
+
+class Boaster(Spy):
+    """Claims ten times what it has."""
+
+    def claimed_examples(self, counts, ctx):
+        return counts * 10
+
+
+def test_a_preview_counts_the_examples_that_the_attack_claims():
+    rows, honest = federation()
+    asked = []
+
+    def server(sent, claimed):
+        asked.append(claimed)
+        return rows.reference
+
+    boaster = Boaster()
+    enemy = Adversary([boaster], 20, count=3, knowledge="omniscient", knows_defense=True)
+    _, claimed = enemy.craft(rows, honest, round=1, num_clients=11, server=server, state={})
+    boaster.seen[0].preview(rows.values)
+    assert torch.equal(asked[-1], claimed)
+    assert torch.equal(claimed, rows.num_examples * 10)

@@ -116,3 +116,11 @@ def test_adversary_of_a_scenario():
     honest = [client for client in range(40) if not enemy.holds([client])[0]]
     assert enemy.holds(enemy.force(4, honest[:10])[0]).sum() == 2
     assert enemy.claim == 500
+
+
+def test_a_patchs_options_are_not_those_of_another_trigger():
+    assert faults([{"name": "badnets", "trigger": "sinusoid"}]) == {}
+    assert set(faults([{"name": "badnets", "trigger": "sinusoid", "size": 5, "value": 0.5}])) == {
+        "adversary.attacks[0].size",
+        "adversary.attacks[0].value",
+    }

@@ -332,6 +332,17 @@ def test_deepsights_differences_are_those_of_loops_over_a_net_of_two_layers():
     assert not torch.allclose(found[0], found[1])
 
 
+def test_deepsight_says_which_shape_the_inputs_have():
+    """A wrong one ends the round with a reason, and is refused at load where the data set tells its own."""
+    part = make("defense", "deepsight", samples=5, shape=[8])
+    sent = Updates(torch.ones(3, 12), torch.ones(3), [0, 1, 2], torch.zeros(12))
+    ctx = Round(round=1, part="deepsight", predict=lambda parameters, inputs: inputs @ parameters.reshape(6, 2))
+    with pytest.raises(UpdatesError, match=r"deepsight: given inputs of shape \[8\]"):
+        part._differences(sent, ctx)
+    with pytest.raises(ScenarioError, match=r"server\.defenses\[0\]\.shape: given \[8\]; accepted: \[1, 8, 8\]"):
+        Scenario(server={"defenses": [{"name": "deepsight", "shape": [8]}]})
+
+
 def test_deepsights_threshold_exceedings_by_hand():
     """Of C = 4 classes the threshold is 1/4 of the largest NEUP, energies .5 of the largest: 4, 3, 1 exceed it."""
     energies = torch.tensor([[4.0, 3.0, 3.0, 3.0], [4.0, 3.0, 2.1, 1.0], [4.0, 1.9, 1.9, 1.9]])
