@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -103,11 +104,17 @@ def _slips(played: list[dict[str, Any]], scenario: Scenario) -> list[str]:
     if restarts is None:
         return found
     interval = restarts(scenario.rounds)
-    lasts = [interval - (line["round"] - 1) % interval for line in played if line["kept_malicious"]]
+    lasts = {
+        line["round"]: min(interval - (line["round"] - 1) % interval, scenario.rounds - line["round"] + 1)
+        for line in played
+        if line["kept_malicious"]
+    }
     if lasts:
+        each = _few([f"{lasts[number]} from round {number}" for number in lasts])
         found.append(
             f"A malicious row slipped through in {len(lasts)} of {len(played)} rounds; it stays in the estimate until "
-            f"the next restart: {sum(lasts) / len(lasts):.1f} rounds on average, {max(lasts)} at most."
+            f"the next restart: {sum(lasts.values()) / len(lasts):.1f} rounds on average, {max(lasts.values())} at "
+            f"most ({each})."
         )
     return found
 
@@ -120,7 +127,7 @@ def _first_reason(lines: list[dict[str, Any]]) -> str:
     return next(str(fault["reason"]) for line in lines for fault in line["faults"]).rstrip(".")
 
 
-def _few(rounds: list[int]) -> str:
+def _few(rounds: Sequence[object]) -> str:
     return ", ".join(map(str, rounds[:10])) + (", …" if len(rounds) > 10 else "")
 
 

@@ -16,7 +16,7 @@ PARTS = ("fedsim.privacy.calibration", "fedsim.privacy.accounting", "strategies.
 DRAWN = ("gradient_norm",)
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "diff2_filter.json"
 SHOWN = {"kept": "malicious messages kept (a coin: .5)", "asr": "ASR", "bare_asr": "ASR without the filter",
-         "accuracy": "main accuracy"}  # fmt: skip
+         "accuracy": "main accuracy", "bare_accuracy": "main accuracy without the filter"}  # fmt: skip
 
 CURVES = (
     ("dp_gd", "#d55e00", "DP-GD"),
@@ -197,12 +197,11 @@ def behind_the_filter(seed: int) -> Measured:
         cells.setdefault((where, row["defense"] != "fedavg"), []).append(row)
     values: dict[str, float] = {}
     for (where, filtered), rows in cells.items():
-        success = sum(row["asr"] for row in rows) / len(rows)
+        success, accuracy = (sum(row[name] for row in rows) / len(rows) for name in ("asr", "accuracy"))
         if not filtered:
-            values[f"{where}bare_asr"] = success
+            values |= {f"{where}bare_asr": success, f"{where}bare_accuracy": accuracy}
             continue
         kept = sum(row["attacker_rows_kept"] for row in rows) / sum(row["attacker_rows"] for row in rows)
-        accuracy = sum(row["accuracy"] for row in rows) / len(rows)
         values |= {f"{where}kept": kept, f"{where}asr": success, f"{where}accuracy": accuracy}
     return Measured(values)
 

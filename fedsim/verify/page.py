@@ -20,7 +20,7 @@ FIGURES = "verify"
 HEAD = """# What the papers claim, and what is seen here
 
 Made by `fedsim verify`, never by hand. Means over seeds with Student's interval at 95 %; a claim without an interval
-draws nothing, or has run with one seed.
+draws nothing, or has run with one seed. Every ε is for neighbours = replace_one.
 """
 
 

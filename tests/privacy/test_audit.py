@@ -110,6 +110,15 @@ def test_bounds_follow_from_the_error_rates() -> None:
     assert found.total.gaussian == pytest.approx(epsilon([(1 / mu, 1)], 1e-5, "gdp", "add_or_remove"))
 
 
+def test_the_pairs_share_the_other_half_of_the_error() -> None:
+    present, absent = np.zeros((200, 3)), np.zeros((200, 3))
+    present[:, 0], absent[:, 0] = 1.0, -1.0
+    found = judge(Claim(1.0, 1e-5), Known([1.0] * 3), present, absent)
+    limit = float(upper(np.asarray([0]), 200, 0.001 / 6 / 2)[0])  # six ordered pairs, two rates each
+    assert found.pair is not None
+    assert found.pair.plain == pytest.approx(math.log((1 - 1e-5 - limit) / limit))
+
+
 def test_samples_get_no_gaussian_bound() -> None:
     verdict = Audit(Claim(1.0, 1e-5), Known([2.0, 2.0], sampled=True)).run(200, 0, workers=1)
     assert verdict.pair is not None

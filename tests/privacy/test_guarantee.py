@@ -693,3 +693,28 @@ def test_a_matrix_is_proven_cell_by_cell_and_audited_by_none(tmp_path: Any) -> N
     audited = CliRunner().invoke(app, ["audit", str(file), "--trials", "20"])
     assert audited.exit_code
     assert "matrix: given ['privacy.epsilon']" in audited.output
+
+
+@pytest.mark.parametrize("trust", ["central", "distributed", "local"])
+def test_where_clients_are_protected_their_example_counts_stay_with_them(trust: str) -> None:
+    data = {"clients": 4, "partition": {"name": "quantity", "alpha": 0.5, "min_examples": 10}}
+
+    def told(unit: str) -> list[Any]:
+        found = replies(private(data=data, privacy={"noise": NOISE, "trust": trust, "unit": unit}))
+        return [each.content["metrics"]["num-examples"] for each in found]
+
+    assert told("client") == [1] * 4
+    assert len(set(told("example"))) == 4
+
+
+def test_an_estimate_is_not_clipped_again() -> None:
+    server = {"estimator": DIFF2, "defenses": ["median", "reclip"]}
+    assert "not an estimate" in refusal(server=server, privacy={"noise": NOISE})
+
+
+@pytest.mark.parametrize("part", [DIFF2, ONE])
+def test_what_clients_tell_for_hessian_alignment_is_not_private(part: dict[str, Any]) -> None:
+    client = {"per_round": 4, "regularizers": ["hessian_alignment"]}
+    noise = NOISE if part is DIFF2 else NOISE[:1]
+    said = refusal(server={"estimator": part}, client=client, privacy={"noise": noise})
+    assert re.search(r"client\.regularizers\[0\]: given 'hessian_alignment'", said)

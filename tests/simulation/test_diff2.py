@@ -205,7 +205,23 @@ def test_missing_shares_end_the_round_before_anything_is_released() -> None:
     short = [line for line in lines[1:] if 1 < gone[line["round"]] < 4]
     assert short
     for line in short:
+        before = lines[line["round"] - 1]
         assert any("shares of the noise came" in fault["reason"] for fault in line["faults"])
+        assert not line["kept"]
+        assert (line["loss"], line["accuracy"]) == (before["loss"], before["accuracy"])
+    assert any(line["loss"] != lines[line["round"] - 1]["loss"] for line in lines[1:]), "others go on"
+
+
+def test_a_malicious_share_counts_as_missing() -> None:
+    privacy = {"epsilon": 30.0, "trust": "distributed", "colluding": 1}
+    attack = {"count": 1, "attacks": ["sign_flip"]}
+    client = {"per_round": 4, "dropout": 0.2}
+    lines = simulate(private(privacy=privacy, adversary=attack, client=client, rounds=8)).lines
+    one = [line for line in lines[1:] if sum(fault["reason"] == "dropped out" for fault in line["faults"]) == 1]
+    assert one
+    for line in one:
+        assert any("1 of them malicious: nothing is released" in fault["reason"] for fault in line["faults"])
+        assert line["loss"] == lines[line["round"] - 1]["loss"]
 
 
 def test_the_local_routine_moves_one_clients_iterate() -> None:
@@ -413,16 +429,17 @@ def test_a_slip_is_told_with_the_rounds_that_it_lasts() -> None:
         "client": {"per_round": 8},
         "adversary": attack,
         "privacy": {"epsilon": 2.0, "trust": "local"},
-        "rounds": 8,
+        "rounds": 7,
     }
     filtered = {"estimator": part, "defenses": [{"name": "multi_metrics", "keep": 0.5}]}
     noisy = simulate(private(**tables, server=filtered))
     slipped = [line["round"] for line in noisy.lines if line.get("kept_malicious")]
     assert slipped
-    lasts = [4 - (server_round - 1) % 4 for server_round in slipped]
+    lasts = [min(4 - (server_round - 1) % 4, 7 - server_round + 1) for server_round in slipped]
     said = next(note for note in noisy.notes if "slipped through" in note)
-    assert f"in {len(slipped)} of 8 rounds" in said
+    assert f"in {len(slipped)} of 7 rounds" in said
     assert f"{sum(lasts) / len(lasts):.1f} rounds on average, {max(lasts)} at most" in said
+    assert f"{lasts[-1]} from round {slipped[-1]}" in said
     assert any("of the kept set changed" in note for note in noisy.notes)
     plain = simulate(private(**tables, server={"estimator": part}))
     assert not any("slipped" in note or "kept set" in note for note in plain.notes)
