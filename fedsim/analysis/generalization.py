@@ -18,6 +18,7 @@ Advani & Saxe, "High-dimensional dynamics of generalization error in neural netw
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,8 @@ NODES = 2048
 Array = NDArray[np.float64]
 
 
-class Stopping(NamedTuple):
+@dataclass(frozen=True)
+class Stopping:
     """When to stop, in t/τ, and the generalization error then; inf where training longer never harms."""
 
     time: float

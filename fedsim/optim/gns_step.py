@@ -34,14 +34,14 @@ class GNS(torch.optim.Optimizer):
     """Newton-like steps whose regularisation follows the gradient's norm; ``step(closure)``.
 
     Args:
-        params: parameters; one group.
+        params: parameters, or groups of them, which move as one vector.
         gamma: γ_0.
         curvature: H, "exact" (by products) or "zero".
         tolerance: below this norm of the gradient the parameters stay.
         accuracy: residual at which conjugate gradients stop, relative to the gradient.
 
     Raises:
-        FedsimError: several groups of parameters, or an option out of range.
+        FedsimError: an option out of range, or of one group alone.
     """
 
     def __init__(
@@ -62,9 +62,10 @@ class GNS(torch.optim.Optimizer):
         super().__init__(params, options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """The one group; of a second one no step would take notice."""
-        if self.param_groups:
-            raise FedsimError("GNS: given a second group of parameters; accepted: one")
+        """More parameters; the step is one of all of them, with the options of the first group."""
+        for name, wanted in (self.param_groups[0] if self.param_groups else {}).items():
+            if name != "params" and (given := param_group.get(name, wanted)) != wanted:
+                raise FedsimError(f"GNS: {name}: given {given!r} for a group; accepted: {wanted!r}, one step for all")
         super().add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -78,7 +79,8 @@ class GNS(torch.optim.Optimizer):
             FedsimError: a loss or a gradient that is not finite.
         """
         group = self.param_groups[0]
-        point = _Point([each for each in group["params"] if each.requires_grad], closure)
+        everything = [each for part in self.param_groups for each in part["params"]]
+        point = _Point([each for each in everything if each.requires_grad], closure)
         state = self.state[group["params"][0]]
         state.setdefault("gamma", torch.tensor(float(group["gamma"]), dtype=torch.float64))
         gamma = float(state["gamma"])

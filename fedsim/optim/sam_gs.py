@@ -129,13 +129,17 @@ def surgery(
     return Combined(combined, psi, False)
 
 
+RULE = ("betas", "gamma", "eps", "pairs", "rescale")
+"""Options of the rule, which is of all parameters together."""
+
+
 class SamGS(torch.optim.Optimizer):
     """SAM-GS over the losses of K tasks, which share all parameters.
 
     ``step(closure)`` is the method alone; ``backward(losses)`` writes the combined gradient, for another optimizer.
 
     Args:
-        params: parameters; one group.
+        params: parameters, or groups of them with a learning rate of their own.
         lr: learning rate.
         betas: decay β1 of the momenta and β2 of the spread.
         gamma: γ, the similarity below which gradients are equalised.
@@ -144,7 +148,7 @@ class SamGS(torch.optim.Optimizer):
         rescale: give the momentum branch the norm that the sum of the gradients has.
 
     Raises:
-        FedsimError: an option out of range; several groups of parameters: the tasks' gradients are compared as a whole.
+        FedsimError: an option out of range; a group with a rule of its own, since gradients are compared as a whole.
     """
 
     def __init__(
@@ -172,15 +176,18 @@ class SamGS(torch.optim.Optimizer):
         super().__init__(params, options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """The one group; of a second one no step would take notice."""
-        if self.param_groups:
-            raise FedsimError("SamGS: given a second group of parameters; accepted: one")
+        """More parameters, with a learning rate of their own; before the first step."""
+        if self.state:
+            raise FedsimError("SamGS: given a group after the first step; accepted: one before it")
+        for name in RULE if self.param_groups else ():
+            wanted = self.param_groups[0][name]
+            if (given := param_group.get(name, wanted)) != wanted:
+                raise FedsimError(f"SamGS: {name}: given {given!r} for a group; accepted: {wanted!r}, one rule for all")
         super().add_param_group(param_group)
 
     def backward(self, losses: Sequence[Tensor] | Tensor) -> Combined:
         """Write the combined gradient of the tasks' losses into ``.grad`` of the parameters; frozen ones stay out."""
-        group = self.param_groups[0]
-        parameters = group["params"]
+        parameters = [each for group in self.param_groups for each in group["params"]]
         if (isinstance(losses, Tensor) and not losses.ndim) or not len(losses):
             raise FedsimError("SamGS: losses: given none, or a single number; accepted: one for each task, in a list")
         moving = [each for each in parameters if each.requires_grad]
@@ -190,7 +197,7 @@ class SamGS(torch.optim.Optimizer):
             pairs = [(each, next(found) if each.requires_grad else None) for each in parameters]
             rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in pairs]))
         gradients = torch.stack(rows)
-        options = {name: group[name] for name in ("betas", "gamma", "eps", "pairs", "rescale")}
+        options = {name: self.param_groups[0][name] for name in RULE}
         combined = surgery(gradients, self._state(gradients), **options)
         position = 0
         for each in parameters:
@@ -212,9 +219,10 @@ class SamGS(torch.optim.Optimizer):
                 losses = closure()
                 self.backward(losses)
         with torch.no_grad():
-            for each in self.param_groups[0]["params"]:
-                if each.grad is not None:
-                    each.add_(each.grad, alpha=-self.param_groups[0]["lr"])
+            for group in self.param_groups:
+                for each in group["params"]:
+                    if each.grad is not None:
+                        each.add_(each.grad, alpha=-group["lr"])
         return losses
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

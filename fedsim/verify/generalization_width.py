@@ -36,6 +36,24 @@ def frozen(seed: int) -> Measured:
     return Measured({"moved": max(moved), "error": float(np.mean(errors)), "start": float(np.mean(started))})
 
 
+@claim(
+    {"peak": Expected("α of the largest test error after 100,000 steps among ¼, ½, 1, 2, 4", "1 (P = N)", 1, 1)},
+    source="overtraining of a linear student, N = 200, rate .1, means of five draws",
+    paper="generalization",
+)
+def overtrained(seed: int) -> Measured:
+    """Trained to the end, a student is worst where it has as many examples as inputs."""
+    errors = {}
+    for alpha in (0.25, 0.5, 1.0, 2.0, 4.0):
+        found = []
+        for each in range(5):
+            task = teacher_student(200, int(200 * alpha), seed=5 * seed + each)
+            weights = gradient_descent(task.inputs, task.targets, task.start, 0.1, 100_000)
+            found.append(float(np.mean((weights - task.teacher) ** 2)) + 0.2)
+        errors[alpha] = float(np.mean(found))
+    return Measured({"peak": max(errors, key=errors.__getitem__)})
+
+
 def student(
     seed: int, widths: tuple[int, ...] = WIDTHS, steps: int = 5_000, noise: float = 0.0025
 ) -> tuple[list[float], list[float]]:

@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 
 import fedsim
 from fedsim.analysis.generalization import (
+    Stopping,
     Task,
     generalization_error,
     gradient_descent,
@@ -147,8 +148,8 @@ def test_the_ends_of_stopping() -> None:
     assert mode_stopping([0.0, 1.0]) == pytest.approx([5.0, math.log(6)])
     assert mode_stopping(0.0) == pytest.approx(float(mode_stopping(1e-9)))
     assert np.isinf(mode_stopping([0.0, 1.0], noise=0.0)).all()
-    assert optimal_stopping(0.5, noise=0.0) == (math.inf, 0.5)
-    assert optimal_stopping(0.5, signal=0.0) == (0.0, 0.2)
+    assert optimal_stopping(0.5, noise=0.0) == Stopping(math.inf, 0.5)
+    assert optimal_stopping(0.5, signal=0.0) == Stopping(0.0, 0.2)
 
 
 def test_the_times_to_stop_are_a_minimum() -> None:
@@ -184,11 +185,13 @@ def descended(task: Task, rate: float, steps: int) -> list[float]:
     return errors
 
 
-# A single draw with N = 200 strays by 4 to 25 %: its teacher's norm alone has a spread of 10 %.
+# A single draw with N = 200 strays by 2 to 25 %: its teacher's norm alone has a spread of 10 %.
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
-def test_ten_draws_are_within_six_percent_of_the_theory(alpha: float) -> None:
+def test_forty_draws_are_within_six_percent_of_the_theory(alpha: float, seed: int) -> None:
     inputs, rate, steps = 200, 0.1, 80
-    draws = [descended(teacher_student(inputs, int(alpha * inputs), seed=seed), rate, steps) for seed in range(10)]
+    seeds = range(40 * seed, 40 * seed + 40)
+    draws = [descended(teacher_student(inputs, int(alpha * inputs), seed=each), rate, steps) for each in seeds]
     theory = generalization_error(rate * np.arange(steps + 1), alpha, rate=rate)
     np.testing.assert_allclose(np.mean(draws, 0) + 0.2, theory, rtol=0.06)
 

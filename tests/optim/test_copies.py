@@ -195,10 +195,21 @@ def test_a_mean_over_many_iterates_does_not_stand_still_in_16_bits():
     assert float(optimizer.upload(x)) == pytest.approx(0.5, abs=0.01)
 
 
-def test_sam_gs_takes_no_second_group():
-    optimizer = SamGS(network().parameters())
-    with pytest.raises(FedsimError, match="second group"):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+def test_sam_gs_moves_each_group_at_its_rate_along_one_direction():
+    whole, parted = network(torch.float64), network(torch.float64)
+    before = [each.detach().clone() for each in whole.parameters()]
+    last = list(parted.parameters())[-1]
+    groups = [{"params": list(parted.parameters())[:-1], "lr": 0.2}, {"params": [last], "lr": 0.0}]
+    one, two = SamGS(whole.parameters(), lr=0.1), SamGS(groups)
+    one.step(lambda: losses(whole))
+    two.step(lambda: losses(parted))
+    for start, a, b in list(zip(before, whole.parameters(), parted.parameters(), strict=True))[:-1]:
+        torch.testing.assert_close(b - start, 2 * (a - start))
+    assert torch.equal(last, before[-1])
+    with pytest.raises(FedsimError, match="after the first step"):
+        two.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(FedsimError, match=r"gamma: given 0\.5 for a group; accepted: 0\.1"):
+        SamGS([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": [nn.Parameter(torch.zeros(1))], "gamma": 0.5}])
 
 
 def test_a_state_from_before_an_option_existed_is_taken():

@@ -135,10 +135,8 @@ def test_gamma_outlives_the_freezing_of_a_parameter():
 
 
 def test_nothing_to_compare_is_refused():
-    with pytest.raises(FedsimError, match="second group"):
-        GNS([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": [nn.Parameter(torch.zeros(1))]}])
-    with pytest.raises(FedsimError, match="second group"):
-        GNS([nn.Parameter(torch.zeros(1))]).add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(FedsimError, match=r"gamma: given 2\.0 for a group; accepted: .*one step for all"):
+        GNS([nn.Parameter(torch.zeros(1))]).add_param_group({"params": [nn.Parameter(torch.zeros(1))], "gamma": 2.0})
     with pytest.raises(FedsimError, match="no parameter"):
         GNS([nn.Parameter(torch.zeros(1), requires_grad=False)]).step()
     x = nn.Parameter(torch.tensor([float("nan")]))
@@ -199,3 +197,16 @@ def test_statistics_that_no_evaluation_moves_are_refused():
 
     with pytest.raises(ScenarioError, match="buffers"):
         FederatedClient(workload((14,), normed, optimizer=registry.make("optimizer", "gns")))
+
+
+def test_groups_are_parts_of_one_step():
+    def moved(split):
+        x, y = (nn.Parameter(torch.tensor([value], dtype=torch.float64)) for value in (-2.0, 2.0))
+        optimizer = GNS([{"params": [x]}, {"params": [y]}] if split else [x, y])
+        for _ in range(5):
+            optimizer.step(lambda: ((1 - x) ** 2 + 100 * (y - x**2) ** 2).sum())
+        return [x.item(), y.item()], optimizer.state_dict()
+
+    (one, _), (two, state) = moved(False), moved(True)
+    assert one == two
+    assert len(state["param_groups"]) == 2

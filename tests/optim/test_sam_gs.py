@@ -151,8 +151,6 @@ def test_tasks_that_do_not_take_part_keep_momentum_and_count():
 def test_gradients_and_tasks_have_to_fit():
     with pytest.raises(FedsimError, match="2 gradients"):
         surgery(torch.ones(2, 3), State.fresh(3, 3))
-    with pytest.raises(FedsimError, match="second group"):
-        SamGS([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)]}])
 
 
 def two_losses(model):
