@@ -54,7 +54,20 @@ FEATURES: dict[str, Any] = {
     "client": {"per_round": 20, "batch_size": 32, "optimizer": SGD},
     "engine": {"workers": 1},
 }
+PLANTED: dict[str, Any] = {
+    "data": {"dataset": {"name": "planted", "dimensions": 50, "examples": 5760}, "clients": 20},
+    "model": {"name": "single_index"},
+    "client": {
+        "per_round": 20,
+        "batch_size": 32,
+        "loss": "correlation",
+        "optimizer": {"name": "spherical_sgd", "lr": 0.1},
+    },
+    "engine": {"workers": 1},
+}
 LINEAR = {**FEATURES, "model": {"name": "logistic"}, "client": {"per_round": 20}}
+LEARNING = "adapter monge_gap, a first round of 10 steps"
+"""The part that is measured in the first round."""
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 PARTS: dict[str, Case] = {
     "hessian_alignment, hgp": (IMAGES, {}, {"client.regularizers": [ALIGNED]}),
@@ -65,14 +78,29 @@ PARTS: dict[str, Case] = {
         {},
         {"client.regularizers": [{**ALIGNED, "method": "diagonal", "hutchinson_samples": 300}]},
     ),
+    "hessian_alignment, lagged references": (
+        IMAGES,
+        {},
+        {"client.regularizers": [{**ALIGNED, "references": "lagged"}]},
+    ),
     **{name: (IMAGES, {}, {"client.regularizers": [name]}) for name in ("coral", "irm", "vrex", "fishr")},
     "optimizer diffgrad, to adam": (IMAGES, {"client.optimizer": "adam"}, {"client.optimizer": "diffgrad"}),
+    "optimizer diffgrad, log_friction, to diffgrad": (
+        IMAGES,
+        {"client.optimizer": "diffgrad"},
+        {"client.optimizer": {"name": "diffgrad", "log_friction": True}},
+    ),
     "optimizer langevin": (IMAGES, {}, {"client.optimizer": "langevin"}),
     "optimizer spherical_langevin": (IMAGES, {}, {"client.optimizer": "spherical_langevin"}),
     **{
         f"optimizer {name}": (IMAGES, {}, {"client.optimizer": name})
         for name in ("normalized_sgd", "rm3", "m3", "ra3", "winsorized")
     },
+    "optimizer normalized_sgd, to spherical_sgd": (
+        PLANTED,
+        {},
+        {"client.optimizer": {"name": "normalized_sgd", "lr": 0.1}},
+    ),
     "optimizer gns": (LINEAR | {"client": FEATURES["client"]}, {}, {"client.optimizer": "gns"}),
     "server optimizer diffgrad, to adam": (
         IMAGES,
@@ -88,9 +116,25 @@ PARTS: dict[str, Case] = {
         f"loss harmonic, {distance}": (IMAGES, {}, {"client.loss": {"name": "harmonic", "distance": distance}})
         for distance in ("euclidean", "cosine", "manhattan")
     },
+    "loss harmonic, absent classes masked": (
+        IMAGES,
+        {},
+        {"client.loss": {"name": "harmonic", "mask_absent": True}},
+    ),
+    "loss with_reconstruction, by adam, to adam": (
+        IMAGES,
+        {"client.optimizer": "adam"},
+        {"client.optimizer": "adam", "client.loss": "with_reconstruction"},
+    ),
+    "optimizer sam_gs, to adam on the sum": (
+        IMAGES,
+        {"client.optimizer": "adam", "client.loss": "with_reconstruction"},
+        {"client.optimizer": "sam_gs", "client.loss": "with_reconstruction"},
+    ),
     "analysis coherence, clients": (IMAGES, {}, {"server.analysis": ["coherence"]}),
     "analysis coherence, examples": (IMAGES, {}, {"server.analysis": [{"name": "coherence", "examples": True}]}),
     "analysis generalization": (NUMBERS, {}, {"server.analysis": ["generalization"]}),
+    LEARNING: (FEATURES, {}, {"client.adapter": {"name": "monge_gap", "steps": 10}}),
     "adapter monge_gap, learned already": (FEATURES, {}, {"client.adapter": {"name": "monge_gap", "steps": 10}}),
     **{
         f"estimator gns, {curvature}, to a local epoch": (
@@ -110,23 +154,25 @@ def scenario(tables: dict[str, Any], changes: dict[str, Any]) -> fedsim.Scenario
     return fedsim.Scenario(**{**tables, **end, **whole}).changed(**dotted)
 
 
-def seconds(run: fedsim.Scenario) -> float:
-    """Median of a round's processor time, without the first round and the last, which is evaluated."""
+def seconds(run: fedsim.Scenario, first: bool = False) -> float:
+    """Processor time of the first round, or the median of the others but the last, which is evaluated."""
     from fedsim.simulation import simulate
 
     ends: list[float] = []
     simulate(run, progress=lambda line: ends.append(time.process_time()))
+    if first:
+        return ends[1] - ends[0]
     return statistics.median(after - before for before, after in itertools.pairwise(ends[1:-1]))
 
 
-def measure(case: Case, repetitions: int) -> dict[str, float]:
+def measure(case: Case, repetitions: int, first: bool = False) -> dict[str, float]:
     """Seconds of a round with and without the part, measured in turn, and their ratio."""
     tables, without, part = case
     sides = {"without": scenario(tables, without), "with": scenario(tables, part)}
     found: dict[str, list[float]] = {side: [] for side in sides}
     for repetition in range(repetitions):
         for side in list(sides)[:: 1 if repetition % 2 == 0 else -1]:
-            found[side].append(seconds(sides[side]))
+            found[side].append(seconds(sides[side], first))
     ratio = statistics.median(a / b for a, b in zip(found["with"], found["without"], strict=True))
     return {side: statistics.median(each) for side, each in found.items()} | {"ratio": ratio}
 
@@ -173,7 +219,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found = []
     for name in chosen.only:
-        found.append({"part": name, **measure(PARTS[name], chosen.repetitions)})
+        found.append({"part": name, **measure(PARTS[name], chosen.repetitions, name == LEARNING)})
         print(json.dumps(found[-1]), flush=True)
     if chosen.write:
         file = Path(__file__).resolve().parent.parent / "BENCHMARKS.md"
