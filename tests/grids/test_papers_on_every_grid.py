@@ -1,4 +1,4 @@
-"""One digest for every paper's part: on threads, on Ray, killed and resumed."""
+"""One digest for every paper's part: on threads, on Ray, over Flower's wire, killed and resumed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.serde import message_from_proto, message_to_proto
 
 from fedsim import registry
+from fedsim.federation import build
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
+from tests.simulation.test_exchanges import Foreign
 from tests.simulation.test_same_bits import cluster, interrupted
 
 __all__ = ["cluster"]
@@ -102,7 +105,29 @@ def test_ray_gives_the_digest_of_threads(name: str, cluster: None) -> None:
     assert simulate(ray).digest == simulate(scenario(name)).digest
 
 
+def wire(message: Any) -> Any:
+    """The message that arrives: written as the bytes of Flower's protocol, and read from them."""
+    proto = message_to_proto(message)
+    return message_from_proto(type(proto).FromString(proto.SerializeToString()))
+
+
+class Wire(Foreign):
+    """A grid whose messages, both ways, are bytes in between."""
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+        return [wire(reply) for reply in super().send_and_receive([wire(each) for each in messages], timeout=timeout)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_every_message_passes_flowers_wire(name: str) -> None:
+    at = scenario(name, **{"engine.workers": 1})
+    with build(at).engine() as grid:  # type: ignore[attr-defined]
+        assert simulate(at, grid=Wire(grid)).digest == simulate(at).digest
+
+
 OTHERS = {
+    "estimator": {"diff2", "dp_gd"},
     "loss": {"cross_entropy", "squared_error"},
     "optimizer": {
         *("adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "dp_sgd", "nadam", "radam", "rmsprop", "rprop"),
@@ -143,7 +168,7 @@ OTHERS = {
 def test_every_part_of_a_paper_is_tried_here() -> None:
     named = {"regularizer": "client.regularizers", "analysis": "server.analysis", "adapter": "client.adapter"}
     named |= {"step_control": "client.step_control", "loss": "client.loss", "optimizer": "client.optimizer"}
-    named |= {"defense": "server.defenses", "server_optimizer": "server.optimizer"}
+    named |= {"defense": "server.defenses", "server_optimizer": "server.optimizer", "estimator": "server.estimator"}
     tried: dict[str, set[str]] = {kind: set() for kind in named}
     for name in CASES:
         table = scenario(name)
