@@ -19,6 +19,9 @@ PAPERS: dict[str, tuple[tuple[str, ...], str, set[str]]] = {
     "softmax radius, the clients'": (("softmax_radius_control",), "softmax_radius", {"sgd"}),
     "harmonic": (("harmonic",), "harmonic", {"cross_entropy"}),
     "coherence, the server's": (("coherence",), "rm3", {"fedavg"}),
+    "planted": (("langevin_planted",), "normalized_sgd", {"spherical_sgd"}),
+    "two objectives": (("sam_gs_two_objectives",), "sam_gs", {"adam"}),
+    **{name: ((name,), "hessian_alignment", set()) for name in ("cmnist", "cmnist_fedavg")},
     **{f"coherence, {name}": (("coherence_noise",), name, {"sgd"}) for name in ("winsorized", "rm3", "m3", "ra3")},
 }
 """Files; the method; parts of the control, which is without the method."""
@@ -50,3 +53,17 @@ def test_gns_controls_are_gradient_descent_and_fedavg_on_the_same_shards() -> No
     assert controls[0][1].client.batch_size >= method["data"]["dataset"]["examples"]
     for key in ("data", "model", "engine", "evaluate"):
         assert read("papers/gns_controls")[key] == method[key]
+
+
+def test_monge_gaps_map_stands_beside_the_identity() -> None:
+    found = [scenario for _, scenario in cells(read("papers/monge_gap"), "monge_gap")]
+    adapters = [each.client.adapter for each in found if each.client.adapter is not None]
+    drawn = sorted((part.options["steps"], each.seed) for part, each in zip(adapters, found, strict=True))
+    assert drawn == [(steps, seed) for steps in (1, 150) for seed in (0, 1, 2)]
+    assert all(part.options["lr"] < 1e-9 for part in adapters if part.options["steps"] == 1)
+
+
+def test_generalization_is_seen_at_one_local_step_and_at_more() -> None:
+    found = [scenario for _, scenario in cells(read("papers/generalization"), "generalization")]
+    assert [each.client.steps for each in found] == [1, 5, 20]
+    assert all([part.name for part in each.server.analysis] == ["generalization"] for each in found)
