@@ -91,6 +91,7 @@ def _targets(scenario: Tables) -> Iterator[Fault]:
     named += [(f"client.regularizers[{i}]", "regularizer", part) for i, part in enumerate(client.regularizers)]
     named += [(f"server.defenses[{i}]", "defense", part) for i, part in enumerate(scenario.server.defenses)]
     named += [(f"server.analysis[{i}]", "analysis", part) for i, part in enumerate(scenario.server.analysis)]
+    named += [(f"observe.observers[{i}]", "observer", part) for i, part in enumerate(scenario.observe.observers)]
     for key, kind, part in named:
         if part is None:
             continue

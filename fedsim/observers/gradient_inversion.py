@@ -86,12 +86,14 @@ class GradientInversion(Observer):
                 accepted = f"{default!r}, the default: 'gradient_inversion' cannot simulate such local steps"
                 yield Fault(f"/client.{name}", shown, accepted)
 
+    def fit(self, num_classes: int) -> None:
+        if num_classes < 2:
+            accepted = "none for targets that are numbers: it guesses labels"
+            raise FedsimError(f"observe.observers: given 'gradient_inversion'; accepted: {accepted}")
+
     def set_up(self, watched: Watched) -> Iterable[Fault]:
         super().set_up(watched)
-        info, estimator = watched.info, watched.estimator
-        if info.num_classes < 2:
-            yield Fault("/data.dataset", watched.scenario.data.dataset.name, "one of classes, whose labels are guessed")
-            return
+        estimator = watched.estimator
         if not watched.workload.train.inputs.is_floating_point():
             yield Fault("/data.dataset", watched.scenario.data.dataset.name, "inputs that are numbers, not tokens")
             return

@@ -24,7 +24,7 @@ from pydantic import Field
 from fedsim import registry, rng
 from fedsim.analysis.statistics import auc
 from fedsim.data.examples import Examples
-from fedsim.errors import NOTHING, Fault
+from fedsim.errors import NOTHING, Fault, FedsimError
 from fedsim.observers import shadows
 from fedsim.observers.likelihood_ratio import bound, confidences, curve, likelihood_ratios, operating_point
 from fedsim.observers.observer import Observation, Observer, Seen, Standpoint, Watched, observer, sight
@@ -82,11 +82,14 @@ class MembershipInference(Observer):
             accepted = "none with 'membership_inference': only the client knows how it maps its inputs"
             yield Fault("/client.adapter", scenario.client.adapter.name, accepted)
 
+    def fit(self, num_classes: int) -> None:
+        if num_classes < 2:
+            accepted = "none for targets that are numbers: a confidence is a probability's"
+            raise FedsimError(f"observe.observers: given 'membership_inference'; accepted: {accepted}")
+
     def set_up(self, watched: Watched) -> Iterable[Fault]:
         super().set_up(watched)
         workload, scenario = watched.workload, watched.scenario
-        if watched.info.num_classes < 2:
-            yield Fault("/data.dataset", scenario.data.dataset.name, "one of classes: a confidence is a probability's")
         if workload.view is not None:
             accepted = "one that gives clients the inputs as they are: a shift of its own tells a member at once"
             yield Fault("/data.partition", scenario.data.partition.name, accepted)

@@ -186,6 +186,13 @@ class Observer:
         """What about this observer does not fit the scenario (keys relative to the observer)."""
         return ()
 
+    def fit(self, num_classes: int) -> None:
+        """Called when the targets are known, by a scenario's check where a data set tells them unread.
+
+        Raises:
+            FedsimError: the observer is not for such targets.
+        """
+
     def set_up(self, watched: Watched) -> Iterable[Fault]:
         """Called once, before the first round, when the data are known; what does not fit them."""
         self.watched = watched

@@ -69,6 +69,7 @@ class Watch:
         if self.parts:
             self.watched = watched()
         for position, part in enumerate(self.parts):
+            part.fit(self.watched.info.num_classes)
             for fault in part.set_up(self.watched) or ():
                 key = fault.key[1:] if fault.key.startswith("/") else f"observe.observers[{position}].{fault.key}"
                 faults.append(replace(fault, key=key.rstrip(".")))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedsim import registry
-from fedsim.errors import ScenarioError
+from fedsim.errors import FedsimError, ScenarioError
 from fedsim.observers.observer import Observation, Observer, Seen, sight
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
@@ -147,3 +147,11 @@ def test_every_observer_says_what_it_is_after() -> None:
         assert registry.source(part), name
         assert registry.summary(part), name
     assert Observation({}).pictures == {}
+
+
+@pytest.mark.parametrize("name", ["gradient_inversion", "membership_inference"])
+def test_what_guesses_labels_is_refused_for_numbers_as_soon_as_the_data_set_is_named(name: str) -> None:
+    with pytest.raises(ScenarioError, match=rf"observe\.observers\[0\]: given '{name}'; accepted: none for targets"):
+        Scenario(**tables([name], data={"dataset": "planted", "clients": 6}, model="linear"))
+    with pytest.raises(FedsimError, match=rf"given '{name}'; accepted: none for targets"):
+        registry.make("observer", name).fit(0)

@@ -53,7 +53,7 @@ SMALL: dict[tuple[str, str], dict[str, Any]] = {
 }
 """Options that keep a part within seconds on a few examples, or the model within the numbers' range."""
 UNTRIED: dict[str, set[str]] = {
-    "dataset": {"california_housing", "cifar10", "huggingface"},
+    "dataset": {"blog_feedback", "california_housing", "cifar10", "gas_turbine", "huggingface"},
     "model": {"resnet18", "vgg9"},
     "engine": {"ray"},
 }

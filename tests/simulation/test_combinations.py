@@ -18,6 +18,8 @@ from tests.simulation.combinations import Draw, Files, Raw
 GROUPS, CASES = 8, 25
 LEAST = 0.6
 """Share of the combinations that must run."""
+LATE = 2
+"""Combinations of a group that only the built model refuses: its layers are not for the ``engine.path`` asked for."""
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +45,19 @@ TOO_FAR = r"is not finite|beyond the limit|not finite|Sinkhorn: |has no adapter|
 
 
 def outcome(tables: dict[str, Any], told: str = "(?!)") -> str:
-    """``refused``, ``ran``, or what went wrong; ``told``: further reasons that are as they should be."""
+    """``refused`` as a table, ``refused late`` by what only data and model tell, ``ran``, or what went wrong; ``told``:
+    further reasons that are as they should be."""
     lines: list[dict[str, Any]] = []
     try:
         scenario = Scenario(**tables)
+    except ScenarioError as error:
+        return _refusal(error, "refused")
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    try:
         result = simulate(scenario, progress=lines.append)
     except ScenarioError as error:
-        raised = [fault for fault in error.faults if " raised " in fault.accepted]
-        return f"in the midst of the run: {error}" if lines else f"a check failed: {raised}" if raised else "refused"
+        return f"in the midst of the run: {error}" if lines else _refusal(error, "refused late")
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     faults = [(fault["reason"], fault["client"], line) for line in result.lines for fault in line["faults"]]
@@ -65,25 +72,29 @@ def outcome(tables: dict[str, Any], told: str = "(?!)") -> str:
     return "ran" if finite else "parameters that are not finite"
 
 
+def _refusal(error: ScenarioError, when: str) -> str:
+    raised = [fault for fault in error.faults if " raised " in fault.accepted]
+    return f"a check failed: {raised}" if raised else when
+
+
+def judge(found: list[str], drawn: list[dict[str, Any]]) -> None:
+    """That all ran, most of them, or were refused, nearly all of these as tables."""
+    told = ("ran", "refused", "refused late")
+    assert not {said: json.dumps(tables) for said, tables in zip(found, drawn, strict=True) if said not in told}
+    counted = Counter(found)
+    assert counted["ran"] >= LEAST * CASES, counted
+    assert counted["refused late"] <= LATE, counted
+
+
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_combinations_run_or_are_refused(group: int, files: Files) -> None:
     drawn = [Draw(group * CASES + case, files).scenario() for case in range(CASES)]
-    found = [outcome(tables) for tables in drawn]
-    failed = {
-        said: json.dumps(tables) for said, tables in zip(found, drawn, strict=True) if said not in ("ran", "refused")
-    }
-    assert not failed
-    assert Counter(found)["ran"] >= LEAST * CASES, Counter(found)
+    judge([outcome(tables) for tables in drawn], drawn)
 
 
 def test_options_that_nobody_chose_run_or_are_refused(files: Files) -> None:
     drawn = [Raw(5000 + case, files).scenario() for case in range(CASES)]
-    found = [outcome(tables, TOO_FAR) for tables in drawn]
-    failed = {
-        said: json.dumps(tables) for said, tables in zip(found, drawn, strict=True) if said not in ("ran", "refused")
-    }
-    assert not failed
-    assert Counter(found)["ran"] >= LEAST * CASES, Counter(found)
+    judge([outcome(tables, TOO_FAR) for tables in drawn], drawn)
 
 
 def test_parts_of_several_papers_are_one_scenario(files: Files) -> None:
