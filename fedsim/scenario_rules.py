@@ -51,7 +51,7 @@ def _unread_steps(scenario: Tables) -> Iterator[Fault]:
 
 HEADS = ("hessian_alignment", "fishr", "irm")
 """Regularizers that look at the last layer's gradient in closed form: that of the plain cross-entropy."""
-LENGTHLESS = ("normalized_sgd", "spherical_langevin", "spherical_sgd", "asgd")
+LENGTHLESS = ("normalized_sgd", "spherical_langevin", "spherical_sgd", "even_sgd", "even_spherical_langevin", "asgd")
 """Optimizers that a gradient divided by a large λ leaves with noise, or with nothing at all."""
 
 

@@ -176,8 +176,9 @@ class Stepper:
         before, after = self.parameter, nn.Parameter(self.rows[:active])
         after.grad = self.gradient[:active]
         state = self.optimizer.state.pop(before, {})
+        shape = before.shape
         self.optimizer.state[after] = {
-            key: value[:active] if isinstance(value, Tensor) and value.shape == before.shape else value
+            key: value[:active] if isinstance(value, Tensor) and value.shape[: len(shape)] == shape else value
             for key, value in state.items()
         }
         self.optimizer.param_groups[0]["params"] = [after]

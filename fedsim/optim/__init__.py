@@ -16,6 +16,7 @@ from fedsim.optim.softmax_radius import RadiusControl, softmax_radius
 if TYPE_CHECKING:
     from fedsim.optim import gns, robust_gradients, sam_gs
     from fedsim.optim.diffgrad import DiffGrad
+    from fedsim.optim.even_langevin import EvenSGD, EvenSphericalLangevin
     from fedsim.optim.gns_step import GNS
     from fedsim.optim.langevin import Langevin, NormalizedSGD, SphericalLangevin, normalized_sgd, spherical_langevin
     from fedsim.optim.sam_gs import SamGS
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _HOME = {
     "GNS": "gns_step",
     "DiffGrad": "diffgrad",
+    "EvenSGD": "even_langevin",
+    "EvenSphericalLangevin": "even_langevin",
     "Langevin": "langevin",
     "NormalizedSGD": "langevin",
     "SamGS": "sam_gs",
@@ -36,6 +39,8 @@ _MODULES = ("gns", "robust_gradients", "sam_gs")
 __all__ = [
     "GNS",
     "DiffGrad",
+    "EvenSGD",
+    "EvenSphericalLangevin",
     "Langevin",
     "NormalizedSGD",
     "RadiusControl",

@@ -57,6 +57,15 @@ CASES: dict[str, dict[str, Any]] = {
         f"planted, {name}": {**PLANTED, "client.optimizer": {"name": name, "lr": 0.1}}
         for name in ("normalized_sgd", "spherical_sgd", "spherical_langevin")
     },
+    **{
+        f"planted, {name}": {
+            **PLANTED,
+            "data.dataset": {**PLANTED["data.dataset"], "exponent": 4},
+            "model": {"name": "single_index", "exponent": 4},
+            "client.optimizer": {"name": name, "lr": 0.1},
+        }
+        for name in ("even_sgd", "even_spherical_langevin")
+    },
     "two objectives": {"client.loss": "with_reconstruction"},
     "two objectives, sam_gs": {"client.loss": "with_reconstruction", "client.optimizer": "sam_gs"},
     "normalized_sgd": {"client.optimizer": {"name": "normalized_sgd"}},

@@ -190,9 +190,13 @@ def test_epochs_steps_and_batches(steps: dict[str, Any]) -> None:
 def test_every_optimizer_runs(optimizer: str) -> None:
     part = {"name": optimizer, "lr": 0.01} if optimizer == "sgd" else {"name": optimizer}
     needed = {"privacy": {"noise": [1.0], "trust": "local"}} if optimizer == "dp_sgd" else {}
-    loss = {"client.loss": "with_reconstruction"} if optimizer == "sam_gs" else {}
-    start = played(quick(rounds=1, **loss))
-    assert moved(played(quick(**{"client.optimizer": part, **needed, **loss})), start)
+    task = {"client.loss": "with_reconstruction"} if optimizer == "sam_gs" else {}
+    if optimizer.startswith("even_"):
+        numbers = {"name": "planted", "exponent": 4, "dimensions": 6, "examples": 200, "test": 40}
+        task = {"data.dataset": numbers, "data.partition": {"name": "iid"}, "client.loss": "correlation"}
+        task |= {"model": {"name": "single_index", "exponent": 4}}
+    start = played(quick(rounds=1, **task))
+    assert moved(played(quick(**{"client.optimizer": part, **needed, **task})), start)
 
 
 @pytest.mark.parametrize("schedule", sorted(registry.names("lr_schedule")))

@@ -276,7 +276,7 @@ def test_a_head_gradient_in_closed_form_is_of_the_plain_loss_alone(regularizer: 
         Scenario(client={"loss": {"name": "cross_entropy", **option}, "regularizers": [regularizer]})
 
 
-@pytest.mark.parametrize("optimizer", ["normalized_sgd", "spherical_langevin", "asgd", "langevin"])
+@pytest.mark.parametrize("optimizer", ["normalized_sgd", "spherical_langevin", "even_sgd", "asgd", "langevin"])
 def test_steps_that_mind_a_gradients_length_take_no_divided_one(optimizer: str) -> None:
     part = {"name": "hessian_alignment", "form": "sum", "weight": 91257.0, "warmup": 38, "rescale": True}
     with pytest.raises(ScenarioError, match=r"client\.regularizers\[0\]\.rescale"):

@@ -33,6 +33,13 @@ TABLES: dict[str, Any] = {
     },
     "engine": {"workers": 1},
 }
+FOURTH = {"data.dataset.exponent": 4, "model.exponent": 4}
+
+
+def planted(name: str, lr: float, **changes: Any) -> Scenario:
+    """A round with this optimizer, its exponent even where the optimizer is for even ones."""
+    even = FOURTH if name.startswith("even_") else {}
+    return Scenario(**TABLES).changed(**{**even, "client.optimizer": {"name": name, "lr": lr}, **changes})
 
 
 def test_targets_are_the_polynomial_of_the_direction_and_overlaps_are_measured_along_it():
@@ -66,11 +73,12 @@ def test_a_client_descends_along_the_ascent_of_the_paper():
     torch.testing.assert_close(losses.detach(), -targets * (z**3 - 3 * z) / math.sqrt(6))
 
 
-@pytest.mark.parametrize("name", ["normalized_sgd", "spherical_sgd"])
+@pytest.mark.parametrize("name", ["normalized_sgd", "spherical_sgd", "even_sgd"])
 def test_a_round_is_the_plain_loop_on_the_sphere(name: str) -> None:
     """Full batches, so that the loop needs no order of examples."""
-    changes = {"client.batch_size": 1000, "client.epochs": 6, "client.optimizer": {"name": name, "lr": 0.3}}
-    scenario = Scenario(**TABLES).changed(**changes, **{"engine.precision": "float64"})
+    changes = {"client.batch_size": 1000, "client.epochs": 6, "engine.precision": "float64"}
+    scenario = planted(name, 0.3, **changes)
+    k = scenario.model.options["exponent"]
     federation = build(scenario)
     train, shares = federation.app.workload.train, federation.shares
     ends = []
@@ -79,10 +87,11 @@ def test_a_round_is_the_plain_loop_on_the_sphere(name: str) -> None:
         x, y = train.inputs[own].double(), train.targets[own].double()
 
         def ascent(theta: torch.Tensor, _: int, x: torch.Tensor = x, y: torch.Tensor = y) -> torch.Tensor:
-            return single_index_ascent(theta, x, y, 3)
+            return single_index_ascent(theta, x, y, k)
 
-        walk = normalized_sgd(ascent, federation.initial, lr=0.3, steps=6, exponent=3)
-        ends.append(walk.mean if name == "normalized_sgd" else walk.last)
+        walk = normalized_sgd(ascent, federation.initial, lr=0.3, steps=6, exponent=k)
+        v = walk.direction * torch.sign(walk.direction @ federation.initial.double())
+        ends.append({"normalized_sgd": walk.mean, "spherical_sgd": walk.last, "even_sgd": v}[name])
     found = simulate(scenario).parameters["1.weight"][0]
     torch.testing.assert_close(found, torch.stack(ends).mean(0), rtol=1e-6, atol=1e-6)
 
@@ -98,10 +107,55 @@ def test_the_average_finds_the_direction_where_the_last_iterate_does_not():
     assert average.lines[-1]["overlap"] == pytest.approx(float(found @ theta), abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["normalized_sgd", "spherical_sgd", "spherical_langevin"])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.slow
+def test_the_top_eigenvectors_find_a_direction_of_even_exponent(seed: int) -> None:
+    changes = {"data.dataset.dimensions": 12, "data.dataset.examples": 4000, "data.clients": 10, "seed": seed}
+    changes |= {"client.per_round": 10, "client.epochs": None, "client.steps": 3000}
+    before, after = simulate(planted("even_sgd", 0.08, **changes)).lines
+    assert abs(before["overlap"]) < 0.5
+    assert abs(after["overlap"]) > 0.95
+
+
+@pytest.mark.parametrize("name", ["even_sgd", "even_spherical_langevin"])
+def test_a_second_round_keeps_the_sign_of_the_first(name: str) -> None:
+    lr = {"even_sgd": 0.15, "even_spherical_langevin": 0.03}[name]
+    lines = simulate(planted(name, lr, rounds=2, **{"data.dataset.dimensions": 6})).lines
+    first, second = (line["overlap"] for line in lines[1:])
+    assert abs(second) > 0.8
+    assert first * second > 0
+
+
+@pytest.mark.parametrize("name", ["normalized_sgd", "spherical_langevin"])
+def test_a_mean_of_even_exponent_is_refused_and_told_what_takes_its_place(name: str) -> None:
+    accepted = r"accepted: 'even_sgd' or 'even_spherical_langevin' with an even model\.exponent"
+    with pytest.raises(ScenarioError, match=rf"client\.optimizer: given '{name}'; {accepted}") as refused:
+        planted(name, 0.1, **FOURTH)
+    assert [fault.key for fault in refused.value.faults] == ["client.optimizer"]
+
+
+@pytest.mark.parametrize("name", ["even_sgd", "even_spherical_langevin"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.exponent": 3}, r"client\.optimizer: given .*'normalized_sgd' or 'spherical_langevin' with an odd"),
+        ({"model": "linear"}, r"model\.name: given 'linear'; accepted: 'single_index'"),
+        ({"data.dataset.dimensions": 2001}, r"data\.dataset: given .*at most 2000 numbers"),
+        ({"client.optimizer_state": "persist"}, r"client\.optimizer_state: given 'persist'; accepted: 'reset'"),
+    ],
+)
+def test_an_eigenvector_is_refused_where_it_means_nothing(name: str, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ScenarioError, match=said) as refused:
+        planted(name, 0.1, **changes)
+    assert len(refused.value.faults) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["normalized_sgd", "spherical_sgd", "spherical_langevin", "even_sgd", "even_spherical_langevin"]
+)
 def test_stacked_vmap_and_reference_walk_alike_and_threads_change_no_bit(name: str) -> None:
-    short = {"client.epochs": None, "client.steps": 12, "client.optimizer": {"name": name, "lr": 0.1}, "rounds": 2}
-    scenario = Scenario(**TABLES).changed(**{**short, "engine.precision": "float64", "client.straggler": 0.5})
+    short = {"client.epochs": None, "client.steps": 12, "rounds": 2}
+    scenario = planted(name, 0.1, **{**short, "engine.precision": "float64", "client.straggler": 0.5})
     runs = {path: simulate(scenario.changed(**{"engine.path": path})) for path in ("stacked", "vmap", "reference")}
     for path in ("vmap", "reference"):
         found, wanted = runs[path].parameters["1.weight"], runs["stacked"].parameters["1.weight"]
