@@ -65,6 +65,7 @@ PLANTED: dict[str, Any] = {
     },
     "engine": {"workers": 1},
 }
+EVEN = {"data.dataset.exponent": 4, "model.exponent": 4}
 LINEAR = {**FEATURES, "model": {"name": "logistic"}, "client": {"per_round": 20}}
 LEARNING = "adapter monge_gap, a first round of 10 steps"
 """The part that is measured in the first round."""
@@ -100,6 +101,11 @@ PARTS: dict[str, Case] = {
         PLANTED,
         {},
         {"client.optimizer": {"name": "normalized_sgd", "lr": 0.1}},
+    ),
+    "optimizer even_sgd, to spherical_sgd, exponent 4": (
+        PLANTED,
+        EVEN,
+        {**EVEN, "client.optimizer": {"name": "even_sgd", "lr": 0.1}},
     ),
     "optimizer gns": (LINEAR | {"client": FEATURES["client"]}, {}, {"client.optimizer": "gns"}),
     "server optimizer diffgrad, to adam": (
