@@ -377,6 +377,11 @@ LOADABLE = [
     if not any(option.required for option in registry.options(part))
 ]
 CALM = {"epsilon": "inf"}
+EVEN = {
+    "data.dataset": {"name": "planted", "exponent": 4},
+    "model": {"name": "single_index", "exponent": 4},
+    "client.loss": "correlation",
+}
 BESIDE: dict[str, dict[str, Any]] = {
     "edge_case": {"data.dataset": "fashion_mnist"},  # its foreign tail is the digits
     "cnn": {"data.dataset": "cifar10"},
@@ -386,6 +391,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "softmax_radius": {"data.root": 100},
     "dp_sgd": {"privacy": {**CALM, "trust": "local"}},
     "dp_fedavg": {"privacy": {**CALM, "unit": "client"}},
+    "even_sgd": EVEN,
+    "even_spherical_langevin": EVEN,
     "sam_gs": {"client.loss": "with_reconstruction"},  # the optimizer combines two objectives
 }
 """What a part needs beside its defaults."""
