@@ -19,7 +19,8 @@ GROUPS, CASES = 8, 25
 LEAST = 0.6
 """Share of the combinations that must run."""
 LATE = 3
-"""Combinations of a group that only the built model refuses: its layers are not for the ``engine.path`` asked for."""
+"""Combinations of a group that only what is built refuses: layers without the ``engine.path`` asked for, clients of too
+many examples for an observer."""
 
 
 @pytest.fixture(scope="module")
