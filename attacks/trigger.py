@@ -18,12 +18,12 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim import registry
-from fedsim.data.examples import DataInfo
-from fedsim.errors import Fault, FedsimError
+from fedsim.data.partition import known_info
+from fedsim.errors import Fault
 from fedsim.registry import register
 
 if TYPE_CHECKING:
-    from fedsim.scenario import Scenario
+    pass
 
 trigger = partial(register, "trigger")
 
@@ -207,11 +207,5 @@ def make_trigger(given: str | dict[str, Any]) -> Trigger:
     return built
 
 
-def data_info(scenario: Scenario) -> DataInfo | None:
-    """What the scenario's data set says of itself before it is read; None where it cannot."""
-    part = scenario.data.dataset
-    try:
-        info: DataInfo | None = registry.make("dataset", part.name, **part.options).info()
-    except FedsimError:
-        return None
-    return info
+data_info = known_info
+"""What the scenario's data set says of itself before it is read; None where it cannot."""

@@ -28,8 +28,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attacks.trigger import data_info
 from fedsim.blocks import exact
+from fedsim.data.partition import known_info
 from fedsim.errors import Fault, FedsimError, UpdatesError
 from fedsim.updates import Aggregate, Selection, Updates
 from strategies.clusters import density
@@ -66,7 +66,7 @@ class DeepSight(Defense):
         n = scenario.cohort
         if n < FEWEST:
             yield Fault("name", "deepsight", f"at least {FEWEST} clients a round, here {n}", ("client.per_round",))
-        info = data_info(scenario)
+        info = known_info(scenario)
         if info is not None and self.shape is not None and self.shape != list(info.shape):
             accepted = f"{list(info.shape)}, the shape of the data set's inputs"
             yield Fault("shape", self.shape, accepted, ("data.dataset",))

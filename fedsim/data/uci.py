@@ -19,7 +19,7 @@ from pydantic import Field
 from fedsim.data.examples import DataInfo, Dataset
 from fedsim.data.reading import home, read_once, stamp
 from fedsim.data.regression import Share, _split
-from fedsim.errors import DataMissing
+from fedsim.errors import DataMissing, FedsimError
 from fedsim.registry import register
 
 
@@ -56,7 +56,7 @@ class Table:
             table = np.concatenate(tables)
             if table.shape[1] != self.features + 1:
                 given = f"{table.shape[1]} columns"
-                raise DataMissing(f"{self.title}: given {given}; accepted: {self.features} features and the target")
+                raise FedsimError(f"{self.title}: given {given}; accepted: {self.features} features and the target")
             return _split(table[:, :-1], table[:, -1], self.test, self.data_seed, self.title)
 
         return read_once((self.title, *stamp(files), self.test, self.data_seed), read)

@@ -11,12 +11,17 @@ from fedsim.errors import Fault, FedsimError
 
 
 def at_least(smallest: int) -> Callable[[Any], Any]:
-    """Give a model's function the ``check`` that the scenario asks: images, and of that size, wherever it is known."""
+    """Give a model's function the ``check`` the scenario asks: images of that size, where it is known, and a path."""
 
     def check(scenario: Any) -> Iterable[Fault]:
         info = known_info(scenario)
         if info is not None and not _large_enough(info, smallest):
             yield Fault("name", scenario.model.name, _accepted(info, smallest), ("data.dataset",))
+        if scenario.engine.path == "stacked":
+            accepted = (
+                f"'auto', 'vmap' or 'reference': convolutions, as '{scenario.model.name}' has, have no stacked twin"
+            )
+            yield Fault("/engine.path", "stacked", accepted, ("model.name",))
 
     def decorate(function: Any) -> Any:
         function.check = check

@@ -10,7 +10,7 @@ import torch
 
 from fedsim import make
 from fedsim.data.uci import BlogFeedback, GasTurbine
-from fedsim.errors import DataMissing
+from fedsim.errors import DataMissing, FedsimError
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
 
@@ -60,6 +60,6 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
 
 def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "blogData_train.csv", np.ones((5, 12)), delimiter=",")
-    with pytest.raises(DataMissing, match="12 columns; accepted: 280 features and the target"):
+    with pytest.raises(FedsimError, match="12 columns; accepted: 280 features and the target"):
         make("dataset", "blog_feedback", folder=str(tmp_path)).load()
     assert BlogFeedback.features == 280

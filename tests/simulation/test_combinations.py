@@ -18,7 +18,7 @@ from tests.simulation.combinations import Draw, Files, Raw
 GROUPS, CASES = 8, 25
 LEAST = 0.6
 """Share of the combinations that must run."""
-LATE = 3
+LATE = 2
 """Combinations of a group that only what is built refuses: layers without the ``engine.path`` asked for, clients of too
 many examples for an observer."""
 

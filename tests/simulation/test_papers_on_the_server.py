@@ -264,9 +264,11 @@ def test_what_cannot_combine_is_refused(tables: dict[str, Any], key: str) -> Non
     ],
 )
 def test_the_theory_refuses_what_it_is_not_of(options: dict[str, Any], key: str) -> None:
+    client = {"per_round": 5, "batch_size": 1000, "optimizer": {"name": "sgd", "lr": 2.5}} | options
+    dataset = {"name": "teacher_student", "inputs": 100, "examples": 100}
     with pytest.raises(ScenarioError) as refused:
-        regression(client={"per_round": 5, "batch_size": 1000, "optimizer": {"name": "sgd", "lr": 2.5}} | options)
-    assert {fault.key for fault in refused.value.faults} - {"data.root"} == {key}
+        regression(client=client, data={"dataset": dataset, "clients": 5, "root": 20})
+    assert {fault.key for fault in refused.value.faults} == {key}
 
 
 @pytest.mark.parametrize("regularizer", ["hessian_alignment", "fishr", "irm"])
