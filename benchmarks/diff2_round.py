@@ -33,6 +33,7 @@ def side(what: str) -> Callable[[], object]:
     from fedsim.data.examples import Examples
     from fedsim.flower import Flat
     from fedsim.privacy.clipping import clipped_difference_sum, ghost_layers
+    from fedsim.privacy.mixed import tapped
     from fedsim.updates import Layout
     from strategies.diff2 import Diff2
 
@@ -67,8 +68,9 @@ def side(what: str) -> Callable[[], object]:
         return clipped_difference_sum(net, now, before, loss, images, labels, CLIP)
 
     # A second axis, of one row, keeps the layers from being taken by norms.
-    unsuited = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 784)), net[1], nn.Flatten(), *net[2:])
+    unsuited = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 784)), *net[1:], nn.Flatten())
     assert (ghost_layers(net, images), ghost_layers(unsuited, images)) == (("1.weight", "3.weight"), None)
+    assert not tapped(unsuited.eval(), images)
 
     def rows() -> object:
         return clipped_difference_sum(unsuited, now, before, loss, images, labels, CLIP)

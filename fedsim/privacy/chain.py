@@ -63,9 +63,9 @@ def layers_of(steps: tuple[Step, ...], loss: Loss, inputs: Tensor, targets: Tens
     check_losses(losses, len(inputs))
     ends = [call.outputs for call in calls]
     if not losses.requires_grad:
-        return [Layer(call, torch.zeros_like(end)) for call, end in zip(calls, ends, strict=True)]
+        return [Layer.of(call, torch.zeros_like(end)) for call, end in zip(calls, ends, strict=True)]
     signals = torch.autograd.grad(losses, ends, torch.ones_like(losses), allow_unused=True, materialize_grads=True)
-    return [Layer(call, signal) for call, signal in zip(calls, signals, strict=True)]
+    return [Layer.of(call, signal) for call, signal in zip(calls, signals, strict=True)]
 
 
 def _steps(module: nn.Module, prefix: str) -> Iterator[Step]:

@@ -3,9 +3,10 @@
     Σ_i clip(∇ℓ(x, z_i), C)    and    Σ_i clip(∇ℓ(x, z_i) − ∇ℓ(x', z_i), C),    clip(g, C) = g · min(1, C/|g|)
 
 on any model and any loss that gives one number an example. One example moves a sum by no more than C(1 + 1e-6) when it
-comes or goes, 2C when it is replaced. An example whose gradient is not finite adds zero and is counted. Models of
-linear layers take norms from activations and signals (:mod:`fedsim.privacy.ghost`); all others form the gradients of a
-few examples at a time. Either way memory is bounded, whatever the number of examples. The model runs in evaluation
+comes or goes, 2C when it is replaced. An example whose gradient is not finite adds zero and is counted. Linear layers
+take norms from activations and signals (:mod:`fedsim.privacy.ghost`), also where they stand among others
+(:mod:`fedsim.privacy.mixed`); of other layers the gradients of a few examples at a time are formed
+(:mod:`fedsim.privacy.materialised`). Memory is bounded, whatever the number of examples. The model runs in evaluation
 mode; one that lets examples meet (batch normalisation) is refused.
 
 Abadi et al., CCS 2016, 1607.00133 (DP-SGD's sum); Murata and Suzuki, 2023, 2302.03884 (DIFF2's difference).
@@ -23,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.blocks import exact
 from fedsim.errors import FedsimError
-from fedsim.privacy import ghost, materialised
+from fedsim.privacy import ghost, materialised, mixed
 from fedsim.privacy.chain import chain, layers_of
 from fedsim.privacy.ghost import Loss, ghost_layers
 from fedsim.privacy.rows import check_clip, clip_factors, clip_rows
@@ -33,6 +34,7 @@ __all__ = ["ClippedSum", "GradientSum", "clip_rows", "clipped_difference_sum", "
 
 Point = Mapping[str, Tensor]
 Part = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(inputs (B, …), targets (B, …)) -> clipped sum (d,), norms (B,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,11 @@ def clipped_gradient_sum(
         FedsimError: a module, loss or clip that this is not defined for; the text says which.
     """
     layout = _checked(module, inputs, targets)
-    return _summed(module, layout, inputs, targets, clip, chunk, *_gradient_parts(module, layout, loss, clip))
+
+    def way() -> tuple[Part, int]:
+        return _gradient_part(module, layout, loss, clip, inputs)
+
+    return _summed(module, layout, inputs, targets, clip, chunk, way)
 
 
 class GradientSum:
@@ -93,18 +99,17 @@ class GradientSum:
         first = next(module.parameters()).detach()
         self.module, self.like = module, first
         self.layout = _checked(module, first[:0], first[:0])
-        self.by_norms, self.by_rows = _gradient_parts(module, self.layout, loss, clip)
-        self.fast: bool | None = None
+        self.loss, self.clip = loss, clip
+        self.way: tuple[Part, int] | None = None
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """(d,) sum over a batch of (B, …), B ≥ 0, in the model's precision."""
         if not len(inputs):
             return self.like.new_zeros(self.layout.d)
-        if self.fast is None:
-            self.fast = ghost_layers(self.module, inputs) is not None
+        if self.way is None:
+            self.way = _gradient_part(self.module, self.layout, self.loss, self.clip, inputs)
         x = inputs.to(self.like.dtype) if inputs.is_floating_point() else inputs
-        size = ghost.chunk_size(inputs, self.layout) if self.fast else materialised.chunk_size(self.layout)
-        part = self.by_norms if self.fast else self.by_rows
+        part, size = self.way
         total = part(x[:size], targets[:size])[0]
         if len(inputs) > size:
             total = exact(total)
@@ -113,20 +118,32 @@ class GradientSum:
         return total.to(self.like)
 
 
-def _gradient_parts(module: nn.Module, layout: Layout, loss: Loss, clip: float) -> tuple[Part, Part]:
-    """The sum over a chunk at the module's parameters, by norms and by rows."""
+def _gradient_part(module: nn.Module, layout: Layout, loss: Loss, clip: float, inputs: Tensor) -> tuple[Part, int]:
+    """The sum over a chunk at the module's parameters, and a chunk's examples."""
     point = {name: value.detach() for name, value in module.named_parameters()}
-    rows = materialised.gradient_rows(module, loss, layout)
-    steps = chain(module)
+    if ghost_layers(module, inputs) is not None:
+        steps = chain(module)
 
-    def by_norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        layers = ghost.layers_at(module, point, loss, x, y) if steps is None else layers_of(steps, loss, x, y)
-        return ghost.single(layers, layout, clip)
+        def by_norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            layers = ghost.layers_at(module, point, loss, x, y) if steps is None else layers_of(steps, loss, x, y)
+            return ghost.single(layers, layout, clip)
+
+        return by_norms, ghost.chunk_size(inputs, layout)
+    taps = mixed.tapped(module, inputs)
+    if taps:
+        at = mixed.layers_and_rows(module, loss, taps)
+
+        def by_both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            layers, rest = at(point, x, y)
+            return ghost.single(layers, layout, clip, rest)
+
+        return by_both, mixed.chunk_size(taps, inputs, layout)
+    rows = materialised.gradient_rows(module, loss, layout)
 
     def by_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return materialised.clipped(rows(point, x, y), clip)
 
-    return by_norms, by_rows
+    return by_rows, materialised.chunk_size(layout)
 
 
 def clipped_difference_sum(
@@ -154,20 +171,43 @@ def clipped_difference_sum(
     layout = _checked(module, inputs, targets)
     now, before = (_point(module, layout, vector) for vector in (parameters_now, parameters_before))
 
-    def by_norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        new, old = (ghost.layers_at(module, point, loss, x, y) for point in (now, before))
-        return ghost.difference(new, old, layout, clip)
+    def way() -> tuple[Part, int]:
+        return _difference_part(module, layout, now, before, loss, clip, inputs)
+
+    return _summed(module, layout, inputs, targets, clip, chunk, way)
+
+
+def _difference_part(
+    module: nn.Module, layout: Layout, now: Point, before: Point, loss: Loss, clip: float, inputs: Tensor
+) -> tuple[Part, int]:
+    """The sum over a chunk of the differences between two points, and a chunk's examples."""
+    if ghost_layers(module, inputs) is not None:
+
+        def by_norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            new, old = (ghost.layers_at(module, point, loss, x, y) for point in (now, before))
+            return ghost.difference(new, old, layout, clip)
+
+        return by_norms, ghost.chunk_size(inputs, layout)
+    taps = mixed.tapped(module, inputs)
+    if taps:
+        at = mixed.layers_and_rows(module, loss, taps)
+
+        def by_both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            (new, rest), (old, earlier) = at(now, x, y), at(before, x, y)
+            return ghost.difference(new, old, layout, clip, {name: rest[name].sub_(earlier[name]) for name in rest})
+
+        return by_both, mixed.chunk_size(taps, inputs, layout)
+    rows = materialised.gradient_rows(module, loss, layout)
 
     def by_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return materialised.clipped(rows(now, x, y).sub_(rows(before, x, y)), clip)
 
-    rows = materialised.gradient_rows(module, loss, layout)
-    return _summed(module, layout, inputs, targets, clip, chunk, by_norms, by_rows)
+    return by_rows, materialised.chunk_size(layout)
 
 
 def _summed(
     module: nn.Module, layout: Layout, inputs: Tensor, targets: Tensor, clip: float, chunk: int | None,
-    by_norms: Part, by_rows: Part,
+    way: Callable[[], tuple[Part, int]],
 ) -> ClippedSum:  # fmt: skip
     check_clip(clip)
     if chunk is not None and chunk < 1:
@@ -178,9 +218,8 @@ def _summed(
     if not len(inputs):
         return ClippedSum(total.to(dtype=first.dtype, device=first.device), 0, 0.0, 0, norms)
     with _evaluating(module):
-        fast = ghost_layers(module, inputs) is not None
-        size = chunk or (ghost.chunk_size(inputs, layout) if fast else materialised.chunk_size(layout))
-        part = by_norms if fast else by_rows
+        part, fitting = way()
+        size = chunk or fitting
         # Nothing that stays is allocated between chunks: it would keep the heap from reusing their memory.
         for start in range(0, len(inputs), size):
             x, y = inputs[start : start + size], targets[start : start + size]

@@ -10,6 +10,9 @@ summed over all layers. With w_i = min(1, C/|·|_i) the clipped sum is (wΔb)ᵀ
 Inner products are in float64. The three terms can cancel: in float32 the products then round by a share of the terms,
 not of the difference. Examples whose sum is a small share of its terms are formed in float64 and clipped as rows.
 
+Where other layers stand beside the linear ones (:mod:`fedsim.privacy.mixed`), the rows of their parameters come along:
+an example's norm is that of both, and both are weighted alike.
+
 Goodfellow, "Efficient Per-Example Gradient Computations", 2015, 1510.01799; the difference is DIFF2's, Murata and
 Suzuki, 2023, 2302.03884.
 """
@@ -29,6 +32,8 @@ from fedsim.privacy.rows import clip_factors, row_norms, scaled
 from fedsim.updates import Layout
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Rest = Mapping[str, Tensor]
+"""Of each parameter that no linear layer of these has: (B, its numbers) gradients, or differences of them."""
 
 CHUNK = 1024
 """Examples at once."""
@@ -54,12 +59,23 @@ class Layer:
     """A linear layer on one batch, at one point.
 
     Args:
-        call: names and inputs.
+        weight: name of its weight.
+        bias: name of its bias, None without.
+        inputs: (B, in).
         signal: (B, out) gradient of the examples' losses by the outputs.
+        fixed: the inputs depend on no parameter.
     """
 
-    call: Call
+    weight: str
+    bias: str | None
+    inputs: Tensor
     signal: Tensor
+    fixed: bool = False
+
+    @classmethod
+    def of(cls, call: Call, signal: Tensor) -> Layer:
+        """What a recorded call and its signal make."""
+        return cls(call.weight, call.bias, call.inputs, signal, call.fixed)
 
 
 def ghost_layers(module: nn.Module, inputs: Tensor) -> tuple[str, ...] | None:
@@ -104,7 +120,7 @@ def layers_at(
             signals: Sequence[Tensor] = [torch.zeros_like(end) for end in ends]
         else:
             signals = torch.autograd.grad(losses.sum(), ends, allow_unused=True, materialize_grads=True)
-    return [Layer(call, signal) for call, signal in zip(recorder.calls, signals, strict=True)]
+    return [Layer.of(call, signal) for call, signal in zip(recorder.calls, signals, strict=True)]
 
 
 def check_losses(losses: Tensor, count: int) -> None:
@@ -116,9 +132,12 @@ def check_losses(losses: Tensor, count: int) -> None:
         )
 
 
-def single(layers: Sequence[Layer], layout: Layout, clip: float) -> tuple[Tensor, Tensor]:
+def single(layers: Sequence[Layer], layout: Layout, clip: float, rest: Rest | None = None) -> tuple[Tensor, Tensor]:
     """Clipped sum (d,) of the gradients at one point in the model's precision, and their norms (B,) float64."""
-    squares = torch.stack([_square(layer.signal) * _inputs_square(layer) for layer in layers]).sum(0)
+    rest = rest or {}
+    squares = torch.stack(
+        [_square(layer.signal) * _inputs_square(layer) for layer in layers] + [_square(rows) for rows in rest.values()]
+    ).sum(0)
     norms = squares.sqrt()
     factors, ignored = clip_factors(norms, clip, layers[0].signal.dtype)
     kept = _only(~ignored)
@@ -126,24 +145,26 @@ def single(layers: Sequence[Layer], layout: Layout, clip: float) -> tuple[Tensor
     views = layout.views(total)
     weights = _chosen(factors, kept)
     for layer in layers:
-        _add(views, layer.call, _weighted(layer.signal, kept, weights), _chosen(layer.call.inputs, kept))
+        _add(views, layer, _weighted(layer.signal, kept, weights), _chosen(layer.inputs, kept))
+    _add_rest(views, rest, kept, weights)
     return total, norms
 
 
-def difference(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, clip: float) -> tuple[Tensor, Tensor]:
+def difference(
+    now: Sequence[Layer], before: Sequence[Layer], layout: Layout, clip: float, rest: Rest | None = None
+) -> tuple[Tensor, Tensor]:
     """Clipped sum (d,) float64 of the gradients' differences between two points, and their norms (B,) float64."""
+    rest = rest or {}
     dtype = now[0].signal.dtype
     signals = [new.signal - old.signal for new, old in zip(now, before, strict=True)]
-    steps = [
-        None if new.call.fixed else new.call.inputs - old.call.inputs for new, old in zip(now, before, strict=True)
-    ]
-    squares, terms = _difference_squares(now, before, signals, steps)
+    steps = [None if new.fixed else new.inputs - old.inputs for new, old in zip(now, before, strict=True)]
+    squares, terms = _difference_squares(now, before, signals, steps, rest)
     norms = squares.sqrt()
     cancelled = squares < CANCELLED[dtype] * terms
     total = torch.zeros(layout.d, dtype=torch.float64, device=squares.device)
     found = cancelled.nonzero().flatten()
     for index in torch.split(found, max(1, CHUNK_NUMBERS // layout.d)) if len(found) else ():
-        rows = _formed(now, before, layout, index)
+        rows = _formed(now, before, layout, index, rest)
         norms[index] = row_norms(rows)
         total += scaled(rows, *clip_factors(norms[index], clip, dtype)).sum(0)
     factors, ignored = clip_factors(norms, clip, dtype)
@@ -152,17 +173,23 @@ def difference(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, cl
     plain = now[0].signal.new_zeros(layout.d)
     views = layout.views(plain)
     for new, old, signal, step in zip(now, before, signals, steps, strict=True):
-        _add(views, new.call, _weighted(signal, kept, weights), _chosen(new.call.inputs, kept))
+        _add(views, new, _weighted(signal, kept, weights), _chosen(new.inputs, kept))
         if step is not None:
-            views[new.call.weight].addmm_(_weighted(old.signal, kept, weights).T, _chosen(step, kept))
+            views[new.weight].addmm_(_weighted(old.signal, kept, weights).T, _chosen(step, kept))
+    _add_rest(views, rest, kept, weights)
     return total.add_(exact(plain)), norms
 
 
 def _difference_squares(
-    now: Sequence[Layer], before: Sequence[Layer], signals: Sequence[Tensor], steps: Sequence[Tensor | None]
+    now: Sequence[Layer],
+    before: Sequence[Layer],
+    signals: Sequence[Tensor],
+    steps: Sequence[Tensor | None],
+    rest: Rest,
 ) -> tuple[Tensor, Tensor]:
     """(B,) squared norms, and what their terms amount to without their signs."""
-    squares, terms = [], []
+    squares = [_square(rows) for rows in rest.values()]
+    terms = list(squares)
     for new, old, signal, step in zip(now, before, signals, steps, strict=True):
         change = exact(signal)
         first = torch.linalg.vecdot(change, change) * _inputs_square(new)
@@ -171,25 +198,27 @@ def _difference_squares(
         if step is not None:
             back, move = exact(old.signal), exact(step)
             second = torch.linalg.vecdot(back, back) * torch.linalg.vecdot(move, move)
-            cross = 2 * torch.linalg.vecdot(change, back) * torch.linalg.vecdot(exact(new.call.inputs), move)
+            cross = 2 * torch.linalg.vecdot(change, back) * torch.linalg.vecdot(exact(new.inputs), move)
             squares.append(second + cross)
             terms.append(second + cross.abs())
     return torch.stack(squares).sum(0).clamp_(min=0), torch.stack(terms).sum(0)
 
 
-def _formed(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, index: Tensor) -> Tensor:
+def _formed(now: Sequence[Layer], before: Sequence[Layer], layout: Layout, index: Tensor, rest: Rest) -> Tensor:
     """(m, d) float64 differences of these examples' gradients, each number rounded once."""
     rows = torch.zeros(len(index), layout.d, dtype=torch.float64, device=index.device)
     views = layout.views(rows)
     for new, old in zip(now, before, strict=True):
         signal, previous, inputs, earlier = (
-            exact(_chosen(each, index)) for each in (new.signal, old.signal, new.call.inputs, old.call.inputs)
+            exact(_chosen(each, index)) for each in (new.signal, old.signal, new.inputs, old.inputs)
         )
-        weight = views[new.call.weight]
+        weight = views[new.weight]
         torch.mul(signal.unsqueeze(2), inputs.unsqueeze(1), out=weight)
         weight.sub_(previous.unsqueeze(2) * earlier.unsqueeze(1))
-        if new.call.bias is not None:
-            views[new.call.bias].copy_(signal - previous)
+        if new.bias is not None:
+            views[new.bias].copy_(signal - previous)
+    for name, other in rest.items():
+        views[name].copy_(_chosen(other, index).view_as(views[name]))
     return rows
 
 
@@ -207,14 +236,20 @@ def _square(values: Tensor) -> Tensor:
 
 
 def _inputs_square(layer: Layer) -> Tensor:
-    square = _square(layer.call.inputs)
-    return square if layer.call.bias is None else square + 1.0
+    square = _square(layer.inputs)
+    return square if layer.bias is None else square + 1.0
 
 
-def _add(views: Mapping[str, Tensor], call: Call, signal: Tensor, inputs: Tensor) -> None:
-    torch.mm(signal.T, inputs, out=views[call.weight])
-    if call.bias is not None:
-        torch.sum(signal, 0, out=views[call.bias])
+def _add(views: Mapping[str, Tensor], layer: Layer, signal: Tensor, inputs: Tensor) -> None:
+    torch.mm(signal.T, inputs, out=views[layer.weight])
+    if layer.bias is not None:
+        torch.sum(signal, 0, out=views[layer.bias])
+
+
+def _add_rest(views: Mapping[str, Tensor], rest: Rest, kept: Tensor | None, weights: Tensor) -> None:
+    for name, rows in rest.items():
+        summed = _weighted(rows, kept, weights).sum(0, dtype=torch.float64)
+        views[name].copy_(summed.view_as(views[name]))
 
 
 def _only(mask: Tensor) -> Tensor | None:

@@ -20,6 +20,7 @@ from fedsim.privacy.clipping import (
     clipped_gradient_sum,
     ghost_layers,
 )
+from fedsim.privacy.mixed import chunk_size, tapped
 from fedsim.updates import Layout
 
 FLOATS = [torch.float64, torch.float32]
@@ -209,6 +210,60 @@ def test_norms_do_not_suffice_where_examples_meet(layers: Sequence[nn.Module]) -
     assert ghost_layers(nn.Sequential(*layers).eval(), torch.randn(2, 12)) is None
 
 
+class Penalised(nn.Module):
+    """Its outputs also depend on the weight by another way than the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head, self.scale = nn.Linear(12, 8), nn.Linear(8, 5), nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu_(self.layer(x.flatten(1)))
+        return self.head(hidden) * self.scale + torch.stack([self.layer.weight]).square().mean()
+
+
+class Overwriting(nn.Module):
+    """Writes over what comes out of a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer, self.head = nn.LayerNorm(12), nn.Linear(12, 12), nn.Linear(12, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x.flatten(1))
+        return self.head(torch.tanh_(self.layer(x).mul_(2.0)) + x)
+
+
+BESIDE = [
+    (cnn, {"5.weight": "5.bias"}),
+    (tokens, {"4.weight": "4.bias"}),
+    (Twice, {"head.weight": "head.bias"}),
+    (Scaled, {"layer.weight": "layer.bias"}),
+    (Tied, {"head.weight": "head.bias"}),
+    (Penalised, {"head.weight": "head.bias"}),
+    (Overwriting, {"layer.weight": "layer.bias", "head.weight": None}),
+]
+
+
+@pytest.mark.parametrize(("build", "taps"), BESIDE)
+def test_signals_suffice_for_linear_layers_beside_others(
+    build: Callable[[], nn.Module], taps: dict[str, str | None]
+) -> None:
+    module, inputs, _ = task(build, torch.float32)
+    assert tapped(module.eval(), inputs) == taps
+
+
+def test_a_wide_linear_layer_behind_a_convolution_is_never_formed() -> None:
+    hidden = nn.Linear(1352, 4096)
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), hidden, nn.ReLU(), nn.Linear(4096, 10))
+    inputs = torch.rand(4, 1, 28, 28)
+    assert chunk_size(tapped(module, inputs), inputs, Layout.of(module)) == 256
+    hidden.requires_grad_(False)
+    assert list(tapped(module, inputs)) == ["4.weight"]
+    hidden.weight.requires_grad_(True)
+    assert list(tapped(module, inputs)) == ["4.weight"], "the bias is still frozen"
+
+
 def test_dropout_that_drops_is_not_taken_for_none() -> None:
     module = nn.Sequential(nn.Dropout(0.5), nn.Linear(12, 5))
     assert ghost_layers(module.train(), torch.randn(2, 12)) is None
@@ -217,7 +272,7 @@ def test_dropout_that_drops_is_not_taken_for_none() -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("chunk", [None, 4])
-@pytest.mark.parametrize("build", GHOST + ROWS)
+@pytest.mark.parametrize("build", GHOST + ROWS + [Penalised, Overwriting])
 def test_gradient_sum_is_the_loop_over_examples(
     build: Callable[[], nn.Module], chunk: int | None, dtype: torch.dtype
 ) -> None:
@@ -234,7 +289,7 @@ def test_gradient_sum_is_the_loop_over_examples(
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("chunk", [None, 4])
-@pytest.mark.parametrize("build", GHOST + ROWS)
+@pytest.mark.parametrize("build", GHOST + ROWS + [Penalised, Overwriting])
 def test_difference_sum_is_the_loop_over_examples(
     build: Callable[[], nn.Module], chunk: int | None, dtype: torch.dtype
 ) -> None:
@@ -590,11 +645,13 @@ torch.manual_seed(0)
 way, n = sys.argv[1], int(sys.argv[2])
 net = nn.Sequential(nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
 if way == "rows":
-    net[0] = nn.Sequential(nn.Unflatten(1, (1, 784)), net[0], nn.Flatten())
+    net = nn.Sequential(nn.Unflatten(1, (1, 784)), *net, nn.Flatten())
+if way == "both":
+    net[1] = nn.GroupNorm(1, 64)
 inputs, targets = torch.rand(n, 784), torch.randint(10, (n,))
 loss = lambda outputs, labels: functional.cross_entropy(outputs, labels, reduction="none")
 now = torch.cat([value.detach().flatten() for value in net.parameters()])
-assert len(now) == 50890
+assert len(now) == 50890 + 128 * (way == "both")
 layout = Layout.of(net)
 unit = 1 if sys.platform == "darwin" else 1024
 
@@ -617,13 +674,13 @@ def measure():
         assert part.measure(node, RecordDict(records))["metrics"]["num-examples"] == n
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-{"norms": sums, "rows": sums, "batch": batch, "measure": measure}[way]()
+{"norms": sums, "both": sums, "rows": sums, "batch": batch, "measure": measure}[way]()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 2**20)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["norms", "rows", "batch", "measure"])
+@pytest.mark.parametrize("way", ["norms", "both", "rows", "batch", "measure"])
 def test_memory_does_not_grow_with_the_examples(way: str) -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY, way, "60000"], capture_output=True, text=True, check=True)
     assert float(done.stdout) <= 500
