@@ -1,10 +1,10 @@
-"""Tunes DIFF2 and DP-GD on ``papers/diff2``: every point of the paper's grid, forty points side by side.
+"""Tunes DIFF2 and DP-GD on ``papers/diff2``: every point of the paper's grid, side by side.
 
 The model is Linear(d, 10)–softplus–Linear(10, 1) with the squared error. All 840 points (C₁, C₂, T/R, η) of the grid
-train, forty of them and one seed in one stacked computation, each with its own radii and rate and the noise of its
-calibration, clipped by norms that follow from activations and signals. With ``--most n`` a first pass reads n
-examples of each client, with the noise that all of them would get, and ``--finalists`` points of each method then read
-all. Tuning reads the data and costs privacy that no ε counts: seeds of the tuning are no seeds of the claim.
+train as one stacked computation for each seed, in parts where it would hold more than ``NUMBERS``, each point with its
+own radii and rate and the noise of its calibration, clipped by norms that follow from activations and signals. With
+``--most n`` a first pass reads n examples of each client, with the noise that all of them would get, and
+``--finalists`` points of each method then read all. Tuning reads the data and costs privacy that no ε counts: seeds of the tuning are no seeds of the claim.
 
 A point is worth the mean of its squared gradient norms over the second half of the rounds, on the seed where it does
 worst: a rate at the edge of stability, whose last rounds are small by luck, is not chosen.
@@ -40,6 +40,7 @@ from fedsim.scenario import Scenario
 RADII = (1.0, 3.0, 10.0, 30.0, 100.0)
 RATIOS = (0.003, 0.01, 0.03, 0.1)
 RATES = tuple(0.5**i for i in range(8))
+NUMBERS = 1 << 23  # hidden units of points and examples that one stacked computation holds
 LAST = 0.5  # share of the rounds, at the end, that a point is judged by
 
 
@@ -173,12 +174,14 @@ class Stacked:
 
 
 def tune(
-    points: Sequence[Point], scenario: Scenario, seeds: Sequence[int], most: int | None = None, chunk: int = 40
+    points: Sequence[Point], scenario: Scenario, seeds: Sequence[int], most: int | None = None
 ) -> dict[Point, list[float]]:
     """Squared gradient norms of every point, one a seed."""
     found: dict[Point, list[float]] = {point: [] for point in points}
     for seed in seeds:
         seeded = scenario.changed(seed=seed)
+        one = Stacked(points[:1], seeded, most)
+        chunk = max(1, NUMBERS // (one.w.shape[1] * len(one.x)))
         for start in range(0, len(points), chunk):
             some = list(points[start : start + chunk])
             for point, value in zip(some, Stacked(some, seeded, most).play().tolist(), strict=True):
