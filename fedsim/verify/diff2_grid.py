@@ -4,7 +4,8 @@ The model is Linear(d, 10)–softplus–Linear(10, 1) with the squared error. Al
 train as one stacked computation for each seed, in parts where it would hold more than ``NUMBERS``, each point with its
 own radii and rate and the noise of its calibration, clipped by norms that follow from activations and signals. With
 ``--most n`` a first pass reads n examples of each client, with the noise that all of them would get, and
-``--finalists`` points of each method then read all. Tuning reads the data and costs privacy that no ε counts: seeds of the tuning are no seeds of the claim.
+``--finalists`` points of each method then read all. Tuning reads the data and costs privacy that no ε counts: seeds of
+the tuning are no seeds of the claim.
 
 A point is worth the mean of its squared gradient norms over the second half of the rounds, on the seed where it does
 worst: a rate at the edge of stability, whose last rounds are small by luck, is not chosen.

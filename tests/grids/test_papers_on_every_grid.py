@@ -69,7 +69,10 @@ CASES: dict[str, dict[str, Any]] = {
     "two objectives": {"client.loss": "with_reconstruction"},
     "two objectives, sam_gs": {"client.loss": "with_reconstruction", "client.optimizer": "sam_gs"},
     "normalized_sgd": {"client.optimizer": {"name": "normalized_sgd"}},
-    **{name: {"server.defenses": [name]} for name in ("sam_gs", "pcgrad", "cagrad", "softmax_cap", "softmax_radius")},
+    **{
+        name: {"server.defenses": [name]}
+        for name in ("sam_gs", "pcgrad", "cagrad", "softmax_cap", "softmax_radius", "prototype_average")
+    },
     **{
         f"gns, {curvature}": {
             "client": {"per_round": 5},

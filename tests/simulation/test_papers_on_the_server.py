@@ -46,6 +46,9 @@ CASES: dict[str, Scenario] = {
     ),
     "analyses": small(server={"defenses": ["pcgrad"], "analysis": [{"name": "coherence", "examples": True}]}, rounds=3),
     "diffgrad": small(server={"defenses": ["sam_gs"], "optimizer": "diffgrad"}, rounds=3),
+    "prototype_average": small(
+        **{"data.partition": "shards", "client.loss": "harmonic"}, server={"defenses": ["prototype_average"]}, rounds=3
+    ),
     "rm3": small(server={"defenses": ["rm3"]}, rounds=4),
     "radius_filter": small(
         **{"data.root": 50}, server={"defenses": [{"name": "softmax_radius", "keep": 0.5}, "cagrad"]}, rounds=3

@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from fedsim.client.app import FederatedClient
 from fedsim.client.node import Node
-from fedsim.flower import Flat, flatten
+from fedsim.errors import UpdatesError
+from fedsim.flower import Flat, as_record, as_tensors, flatten
 from fedsim.optim.diffgrad import DiffGrad
 from fedsim.optim.robust_gradients import LastThree
 from fedsim.optim.sam_gs import State, surgery
@@ -194,3 +195,41 @@ def test_sam_gs_leaves_a_client_alone_as_it_is():
     found = make("defense", "sam_gs").aggregate(rows, Round(round=1, part="sam_gs", state=state)).update
     assert torch.equal(found, rows.values[0])
     assert not state
+
+
+def test_prototypes_are_averaged_by_the_examples_of_their_class() -> None:
+    """By hand: two clients, three classes; one class is on client 9 alone, one nowhere."""
+    layout = Layout.of(nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 3)))
+    part = make("defense", "prototype_average")
+    part.fit(3)
+    ctx = Round(round=1, part="prototype_average", layout=layout)
+    exchange = part.exchanges(ctx)
+    request = next(exchange)
+    told = {4: [6, 0, 0], 9: [2, 5, 0]}
+    replies = [
+        Reply(k, RecordDict({"class_counts": as_record({"class_counts": torch.tensor(c)})})) for k, c in told.items()
+    ]
+    assert (request.handler, exchange.send(replies)) == ("query.class_counts", TRAIN)
+    rows = Updates(normal(2, layout.d), torch.tensor([6.0, 7.0]), [4, 9], torch.zeros(layout.d), layout=layout)
+    found = part.aggregate(rows, ctx)
+    one, two = rows.values
+    mean = (6 * one + 7 * two) / 13
+    head = torch.stack([(6 * one[4:10].view(3, 2)[0] + 2 * two[4:10].view(3, 2)[0]) / 8, two[4:10].view(3, 2)[1]])
+    torch.testing.assert_close(found.update[:4], mean[:4])
+    torch.testing.assert_close(found.update[4:8], head.flatten())
+    torch.testing.assert_close(found.update[10:12], torch.stack([(6 * one[10] + 2 * two[10]) / 8, two[11]]))
+    assert not found.update[8:10].any()
+    assert not found.update[12]
+    torch.testing.assert_close(found.weights, torch.tensor([6.0, 7.0]).double() / 13)
+    dropped = part.aggregate(rows.replace(num_examples=torch.tensor([6.0, 0.0])), ctx).update
+    torch.testing.assert_close(dropped[4:6], one[4:6])
+    assert not dropped[6:8].any()
+    with pytest.raises(UpdatesError, match="one a class"):
+        part.aggregate(rows.replace(layout=Layout.of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))), ctx)
+
+
+def test_class_counts_are_a_clients_own() -> None:
+    load = workload((11,))
+    node = Node(FederatedClient(load), 0, 1, initial(load), RecordDict())
+    told = as_tensors(make("defense", "prototype_average").count(node, RecordDict())["class_counts"])["class_counts"]
+    assert told.tolist() == torch.bincount(node.examples().targets, minlength=load.num_classes).tolist()

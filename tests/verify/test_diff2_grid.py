@@ -81,7 +81,7 @@ def test_the_committed_points_are_the_best_of_the_published_tuning(name: str, wr
     told = json.loads((RESULTS / f"{written}.json").read_text())
     assert (told["scenario"], told["seeds"], told["rounds"]) == (f"papers/{name}", [100, 101], 1000)
     tables = read(f"papers/{name}")
-    first, last = list(told["passes"].values())[0], told["passes"]["all examples"]
+    first, last = next(iter(told["passes"].values())), told["passes"]["all examples"]
     fields = ("c1", "c2", "ratio", "lr")
     assert {tuple(each[key] for key in fields) for found in first.values() for each in found} == {
         tuple(getattr(point, key) for key in fields) for point in grid()

@@ -1,0 +1,95 @@
+"""Prototype averaging: each row of the head is averaged by the examples of its class that the clients hold.
+
+    Δ_c = Σ_k n_kc Δ_kc / Σ_k n_kc           rows c of the head's weight (and bias): a class no client holds stays
+    Δ   = Σ_k n_k Δ_k / Σ_k n_k              everything else
+
+A row of a harmonic head is the prototype of its class. A client without examples of the class only pushes it away, and
+here has no say in it; ``mask_absent`` of the loss ``harmonic`` is the other remedy. The counts n_kc are told by the
+clients, in a message of their own before the training: they say what a client holds, and one that lies has a say.
+
+Tan et al., "FedProto: Federated prototype learning across heterogeneous clients", AAAI 2022, arXiv 2105.00243 (class-wise weights, eq. 6);
+Baek et al., "Harmonic loss trains interpretable AI models", 2025, arXiv 2502.01628.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from flwr.app import RecordDict
+from torch import Tensor
+
+from fedsim.blocks import exact
+from fedsim.errors import FedsimError
+from fedsim.flower import as_record, as_tensors
+from fedsim.losses.harmonic import class_counts, prototype_average
+from fedsim.updates import Aggregate, Updates
+from strategies.defense import TRAIN, Defense, Request, Round, defense, require
+from strategies.output_layer import output_weight
+
+COUNTS, QUERY = "class_counts", "query.class_counts"
+
+
+@defense("prototype_average")
+class PrototypeAverage(Defense):
+    """The head's rows averaged by the clients' examples of each class, all else by their examples.
+
+    Without counts (a rule used alone, a preview before the first message) it is the mean by example count.
+    """
+
+    cost: ClassVar[str] = "n·d, and n·C counts"
+    sees: ClassVar[str] = "updates, and how many examples of each class a client holds"
+    handlers: ClassVar = {QUERY: "count"}
+    translation_equivariant: ClassVar[bool] = False
+    scale_equivariant: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.num_classes = 0
+
+    def fit(self, num_classes: int) -> None:
+        if num_classes < 2:
+            accepted = "none for targets that are numbers: there are no classes"
+            raise FedsimError(f"server.defenses: given 'prototype_average'; accepted: {accepted}")
+        self.num_classes = num_classes
+
+    def exchanges(self, ctx: Round) -> Generator[Request, Any, None]:
+        replies = yield Request("class counts", QUERY)
+        ctx.state[COUNTS] = {
+            str(reply.client): as_tensors(reply.content.array_records[COUNTS])[COUNTS].long().clamp(min=0)
+            for reply in replies
+        }
+        yield TRAIN
+
+    def combine(self, updates: Updates, ctx: Round) -> Aggregate:
+        aggregate = super().combine(updates, ctx)
+        told = ctx.state.get(COUNTS, {})
+        if not told or updates.layout is None:
+            return aggregate
+        rows = output_weight(updates)
+        classes = len(next(iter(told.values())))
+        accepted = f"{classes} rows, one a class, in the last layer's weight"
+        found = [shape for _, start, _, shape in updates.layout.slices if start == rows.start and len(shape) > 1]
+        require(bool(found) and found[0][0] == classes, "prototype_average", found, accepted)
+        nothing = torch.zeros(classes, dtype=torch.int64)
+        kept = (updates.num_examples > 0).cpu()
+        counts = torch.stack([told.get(str(client), nothing) for client in updates.client_ids]) * kept[:, None]
+        update = aggregate.update.clone()
+        bias = slice(rows.stop, updates.layout.d)
+        blocks = [rows, bias] if bias.stop - bias.start == classes else [rows]
+        for block in blocks:
+            own = updates.values[:, block].reshape(len(updates.values), classes, -1)
+            update[block] = _by_class(own, counts).to(update).flatten()
+        return replace(aggregate, update=update)
+
+    def count(self, node: Any, content: RecordDict) -> RecordDict:
+        """How many examples of each class a client holds."""
+        counts = class_counts(node.examples().targets, node.workload.num_classes)
+        return RecordDict({COUNTS: as_record({COUNTS: counts})})
+
+
+def _by_class(rows: Tensor, counts: Tensor) -> Tensor:
+    """(C, m) sums over clients of (K, C, m) changes, in float64."""
+    wide = exact(rows)
+    return prototype_average(wide, counts.to(wide.device), torch.zeros_like(wide[0]))
