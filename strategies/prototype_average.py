@@ -7,8 +7,8 @@ A row of a harmonic head is the prototype of its class. A client without example
 here has no say in it; ``mask_absent`` of the loss ``harmonic`` is the other remedy. The counts n_kc are told by the
 clients, in a message of their own before the training: they say what a client holds, and one that lies has a say.
 
-Tan et al., "FedProto: Federated prototype learning across heterogeneous clients", AAAI 2022, arXiv 2105.00243 (class-wise weights, eq. 6);
-Baek et al., "Harmonic loss trains interpretable AI models", 2025, arXiv 2502.01628.
+Tan et al., "FedProto: Federated prototype learning across heterogeneous clients", AAAI 2022, arXiv 2105.00243, eq. 6
+(a class's weights); Baek et al., "Harmonic loss trains interpretable AI models", 2025, arXiv 2502.01628.
 """
 
 from __future__ import annotations
