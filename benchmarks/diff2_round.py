@@ -70,7 +70,7 @@ def side(what: str) -> Callable[[], object]:
     # A second axis, of one row, keeps the layers from being taken by norms.
     unsuited = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 784)), *net[1:], nn.Flatten())
     assert (ghost_layers(net, images), ghost_layers(unsuited, images)) == (("1.weight", "3.weight"), None)
-    assert not tapped(unsuited.eval(), images)
+    assert not tapped(unsuited.eval(), dict(unsuited.named_parameters()), images[:1])
 
     def rows() -> object:
         return clipped_difference_sum(unsuited, now, before, loss, images, labels, CLIP)

@@ -19,6 +19,14 @@ from torch.nn import functional
 from fedsim.privacy.ghost import Layer, Loss, check_losses
 from fedsim.privacy.recorder import Call
 
+_EVERYWHERE = (
+    torch.nn.modules.module._global_forward_hooks,
+    torch.nn.modules.module._global_forward_pre_hooks,
+    torch.nn.modules.module._global_backward_hooks,
+    torch.nn.modules.module._global_backward_pre_hooks,
+)
+"""Hooks of all modules, registered for the process."""
+
 _APART = (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, nn.LeakyReLU)
 """Layers without parameters that keep examples apart."""
 
@@ -87,4 +95,6 @@ def _opaque(module: nn.Module) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    """Whether it does something beside its own forward, or another forward was put in its place."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module) or any(_EVERYWHERE)

@@ -27,6 +27,7 @@ from fedsim.errors import FedsimError
 from fedsim.privacy import ghost, materialised, mixed
 from fedsim.privacy.chain import chain, layers_of
 from fedsim.privacy.ghost import Loss, ghost_layers
+from fedsim.privacy.recorder import Unsuited
 from fedsim.privacy.rows import check_clip, clip_factors, clip_rows
 from fedsim.updates import Layout
 
@@ -75,7 +76,7 @@ def clipped_gradient_sum(
     layout = _checked(module, inputs, targets)
 
     def way() -> tuple[Part, int]:
-        return _gradient_part(module, layout, loss, clip, inputs)
+        return _gradient_part(module, layout, loss, clip, inputs, targets)
 
     return _summed(module, layout, inputs, targets, clip, chunk, way)
 
@@ -107,18 +108,22 @@ class GradientSum:
         if not len(inputs):
             return self.like.new_zeros(self.layout.d)
         if self.way is None:
-            self.way = _gradient_part(self.module, self.layout, self.loss, self.clip, inputs)
+            self.way = _gradient_part(self.module, self.layout, self.loss, self.clip, inputs, targets)
         x = inputs.to(self.like.dtype) if inputs.is_floating_point() else inputs
         part, size = self.way
+        written = x._version
         total = part(x[:size], targets[:size])[0]
         if len(inputs) > size:
             total = exact(total)
             for start in range(size, len(inputs), size):
                 total += part(x[start : start + size], targets[start : start + size])[0]
+        _untouched(x, written)
         return total.to(self.like)
 
 
-def _gradient_part(module: nn.Module, layout: Layout, loss: Loss, clip: float, inputs: Tensor) -> tuple[Part, int]:
+def _gradient_part(
+    module: nn.Module, layout: Layout, loss: Loss, clip: float, inputs: Tensor, targets: Tensor
+) -> tuple[Part, int]:
     """The sum over a chunk at the module's parameters, and a chunk's examples."""
     point = {name: value.detach() for name, value in module.named_parameters()}
     if ghost_layers(module, inputs) is not None:
@@ -129,21 +134,21 @@ def _gradient_part(module: nn.Module, layout: Layout, loss: Loss, clip: float, i
             return ghost.single(layers, layout, clip)
 
         return by_norms, ghost.chunk_size(inputs, layout)
-    taps = mixed.tapped(module, inputs)
-    if taps:
-        at = mixed.layers_and_rows(module, loss, taps)
-
-        def by_both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            layers, rest = at(point, x, y)
-            return ghost.single(layers, layout, clip, rest)
-
-        return by_both, mixed.chunk_size(taps, inputs, layout)
     rows = materialised.gradient_rows(module, loss, layout)
 
     def by_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return materialised.clipped(rows(point, x, y), clip)
 
-    return by_rows, materialised.chunk_size(layout)
+    both = mixed.signals_and_rows(module, loss, layout, point, inputs, targets)
+    if both is None:
+        return by_rows, materialised.chunk_size(layout)
+    at, size = both
+
+    def by_both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        layers, rest = at(point, x, y)
+        return ghost.single(layers, layout, clip, rest)
+
+    return _or_rows(by_both, by_rows, layout), size
 
 
 def clipped_difference_sum(
@@ -172,13 +177,20 @@ def clipped_difference_sum(
     now, before = (_point(module, layout, vector) for vector in (parameters_now, parameters_before))
 
     def way() -> tuple[Part, int]:
-        return _difference_part(module, layout, now, before, loss, clip, inputs)
+        return _difference_part(module, layout, now, before, loss, clip, inputs, targets)
 
     return _summed(module, layout, inputs, targets, clip, chunk, way)
 
 
 def _difference_part(
-    module: nn.Module, layout: Layout, now: Point, before: Point, loss: Loss, clip: float, inputs: Tensor
+    module: nn.Module,
+    layout: Layout,
+    now: Point,
+    before: Point,
+    loss: Loss,
+    clip: float,
+    inputs: Tensor,
+    targets: Tensor,
 ) -> tuple[Part, int]:
     """The sum over a chunk of the differences between two points, and a chunk's examples."""
     if ghost_layers(module, inputs) is not None:
@@ -188,21 +200,36 @@ def _difference_part(
             return ghost.difference(new, old, layout, clip)
 
         return by_norms, ghost.chunk_size(inputs, layout)
-    taps = mixed.tapped(module, inputs)
-    if taps:
-        at = mixed.layers_and_rows(module, loss, taps)
-
-        def by_both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            (new, rest), (old, earlier) = at(now, x, y), at(before, x, y)
-            return ghost.difference(new, old, layout, clip, {name: rest[name].sub_(earlier[name]) for name in rest})
-
-        return by_both, mixed.chunk_size(taps, inputs, layout)
     rows = materialised.gradient_rows(module, loss, layout)
 
     def by_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return materialised.clipped(rows(now, x, y).sub_(rows(before, x, y)), clip)
 
-    return by_rows, materialised.chunk_size(layout)
+    both = mixed.signals_and_rows(module, loss, layout, now, inputs, targets)
+    if both is None:
+        return by_rows, materialised.chunk_size(layout)
+    at, size = both
+
+    def by_both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        (new, rest), (old, earlier) = at(now, x, y), at(before, x, y)
+        return ghost.difference(new, old, layout, clip, {name: rest[name].sub_(earlier[name]) for name in rest})
+
+    return _or_rows(by_both, by_rows, layout), size
+
+
+def _or_rows(by_both: Part, by_rows: Part, layout: Layout) -> Part:
+    """By signals and rows; by rows where a layer is called otherwise at these parameters."""
+    size = materialised.chunk_size(layout)
+
+    def part(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return by_both(x, y)
+        except Unsuited:
+            pieces = [by_rows(*piece) for piece in zip(torch.split(x, size), torch.split(y, size), strict=True)]
+        totals, norms = zip(*pieces, strict=True)
+        return torch.stack(totals).sum(0), torch.cat(norms)
+
+    return part
 
 
 def _summed(
@@ -223,7 +250,10 @@ def _summed(
         # Nothing that stays is allocated between chunks: it would keep the heap from reusing their memory.
         for start in range(0, len(inputs), size):
             x, y = inputs[start : start + size], targets[start : start + size]
-            part_total, part_norms = part(x.to(first.dtype) if x.is_floating_point() else x, y)
+            x = x.to(first.dtype) if x.is_floating_point() else x
+            written = x._version
+            part_total, part_norms = part(x, y)
+            _untouched(x, written)
             norms[start : start + size] = part_norms
             total += part_total
     _, ignored = clip_factors(norms, clip, first.dtype)
@@ -232,6 +262,14 @@ def _summed(
     return ClippedSum(
         total.to(dtype=first.dtype, device=first.device), len(inputs), clipped / len(inputs), nonfinite, norms
     )
+
+
+def _untouched(inputs: Tensor, version: int) -> None:
+    if inputs._version != version:
+        raise FedsimError(
+            "model: given one that writes over its inputs, which are needed again; accepted: one whose first layer is "
+            "not in place"
+        )
 
 
 def _checked(module: nn.Module, inputs: Tensor, targets: Tensor) -> Layout:
@@ -244,6 +282,11 @@ def _checked(module: nn.Module, inputs: Tensor, targets: Tensor) -> Layout:
     kinds = {value.dtype for value in module.parameters()}
     if len(kinds) != 1 or not kinds <= {torch.float32, torch.float64}:
         raise FedsimError(f"model: given parameters in {kinds or 'no precision'}; accepted: all float32 or all float64")
+    hooked = [name for name, value in module.named_parameters() if value._backward_hooks]
+    if hooked:
+        raise FedsimError(
+            f"model: given a hook on the gradient of '{hooked[0]}', which no clip would see; accepted: no such hooks"
+        )
     if not any(value.requires_grad for value in module.parameters()):
         raise FedsimError("model: given frozen parameters alone; accepted: at least one that requires_grad")
     if len(inputs) != len(targets):

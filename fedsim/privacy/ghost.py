@@ -93,11 +93,22 @@ def ghost_layers(module: nn.Module, inputs: Tensor) -> tuple[str, ...] | None:
     if not all(value.requires_grad for value in module.parameters()):
         return None
     try:
-        recorder = Recorder(module, parameters, inputs[:2].to(next(iter(parameters.values())).dtype))
-        recorder.run()
+        two = inputs[:2].to(next(iter(parameters.values())).dtype, copy=True)
+        recorder = Recorder(module, parameters, two)
+        outputs = recorder.run()
     except Unsuited:
         return None
+    # The layers ran on copies: a parameter that the outputs depend on is used by what no function call shows.
+    if any(reaches(outputs, list(module.parameters()))):
+        return None
     return tuple(call.weight for call in recorder.calls) or None
+
+
+def reaches(outputs: Tensor, parameters: Sequence[Tensor]) -> list[bool]:
+    """For each parameter whether the outputs depend on it."""
+    if not outputs.requires_grad or not parameters:
+        return [False] * len(parameters)
+    return [each is not None for each in torch.autograd.grad(outputs.sum(), parameters, allow_unused=True)]
 
 
 def chunk_size(inputs: Tensor, layout: Layout) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from fedsim.blocks import exact
+from fedsim.errors import FedsimError, one_line
 from fedsim.functional import functional_call
 from fedsim.privacy.ghost import Loss, check_losses
 from fedsim.privacy.rows import block_rows, clip_factors, row_norms, scaled
@@ -51,7 +52,13 @@ def gradient_rows(module: nn.Module, loss: Loss, layout: Layout) -> Rows:
     def rows(parameters: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         own = {name: value for name, value in parameters.items() if name in trained}
         other = {name: value for name, value in parameters.items() if name not in trained}
-        found = gradients(own, other, inputs, targets)
+        try:
+            found = gradients(own, other, inputs, targets)
+        except (RuntimeError, IndexError, NotImplementedError) as error:
+            raise FedsimError(
+                "model: given one whose examples' gradients torch.func.vmap does not form "
+                f"({one_line(error)}); accepted: layers that it takes one example at a time"
+            ) from error
         result = torch.zeros(len(inputs), layout.d, dtype=next(iter(own.values())).dtype, device=inputs.device)
         for name, view in layout.views(result).items():
             if name in found:

@@ -1,4 +1,4 @@
-"""Whether an example's loss, and an example as its client sees it, are its own: what a clip per example counts on.
+"""Whether an example's gradient, loss and view by its client can be had alone: what a clip per example counts on.
 
 A loss or a partition's view of one's own may mix examples, by a batch's mean or a client's largest value. Then a clip
 of "one example's gradient" bounds nobody, and the noise is for less than what one example moves. They are tried on a
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedsim.errors import Fault
+from fedsim.errors import Fault, one_line
 from fedsim.tables import Tables
 
 if TYPE_CHECKING:
@@ -42,12 +42,31 @@ def faults(
     """
     if len(examples) <= TRIED:
         return
+    if words := _unformed(module, examples):
+        yield Fault("model.name", scenario.model.name, f"a model whose gradient by one example can be had: {words}")
+        return
     if losses is not None and scenario.client.loss is not None and _mixes(_losses(module, losses), examples):
         accepted = "a loss of each example by itself: this one's depends on others in the batch, which no clip bounds"
         yield Fault("client.loss", scenario.client.loss.name, accepted)
     if view is not None and _mixes(lambda seen: view(seen, 0, scenario.seed).inputs, examples):
         accepted = "a view of each example by itself: this one's depends on the client's others, which no clip bounds"
         yield Fault("data.partition", scenario.data.partition.name, accepted)
+
+
+def _unformed(module: nn.Module, examples: Examples) -> str:
+    """Why the model has no clipped sum; nothing where it has."""
+    from fedsim.privacy.clipping import clipped_gradient_sum
+
+    one = examples.take(torch.tensor([0]))
+    try:
+        clipped_gradient_sum(copy.deepcopy(module), _squares, one.inputs, one.targets, 1.0)
+    except Exception as error:
+        return one_line(error)
+    return ""
+
+
+def _squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.flatten(1).square().sum(1)
 
 
 def _mixes(make: Callable[[Examples], Tensor], examples: Examples) -> bool:

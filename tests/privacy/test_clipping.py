@@ -20,7 +20,7 @@ from fedsim.privacy.clipping import (
     clipped_gradient_sum,
     ghost_layers,
 )
-from fedsim.privacy.mixed import chunk_size, tapped
+from fedsim.privacy.mixed import signals_and_rows, tapped
 from fedsim.updates import Layout
 
 FLOATS = [torch.float64, torch.float32]
@@ -234,7 +234,98 @@ class Overwriting(nn.Module):
         return self.head(torch.tanh_(self.layer(x).mul_(2.0)) + x)
 
 
-BESIDE = [
+class Tempered(nn.Module):
+    """A parameter without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.temperature = nn.Linear(12, 5), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1)) * self.temperature
+
+
+@torch.jit.script
+def squares_of_rows(weight: Tensor) -> Tensor:
+    return weight.square().sum(1)
+
+
+class Hidden(nn.Module):
+    """Its outputs depend on the head's weight by what no function call shows."""
+
+    way = "grad"
+    normed = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(12, 8), nn.Linear(8, 5)
+        self.norm = nn.LayerNorm(8) if self.normed else nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.head.weight
+        if self.way == "grad":
+            more = torch.func.grad(lambda w: (w**3).sum())(weight).sum(1)
+        elif self.way == "vjp":
+            more = torch.func.vjp(lambda w: w**3, weight)[0].sum(1)
+        else:
+            more = squares_of_rows(weight)
+        return self.head(self.norm(self.layer(x.flatten(1)))) + more
+
+
+def hidden(way: str, normed: bool) -> type[Hidden]:
+    return type(f"Hidden_{way}_{normed}", (Hidden,), {"way": way, "normed": normed})
+
+
+HIDDEN = [hidden(way, normed) for way in ("grad", "vjp", "script") for normed in (True, False)]
+
+
+class Deepening(nn.Module):
+    """Calls a layer as often as a parameter's value says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer, self.head = nn.LayerNorm(12), nn.Linear(12, 12), nn.Linear(12, 5)
+        self.depth = nn.Parameter(torch.tensor([1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x.flatten(1))
+        for _ in range(1 + int(float(self.depth) > 1.01)):
+            x = torch.tanh(self.layer(x))
+        return self.head(x) * self.depth
+
+
+class OverTokens(nn.Module):
+    """A layer called on two dimensions at once by vmap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Linear(12, 8), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.stack([x.flatten(1), x.flatten(1).square()], 1)
+        return self.head(self.norm(torch.vmap(self.layer, in_dims=1, out_dims=1)(both).sum(1)))
+
+
+def convolutions() -> nn.Module:
+    """No linear layer at all."""
+    return nn.Sequential(nn.Unflatten(1, (1, 12)), nn.Conv1d(1, 4, 3), nn.Tanh(), nn.Conv1d(4, 5, 10), nn.Flatten())
+
+
+def forward_in_its_place() -> nn.Module:
+    """A chain whose layer was given another forward."""
+    layer = nn.Linear(12, 5)
+    layer.forward = lambda x: 2 * functional.linear(x, layer.weight, layer.bias)  # type: ignore[method-assign]
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def chain_in_its_place() -> nn.Module:
+    chain = nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5))
+    chain.forward = lambda x: chain[2](torch.sigmoid(chain[0](x)))  # type: ignore[method-assign]
+    return chain
+
+
+HEAD = {"head.weight": "head.bias"}
+BESIDE: list[tuple[Callable[[], nn.Module], dict[str, str | None]]] = [
     (cnn, {"5.weight": "5.bias"}),
     (tokens, {"4.weight": "4.bias"}),
     (Twice, {"head.weight": "head.bias"}),
@@ -242,7 +333,14 @@ BESIDE = [
     (Tied, {"head.weight": "head.bias"}),
     (Penalised, {"head.weight": "head.bias"}),
     (Overwriting, {"layer.weight": "layer.bias", "head.weight": None}),
+    (Tempered, {"layer.weight": "layer.bias"}),
+    *[(each, {"layer.weight": "layer.bias"}) for each in HIDDEN],
+    (convolutions, {}),
 ]
+ODD: list[Callable[[], nn.Module]] = [
+    Penalised, Overwriting, Tempered, *HIDDEN, Deepening, OverTokens, convolutions, forward_in_its_place,
+    chain_in_its_place,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("build", "taps"), BESIDE)
@@ -250,18 +348,102 @@ def test_signals_suffice_for_linear_layers_beside_others(
     build: Callable[[], nn.Module], taps: dict[str, str | None]
 ) -> None:
     module, inputs, _ = task(build, torch.float32)
-    assert tapped(module.eval(), inputs) == taps
+    assert tapped(module.eval(), dict(module.named_parameters()), inputs[:1]) == taps
+
+
+@pytest.mark.parametrize("build", HIDDEN)
+def test_norms_do_not_suffice_where_a_weight_is_used_unseen(build: Callable[[], nn.Module]) -> None:
+    module, inputs, _ = task(build, torch.float32)
+    assert ghost_layers(module.eval(), inputs) is None
+
+
+def test_rows_are_formed_where_a_layer_is_called_otherwise_at_the_second_point() -> None:
+    module, inputs, targets = task(Deepening, torch.float64)
+    before = vector(module)
+    now = before + 0.02
+    rows = gradients(module, inputs, targets, now) - gradients(module, inputs, targets, before)
+    clip = middle(rows)
+    found = clipped_difference_sum(module, now, before, cross_entropy, inputs, targets, clip)
+    close(found.total, clipped(rows, clip), 1e-10)
+    Layout.of(module).load(module, before)
+    batches = GradientSum(module.eval(), cross_entropy, clip)
+    batches(inputs, targets)
+    close(batches(inputs, targets), clipped(gradients(module, inputs, targets), clip), 1e-10)
+    with torch.no_grad():
+        for value in module.parameters():
+            value += 0.02
+    close(batches(inputs, targets), clipped(gradients(module, inputs, targets), clip), 1e-10)
 
 
 def test_a_wide_linear_layer_behind_a_convolution_is_never_formed() -> None:
     hidden = nn.Linear(1352, 4096)
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), hidden, nn.ReLU(), nn.Linear(4096, 10))
-    inputs = torch.rand(4, 1, 28, 28)
-    assert chunk_size(tapped(module, inputs), inputs, Layout.of(module)) == 256
+    inputs, targets, layout = torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64), Layout.of(module)
+    point = dict(module.named_parameters())
+    found = signals_and_rows(module, cross_entropy, layout, point, inputs, targets)
+    assert found is not None
+    at, size = found
+    layers, rest = at({name: value.detach() for name, value in point.items()}, inputs, targets)
+    assert size == 256
+    assert ([layer.weight for layer in layers], sorted(rest)) == (["2.weight", "4.weight"], ["0.bias", "0.weight"])
     hidden.requires_grad_(False)
-    assert list(tapped(module, inputs)) == ["4.weight"]
+    assert list(tapped(module, point, inputs[:1])) == ["4.weight"]
     hidden.weight.requires_grad_(True)
-    assert list(tapped(module, inputs)) == ["4.weight"], "the bias is still frozen"
+    assert list(tapped(module, point, inputs[:1])) == ["4.weight"], "the bias is still frozen"
+
+
+@pytest.mark.parametrize("way", ["norms", "both", "rows"])
+def test_a_model_that_writes_over_its_inputs_is_refused(way: str) -> None:
+    first = nn.LeakyReLU(0.1, inplace=True)
+    beside = {"norms": nn.Tanh(), "both": nn.LayerNorm(8), "rows": nn.Unflatten(1, (1, 8))}[way]
+    module = nn.Sequential(first, nn.Linear(12, 8), beside, nn.Flatten(), nn.Linear(8, 5)).eval()
+    inputs, targets = torch.randn(7, 12), torch.zeros(7, dtype=torch.int64)
+    now = vector(module)
+    calls = [
+        lambda: clipped_gradient_sum(module, cross_entropy, inputs, targets, 1.0),
+        lambda: clipped_difference_sum(module, now + 1, now, cross_entropy, inputs, targets, 1.0),
+        lambda: GradientSum(module, cross_entropy, 1.0)(inputs, targets),
+    ]
+    for call in calls:
+        with pytest.raises(FedsimError, match="writes over its inputs"):
+            call()
+
+
+@pytest.mark.parametrize("beside", [nn.Tanh(), nn.LayerNorm(8)])
+def test_hooks_on_gradients_are_refused(beside: nn.Module) -> None:
+    layer = nn.Linear(12, 8)
+    layer.weight.register_hook(lambda gradient: gradient * 0.5)
+    module = nn.Sequential(layer, beside, nn.Linear(8, 5))
+    with pytest.raises(FedsimError, match=r"a hook on the gradient of '0\.weight'"):
+        clipped_gradient_sum(module, cross_entropy, torch.randn(3, 12), torch.zeros(3, dtype=torch.int64), 1.0)
+
+
+def test_a_hook_of_all_modules_is_seen() -> None:
+    module, inputs, targets = task(mlp, torch.float64)
+
+    def louder(layer: nn.Module, given: object, outputs: Tensor) -> Tensor | None:
+        return outputs * 1.5 if type(layer) is nn.Linear else None
+
+    handle = torch.nn.modules.module.register_module_forward_hook(louder)
+    try:
+        rows = gradients(module, inputs, targets)
+        found = clipped_gradient_sum(module, cross_entropy, inputs, targets, middle(rows)).total
+        close(found, clipped(rows, middle(rows)), 1e-10)
+    finally:
+        handle.remove()
+
+
+def test_a_model_that_vmap_does_not_take_is_told_so() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRUCell(12, 6), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x))
+
+    with pytest.raises(FedsimError, match=r"vmap does not form .*; accepted: layers that it takes"):
+        clipped_gradient_sum(Recurrent(), cross_entropy, torch.randn(3, 12), torch.zeros(3, dtype=torch.int64), 1.0)
 
 
 def test_dropout_that_drops_is_not_taken_for_none() -> None:
@@ -272,7 +454,7 @@ def test_dropout_that_drops_is_not_taken_for_none() -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("chunk", [None, 4])
-@pytest.mark.parametrize("build", GHOST + ROWS + [Penalised, Overwriting])
+@pytest.mark.parametrize("build", GHOST + ROWS + ODD)
 def test_gradient_sum_is_the_loop_over_examples(
     build: Callable[[], nn.Module], chunk: int | None, dtype: torch.dtype
 ) -> None:
@@ -289,7 +471,7 @@ def test_gradient_sum_is_the_loop_over_examples(
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("chunk", [None, 4])
-@pytest.mark.parametrize("build", GHOST + ROWS + [Penalised, Overwriting])
+@pytest.mark.parametrize("build", GHOST + ROWS + ODD)
 def test_difference_sum_is_the_loop_over_examples(
     build: Callable[[], nn.Module], chunk: int | None, dtype: torch.dtype
 ) -> None:
