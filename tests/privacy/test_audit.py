@@ -51,6 +51,34 @@ def differences(z1: float, z2: float) -> Audit:
     return prepare(private({"noise": [z1 / (n * CLIENTS), z2 / (n * CLIENTS)]}, {**DIFF2, "lr": 0.02}))
 
 
+NOISE: dict[str, Any] = {"noise": [2.0], "delta": 1e-5}
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "diff2": {"server": {"estimator": DIFF2}, "privacy": {"epsilon": 3.0}},
+    "dp_fedavg": {
+        "server": {"defenses": [{"name": "dp_fedavg", "clip": 1.0}]},
+        "privacy": {**NOISE, "unit": "client"},
+    },
+    "dp_sgd": {
+        "client": {"per_round": CLIENTS, "optimizer": {"name": "dp_sgd", "lr": 0.1, "clip": 1.0}},
+        "privacy": {**NOISE, "trust": "local"},
+    },
+}
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_the_canary_is_on_the_client_with_the_fewest_examples(mechanism: str) -> None:
+    tables: dict[str, Any] = {
+        "rounds": 4,
+        "data": {"clients": CLIENTS, "partition": {"name": "quantity", "alpha": 0.7}},
+        "model": {"name": "logistic"},
+        "client": {"per_round": CLIENTS},
+    }
+    subject: Any = prepare(Scenario(**{**tables, **MECHANISMS[mechanism]})).subject
+    sizes = np.asarray(subject.setting.sizes)
+    assert sizes.min() < sizes.max()
+    assert int(sizes[subject.client]) == int(sizes.min())
+
+
 def broken(sound: Audit, part: type[Diff2] | None = None, kind: type[Differences] = Differences) -> Audit:
     """The same claim, with another mechanism under it."""
     subject: Any = sound.subject
@@ -319,6 +347,35 @@ def layer_of(rows: Tensor) -> nn.Linear:
     return nn.Linear(rows.shape[1], 1, bias=False, dtype=rows.dtype)
 
 
+class Beside(nn.Module):
+    """The same layer, and a norm whose gradients are zero: some by signals, some by rows."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.layer, self.norm = layer_of(rows), nn.LayerNorm(rows.shape[1], dtype=rows.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + 0.0 * self.norm(x).sum(1, keepdim=True)
+
+
+def gradients_by_both(module: Any, loss: Any, inputs: Tensor, targets: Tensor, clip: float) -> ClippedSum:
+    rows = raw(module, module.x.detach(), loss, inputs, targets)
+    found = SUMS[0](Beside(rows), lambda out, _: out[:, 0], rows, targets, clip)
+    return replace(found, total=found.total[: rows.shape[1]])
+
+
+def differences_by_both(
+    module: Any, now: Tensor, before: Tensor, loss: Any, inputs: Tensor, targets: Tensor, clip: float
+) -> ClippedSum:
+    rows = raw(module, now, loss, inputs, targets)
+    canary = rows.sum(0)
+    at = canary / canary.square().sum().clamp(min=1e-300)
+    norm = torch.cat([torch.ones_like(canary), torch.zeros_like(canary)])
+    ends = (torch.cat([at, norm]), torch.cat([-at, norm]))
+    found = SUMS[1](Beside(rows), *ends, lambda out, _: out[:, 0].square() / 2, rows, targets, clip)
+    return replace(found, total=found.total[: rows.shape[1]])
+
+
 def gradients_by_norms(module: Any, loss: Any, inputs: Tensor, targets: Tensor, clip: float) -> ClippedSum:
     rows = raw(module, module.x.detach(), loss, inputs, targets)
     return SUMS[0](layer_of(rows), lambda out, _: out[:, 0], rows, targets, clip)
@@ -334,9 +391,14 @@ def differences_by_norms(
 
 
 @pytest.mark.slow
-def test_the_clip_of_linear_layers_passes_and_is_caught_where_it_clips_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("gradients", "changes"), [(gradients_by_norms, differences_by_norms), (gradients_by_both, differences_by_both)]
+)
+def test_the_clip_of_linear_layers_passes_and_is_caught_where_it_clips_nothing(
+    monkeypatch: pytest.MonkeyPatch, gradients: Sum, changes: Sum
+) -> None:
     sound = prepare(private({"epsilon": 3.0}))
-    sums = {"clipped_gradient_sum": gradients_by_norms, "clipped_difference_sum": differences_by_norms}
+    sums = {"clipped_gradient_sum": gradients, "clipped_difference_sum": changes}
     verdict = forged(monkeypatch, sound, trials=400, **sums)
     assert not verdict.refuted
     assert verdict.bound > verdict.claim.epsilon / 4

@@ -220,3 +220,41 @@ def test_a_deployment_whose_clients_draw_the_noise_is_not_resumed(trust: str, tm
         play("own", privacy={**noise, "trust": trust})
     assert play("server", privacy=noise) == 9
     assert play("none", privacy={**noise, "trust": trust, "claim": "none"}) == 9
+
+
+def test_a_deployed_server_shows_no_model_before_its_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its noise is the operating system's: a round that is lost is played again with other noise, so that a model that
+    had left before would be a second release of the same round."""
+    from fedsim.simulation import _Run
+    from strategies.diff2 import Diff2
+
+    scenario = Scenario(**{**PRIVATE, "rounds": 8, "engine": {"workers": 1}})
+    written: set[bytes] = set()
+    shown: list[tuple[int, bool]] = []
+    lost: list[bytes] = []
+    measure, record = Diff2.measure, _Run._record
+
+    def seen(self: Diff2, node: Any, content: Any) -> Any:
+        bits = node.parameters.numpy().tobytes()
+        shown.append((node.round, bits in written))
+        assert bits not in lost
+        return measure(self, node, content)
+
+    def crash(self: _Run, line: dict[str, Any], clients: list[dict[str, Any]]) -> None:
+        bits = self._vector().numpy().tobytes()
+        if line["round"] == 2 and not lost:
+            lost.append(bits)
+            raise RuntimeError("the power went")
+        record(self, line, clients)
+        written.add(bits)
+
+    monkeypatch.setattr(Diff2, "measure", seen)
+    monkeypatch.setattr(_Run, "_record", crash)
+    with pytest.raises(RuntimeError, match="the power went"):
+        simulate(scenario, tmp_path, deployed=True)
+    assert len(simulate(scenario, tmp_path, resume=True, deployed=True).lines) == 9
+    assert {number for number, _ in shown} == set(range(1, 9))
+    assert all(early for _, early in shown)
+    assert lost[0] not in written, "the noise of the second round was drawn anew"
