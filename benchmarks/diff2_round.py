@@ -1,9 +1,12 @@
-"""A client's share of a DIFF2 round, an epoch of FedAvg: ``python diff2_round.py ours|epoch|bare|norms|rows ROUNDS``.
+"""A client's share of a DIFF2 round, an epoch of FedAvg: ``python diff2_round.py SIDE ROUNDS``.
+
+SIDE is ours, epoch, bare, norms, rows, cnn or cnn_rows:
 
 ``ours`` is the estimator's answer to a round's message, the clipped sum of gradient differences with all around it;
 ``epoch`` an epoch of SGD in fedsim's stacked path (batches of 32), ``bare`` the same epoch as a plain PyTorch loop.
 ``norms`` is the clipped sum alone, and ``rows`` the same with every example's gradient formed by ``vmap``. All over the
-same 6,000 images of Fashion-MNIST, with the MLP, on one thread.
+same 6,000 images of Fashion-MNIST, with the MLP, on one thread. ``cnn`` and ``cnn_rows`` are the clipped sum of a
+convolutional network over 1,000 of them: with the linear layers by norms and the convolutions' rows, with all rows.
 """
 
 from __future__ import annotations
@@ -70,10 +73,18 @@ def side(what: str) -> Callable[[], object]:
     # A second axis, of one row, keeps the layers from being taken by norms.
     unsuited = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 784)), *net[1:], nn.Flatten())
     assert (ghost_layers(net, images), ghost_layers(unsuited, images)) == (("1.weight", "3.weight"), None)
-    assert not tapped(unsuited.eval(), dict(unsuited.named_parameters()), images[:1])
+    cnn = workload.model("cnn").eval()
+    cnn_unsuited = nn.Sequential(*cnn[:7], nn.Unflatten(1, (1, 512)), *cnn[7:], nn.Flatten()).eval()
+    few, layouts = images[:1000], {id(each): Layout.of(each) for each in (cnn, cnn_unsuited)}
+    for each, linear in ((unsuited.eval(), 0), (cnn, 2), (cnn_unsuited, 0)):
+        assert len(tapped(each, dict(each.named_parameters()), images[:1])) == linear
 
     def rows() -> object:
         return clipped_difference_sum(unsuited, now, before, loss, images, labels, CLIP)
+
+    def convolutional(module: nn.Module) -> object:
+        at = layouts[id(module)].flatten(dict(module.named_parameters()))
+        return clipped_difference_sum(module, at, at - STEP / len(at) ** 0.5, loss, few, labels[:1000], CLIP)
 
     def epoch() -> None:
         stacked = Stacked(net, layout, Objective(10))
@@ -90,7 +101,8 @@ def side(what: str) -> Callable[[], object]:
             functional.cross_entropy(net(x), y).backward()
             optimizer.step()
 
-    return {"ours": ours, "epoch": epoch, "bare": bare, "norms": norms, "rows": rows}[what]
+    return {"ours": ours, "epoch": epoch, "bare": bare, "norms": norms, "rows": rows,
+            "cnn": lambda: convolutional(cnn), "cnn_rows": lambda: convolutional(cnn_unsuited)}[what]  # fmt: skip
 
 
 def main() -> None:

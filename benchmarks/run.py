@@ -171,6 +171,9 @@ def diff2(effort: Effort) -> Iterable[Row]:
     sides = {"norms": python("diff2_round.py", "norms", "20"), "rows": python("diff2_round.py", "rows", "3")}
     what = "clipped differences, mlp, 6,000 images, by norms to rows of vmap"
     yield compare(what, in_turn(sides, effort.repetitions), "norms", "rows")
+    sides = {"cnn": python("diff2_round.py", "cnn", "5"), "cnn_rows": python("diff2_round.py", "cnn_rows", "3")}
+    what = "clipped differences, cnn, 1,000 images, linear layers by norms to rows of vmap"
+    yield compare(what, in_turn(sides, effort.repetitions), "cnn", "cnn_rows")
 
 
 def audit(effort: Effort) -> Iterable[Row]:
