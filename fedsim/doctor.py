@@ -134,6 +134,23 @@ def datasets() -> Iterator[Line]:
         yield Line("data: cifar10", str(folder))
     else:
         yield Line("data: cifar10", f"not in {folder}: the hub at the first use, or a folder", NOTE)
+    yield memory()
+
+
+def memory() -> Line:
+    """Where large data sets lie decoded, for all processes to map."""
+    from fedsim.data import mapped
+
+    place = mapped.folder()
+    if place is None:
+        return Line("data: mapped", "off (FEDSIM_MAPPED): each process has a data set in memory for itself", NOTE)
+    sizes = [file.stat().st_size for file in place.glob("*.data")]
+    above = next(each for each in (place, *place.parents) if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        said = f"{place} cannot be written, so that each process reads for itself: FEDSIM_MAPPED names another folder"
+        return Line("data: mapped", said, NOTE)
+    holds = f"{len(sizes)} of them, {sum(sizes) / 1e6:.0f} MB" if sizes else "none so far"
+    return Line("data: mapped", f"large data sets lie decoded in {place}, once for all processes: {holds}")
 
 
 def ray(address: str | None = None) -> Line:

@@ -1,4 +1,4 @@
-"""For all tests: one thread, no network, skips for what this machine has not."""
+"""For all tests: one thread, no network, no cache, skips for what this machine has not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["FEDSIM_MAPPED"] = "off"  # nothing is left in the home of who tests
 
 import pytest
 

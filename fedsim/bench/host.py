@@ -1,8 +1,8 @@
 """A process that imports fedsim and reads the data sets once, and forks the processes that play cells.
 
-The children inherit both: memory pages that nobody writes to are shared (copy-on-write, no memory-mapped file), so that
-all of them have a data set in memory once; the caller, who hashes it for the cells' keys, has read it as well. A child
-plays its first cell a few milliseconds after its birth. A child that dies (out of memory, a crash in native code) is
+The children inherit both: memory pages that nobody writes to are shared (copy-on-write), so that all of them have a data
+set in memory once; the caller, who asks it for the cells' keys, and other benches on this machine share a large one with
+them, memory-mapped (:mod:`fedsim.data.mapped`). A child plays its first cell a few milliseconds after its birth. A child that dies (out of memory, a crash in native code) is
 replaced; its cell counts as failed once. The host has one thread and torch one thread in it, without which forking is
 unsafe; that is why it is a process of its own and not the caller's. What it and its children print goes to
 ``processes.log``, with ``--verbose`` to the screen.

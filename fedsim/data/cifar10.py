@@ -16,7 +16,7 @@ import numpy as np
 from fedsim.data import npz
 from fedsim.data.examples import DataInfo, Dataset
 from fedsim.data.hub import Hub
-from fedsim.data.reading import dataset_of, home, read_once, stamp
+from fedsim.data.reading import dataset_of, home, read_once
 from fedsim.errors import DataMissing, FedsimError
 from fedsim.registry import register
 
@@ -48,10 +48,10 @@ class Cifar10:
         for folder in (place, place / INNER):
             files = [folder / name for name in BATCHES]
             if all(file.is_file() for file in files):
-                return read_once(("cifar10", *stamp(files)), lambda files=files: _of([f.read_bytes() for f in files]))  # type: ignore[misc]
+                return read_once("cifar10", lambda files=files: _of([f.read_bytes() for f in files]), files)  # type: ignore[misc]
         if (place / ARCHIVE).is_file():
             archive = place / ARCHIVE
-            return read_once(("cifar10", *stamp([archive])), lambda: _of(_unpacked(archive)))
+            return read_once("cifar10", lambda: _of(_unpacked(archive)), [archive])
         if (place / "cifar10.npz").is_file():
             file = place / "cifar10.npz"
             return npz.load(file, channels_last=npz.shape_of(file, "x_train")[-1] == 3)

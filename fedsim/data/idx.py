@@ -19,7 +19,7 @@ import numpy as np
 
 from fedsim.data.examples import DataInfo, Dataset
 from fedsim.data.hub import Hub
-from fedsim.data.reading import dataset_of, read_once, stamp
+from fedsim.data.reading import dataset_of, read_once
 from fedsim.errors import DataMissing, FedsimError
 from fedsim.registry import register
 
@@ -59,7 +59,7 @@ def load(files: list[Path], num_classes: int | None = None) -> Dataset:
         x_train, y_train, x_test, y_test = (read_idx(file) for file in files)
         return dataset_of(x_train, y_train, x_test, y_test, num_classes=num_classes, where=str(files[0].parent))
 
-    return read_once(("idx", num_classes, *stamp(files)), read)
+    return read_once(("idx", num_classes), read, files)
 
 
 def load_or_hub(name: str, places: list[Path], hub: Hub | None, package: str) -> Dataset:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim.data.examples import DataInfo, Dataset
-from fedsim.data.reading import dataset_of, read_once, stamp
+from fedsim.data.reading import dataset_of, read_once
 from fedsim.errors import DataMissing, FedsimError
 from fedsim.registry import register
 
@@ -65,7 +65,7 @@ def load(file: Path, channels_last: bool = False) -> Dataset:
             x_train, x_test = x_train.transpose(0, 3, 1, 2), x_test.transpose(0, 3, 1, 2)
         return dataset_of(x_train, y_train, x_test, y_test, columns=columns, where=str(file))
 
-    return read_once(("npz", channels_last, *stamp([file])), read)
+    return read_once(("npz", channels_last), read, [file])
 
 
 def shape_of(file: Path, name: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.data import mapped
 from fedsim.data.examples import DataInfo, Dataset, Examples
 from fedsim.errors import FedsimError
 
@@ -28,13 +29,21 @@ _read: OrderedDict[Hashable, Dataset] = OrderedDict()
 _kept: dict[Hashable, Dataset] = {}
 
 
-def read_once(key: Hashable, read: Callable[[], Dataset]) -> Dataset:
-    """The data set of this key, read at its first use in this process."""
+def read_once(key: Hashable, read: Callable[[], Dataset], files: Sequence[Path] = ()) -> Dataset:
+    """The data set of this key, read at its first use in this process.
+
+    Args:
+        key: the data set and its options.
+        read: reads it.
+        files: all that it is made of, if it is made of files: a changed one is read anew, and a large data set is
+            decoded once a machine and memory-mapped, see :mod:`fedsim.data.mapped`.
+    """
     with _lock:
+        key = (key, *stamp(files)) if files else key
         if key in _kept:
             return _kept[key]
         if key not in _read:
-            _read[key] = read()
+            _read[key] = mapped.through(key, files, read) if files else read()
         _read.move_to_end(key)
         while len(_read) > KEPT:
             _read.popitem(last=False)

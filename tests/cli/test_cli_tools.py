@@ -188,6 +188,21 @@ def test_doctor_looks_at_everything_and_runs(monkeypatch: pytest.MonkeyPatch, tm
     assert "the same bits" in lines["self test"]
 
 
+def test_doctor_says_where_large_data_sets_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = tmp_path / "cache" / "mapped"
+    monkeypatch.setenv("FEDSIM_MAPPED", str(place))
+    assert doctor.memory().state == doctor.GOOD
+    assert doctor.memory().said.endswith(f"{place}, once for all processes: none so far")
+    place.mkdir(parents=True)
+    (place / "one.data").write_bytes(bytes(2_000_000))
+    assert doctor.memory().said.endswith("1 of them, 2 MB")
+    monkeypatch.setenv("FEDSIM_MAPPED", str(place / "one.data" / "mapped"))
+    assert doctor.memory().state == doctor.NOTE
+    assert "FEDSIM_MAPPED names another folder" in doctor.memory().said
+    monkeypatch.setenv("FEDSIM_MAPPED", "off")
+    assert doctor.memory().state == doctor.NOTE
+
+
 def test_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert doctor.ray("127.0.0.1:1").state == doctor.FAULT
     assert "does not answer" in doctor.ray("127.0.0.1:1").said
