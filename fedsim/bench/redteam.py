@@ -31,7 +31,7 @@ from fedsim import registry, rng
 from fedsim.bench.cell import Cell, finished, measured
 from fedsim.bench.space import Attempt, Goal, Space, has_trigger
 from fedsim.bench.verdict import Plan, Say, Scored, Verdict, best, mean, restored, told, write_best
-from fedsim.errors import FedsimError, ScenarioError, one_line
+from fedsim.errors import DataMissing, FedsimError, RecordError, ScenarioError, one_line
 from fedsim.federation import key
 from fedsim.launch import twin
 from fedsim.record import make_folder, write_json
@@ -321,11 +321,11 @@ def _play(table: dict[str, Any], folder: Path, workers: int) -> str:
         if workers and scenario.engine.name == "local":
             scenario = scenario.changed(**{"engine.workers": workers})
         return "" if simulate(scenario, folder, resume=True).finished else "interrupted"
+    except (OSError, MemoryError, RecordError, DataMissing):
+        # A full disk or a machine without memory or data says nothing of the attack: the search stops and can go on.
+        raise
     except FedsimError as error:
         return str(error).splitlines()[0]
-    except (OSError, MemoryError):
-        # A full disk or a machine without memory says nothing of the attack: the search stops and can go on.
-        raise
     except (Exception, SystemExit) as error:
         return f"{type(error).__name__}{registry.where(error)}: {one_line(error)}"
 

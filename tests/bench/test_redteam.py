@@ -16,7 +16,7 @@ from fedsim.bench.ranges import SPACES, Span
 from fedsim.bench.redteam import redteam
 from fedsim.bench.space import Attempt, Space
 from fedsim.bench.verdict import Scored, best
-from fedsim.errors import FedsimError, ScenarioError
+from fedsim.errors import DataMissing, FedsimError, RecordError, ScenarioError
 from fedsim.scenario import Scenario
 
 pytest.importorskip("optuna")
@@ -286,6 +286,29 @@ def test_an_attack_that_breaks_costs_its_trials_and_an_edited_one_is_searched_ag
     again = searched(file, tmp_path / "out", plug_in)
     assert len(again["trials"]) == 4
     assert not any(trial["error"] for trial in again["trials"])
+
+
+@pytest.mark.parametrize(
+    "error", [RecordError("runs: cannot be written: No space left on device"), DataMissing("mnist: looked for")]
+)
+def test_a_full_disk_or_missing_data_costs_no_trial(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: FedsimError
+) -> None:
+    """Neither says that an attack cannot run: mended, the same call finds what one that was not disturbed finds."""
+    simulate, played = module.simulate, []
+
+    def failing(*given: Any, **more: Any) -> Any:
+        played.append(given)
+        if len(played) in (1, 4):
+            raise error
+        return simulate(*given, **more)
+
+    monkeypatch.setattr(module, "simulate", failing)
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            search(file, tmp_path / "out", 2)
+    (found,) = search(file, tmp_path / "out", 2)["defenses"]
+    assert [trial["error"] for trial in found["trials"]] == ["", ""]
 
 
 def test_what_breaks_on_a_reporting_seed_is_named(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
