@@ -230,7 +230,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")  # two benches may write one summary at once
     try:
         temporary.write_bytes(content)
     except OSError:

@@ -21,7 +21,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from fedsim import record
 from fedsim.errors import RecordError, ResumeError
 from fedsim.packing import pack, unpack
-from fedsim.record import Recorder
+from fedsim.record import Recorder, write_json
 
 NUMPY = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "<f2", "<f4", "<f8", ">f4"]
 ARRAYS = st.sampled_from(NUMPY).flatmap(
@@ -260,6 +260,28 @@ def test_a_full_disk_at_any_write_is_one_line_and_loses_nothing(tmp_path: Path) 
         assert "\n" not in said
         assert "No space left on device" in said
         assert "--resume" in said
+
+
+def test_two_processes_put_the_same_file_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two benches on one folder do with its summary: the other comes between the writing and the placing."""
+    file, replace, others = tmp_path / "summary.json", os.replace, []
+
+    def disturbed(*where: Path) -> None:
+        if not others:
+            others.append(os.fork())
+            if others[0] == 0:
+                try:
+                    write_json(file, {"from": "the other"})
+                finally:
+                    os._exit(0)
+            os.waitpid(others[0], 0)
+            assert "the other" in file.read_text()
+        replace(*where)
+
+    monkeypatch.setattr(os, "replace", disturbed)
+    write_json(file, {"from": "this one"})
+    assert "this one" in file.read_text()
+    assert [each.name for each in tmp_path.iterdir()] == ["summary.json"]
 
 
 def failure(recorder: Recorder) -> str:
