@@ -1,11 +1,11 @@
 """A process that imports fedsim and reads the data sets once, and forks the processes that play cells.
 
-The children inherit both: memory pages that nobody writes to are shared (copy-on-write), so that all of them have a data
-set in memory once; the caller, who asks it for the cells' keys, and other benches on this machine share a large one with
-them, memory-mapped (:mod:`fedsim.data.mapped`). A child plays its first cell a few milliseconds after its birth. A child that dies (out of memory, a crash in native code) is
-replaced; its cell counts as failed once. The host has one thread and torch one thread in it, without which forking is
-unsafe; that is why it is a process of its own and not the caller's. What it and its children print goes to
-``processes.log``, with ``--verbose`` to the screen.
+The children inherit both: memory pages that nobody writes to are shared (copy-on-write), so that all of them have a
+data set in memory once; the caller, who asks it for the cells' keys, and other benches on this machine share a large
+one with them, memory-mapped (:mod:`fedsim.data.mapped`). A child plays its first cell a few milliseconds after its
+birth. A child that dies (out of memory, a crash in native code) is replaced; its cell counts as failed once. The host
+has one thread and torch one thread in it, without which forking is unsafe; that is why it is a process of its own and
+not the caller's. What it and its children print goes to ``processes.log``, with ``--verbose`` to the screen.
 
 ``python -m fedsim.bench.host FD`` reads the plan as JSON from standard input and writes one JSON line an event to FD.
 It ends its children when the caller is gone: they stop after their round.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import runtime
+from fedsim.errors import FedsimError
 
 EVENT_BYTES = 4000
 """Below PIPE_BUF, so that lines of several writers never mix."""
@@ -99,8 +100,9 @@ def _child(plan: Mapping[str, Any], events: int) -> int:
     except (KeyboardInterrupt, _Orphaned):
         status = 0
     except BaseException as error:
+        said = f"{error}" if isinstance(error, FedsimError) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(_Orphaned):
-            _write(events, {"broken": f"{type(error).__name__}: {error}"[:1000]})
+            _write(events, {"broken": f"a process that plays cells ended: {said}"[:1000]})
     finally:
         # The host's own exit handlers are not for its children.
         sys.stdout.flush()

@@ -215,7 +215,7 @@ class _Host:
                     pass_on(event["said"], self.said)
                     continue
                 if "broken" in event:
-                    raise FedsimError(f"a process that plays cells broke: {event['broken']}")
+                    raise FedsimError(event["broken"])
                 cell = numbered[event["cell"]]
                 cell.state, cell.error = event["state"], event["error"]
                 tell(cell, event.get("line"))

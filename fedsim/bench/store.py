@@ -31,6 +31,8 @@ PATIENCE = 120.0
 """Seconds to wait for other writers."""
 OTHERS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 """What SQLite says where other connections are in the way, which waiting helps against."""
+UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+"""What it says of a disk that takes nothing more."""
 TRIES = 2
 """Plays of a cell that fails, in one call."""
 MEASURES = ("accuracy", "loss", "asr", "asr_low", "asr_high", "asr_eligible", "malicious_weight", "worst10", "epsilon")
@@ -286,14 +288,25 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction.
+
+        Raises:
+            RecordError: the disk is full, or takes nothing for another reason.
+        """
         connection = self._reading()
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            connection.execute("BEGIN IMMEDIATE")
             yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if connection.in_transaction:  # SQLite has ended it itself where the disk is full
+                connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in UNWRITABLE:
+                raise RecordError(
+                    f"{self.out / NAME}: cannot be written: {error}; the cells' folders hold what was played: free "
+                    "some space, and the same command goes on"
+                ) from error
             raise
-        connection.execute("COMMIT")
 
 
 def _end(connection: sqlite3.Connection, play: int, state: str, error: str) -> None:

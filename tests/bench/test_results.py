@@ -19,11 +19,13 @@ from scipy import stats
 from typer.testing import CliRunner, Result
 
 from fedsim.bench import differences, merge, over_seeds, ranking, results, run_matrix
+from fedsim.bench.cell import Cell
 from fedsim.bench.locks import held
 from fedsim.bench.store import MEASURES, Store
 from fedsim.cli import app
 from fedsim.cli_bench import unranked
 from fedsim.errors import FedsimError, RecordError
+from fedsim.scenario import Scenario
 
 sys.path.insert(0, str(Path(__file__).parent))
 from matrices import matrix
@@ -450,6 +452,19 @@ def test_a_store_that_cannot_be_opened_is_said_at_once(tmp_path: Path, monkeypat
     (tmp_path / "results.sqlite").mkdir()
     with pytest.raises(RecordError, match="unable to open"):
         Store(tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_the_store_goes_on_once_there_is_space(tmp_path: Path) -> None:
+    scenario = Scenario(rounds=1, title="long " * 4000)
+    store = Store(tmp_path)
+    pages = store._reading().execute("PRAGMA page_count").fetchone()[0]
+    store._reading().execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(RecordError, match="disk is full; the cells' folders hold what was played: free some space"):
+        store.enter([Cell.of(1, 1, {}, scenario, tmp_path)], set())
+    store._reading().execute(f"PRAGMA max_page_count = {pages + 100}")
+    store.enter([Cell.of(1, 1, {}, scenario, tmp_path)], set())
+    assert [state for state, _ in store.states("a session").values()] == ["waiting"]
+    store.close()
 
 
 def test_counts_are_whole_numbers_and_cells_without_any_have_none(folder: Path, tmp_path: Path) -> None:
