@@ -10,7 +10,7 @@ import platform
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,6 +87,8 @@ def results(
         row.pop("_defenses"), row.pop("_rest")
     columns = dict.fromkeys(name for row in rows for name in row)
     conditions = [condition(text) for text in ([where] if isinstance(where, str) else where)]
+    for each in conditions:
+        _check_named(each, columns, tables.values())
     rows = [row for row in rows if all(_holds(each, row, tables[row["key"]]) for each in conditions)]
     if level == "cells":
         return pd.DataFrame(rows, columns=list(columns)).astype({name: "Int64" for name in COUNTS if name in columns})
@@ -204,6 +206,9 @@ def _tell_apart(rows: list[dict[str, Any]], tables: Mapping[str, Any], folder: P
                 row[alias or name] = short(flat[row["key"]].get(name))
     for row in rows:
         origin = flat[row["key"]]
+        told = _told(row, folder)
+        # What an attack costs is told by a run without it by the same fedsim on the same data.
+        row["_rest"] = json.dumps([row["_rest"], told.get("fedsim"), told.get("data")])
         row["setting"] = hashlib.sha256(
             json.dumps([row["setting"], *(origin[name] for name in ("run.fedsim", "run.files"))]).encode()
         ).hexdigest()[:16]
@@ -211,12 +216,17 @@ def _tell_apart(rows: list[dict[str, Any]], tables: Mapping[str, Any], folder: P
 
 def _origin(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What a cell's key says beside its scenario: fedsim's version, and the content of its files and data."""
-    path = folder / str(row["folder"]) / "run.json"
-    if not path.is_file():
+    told = _told(row, folder)
+    if not told:
         return {"run.fedsim": "", "run.files": ""}
-    told = json.loads(path.read_text("utf-8"))
     content = json.dumps([told.get("files"), told.get("data")], sort_keys=True)
     return {"run.fedsim": told.get("fedsim", ""), "run.files": hashlib.sha256(content.encode()).hexdigest()[:6]}
+
+
+def _told(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A cell's ``run.json``; empty where it has none yet."""
+    path = folder / str(row["folder"]) / "run.json"
+    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -282,14 +292,49 @@ def condition(text: str) -> Condition:
     return Condition(found[1], _SYMBOLS[found[2]], found[2], toml_value(found[3]))
 
 
+def _check_named(given: Condition, columns: Iterable[str], tables: Collection[Mapping[str, Any]]) -> None:
+    """A condition on what no cell has would find no cell, and say nothing of its spelling.
+
+    Raises:
+        FedsimError: the name is neither a column nor a key of any cell's scenario, or it is that of a table.
+    """
+    if given.name in columns or not tables:
+        return
+    missing = object()
+    found = [value for table in tables if (value := lookup(table, given.name, missing)) is not missing]
+    inner = sorted({f"{given.name}.{key}" for value in found if isinstance(value, Mapping) for key in value})
+    table = bool(inner) and all(isinstance(value, Mapping) and "name" not in value for value in found)
+    if not table and (found or _is_key(given.name)):
+        return
+    known = sorted({*columns, *(name for table in tables for name in _paths(table))})
+    hint = f", one of {', '.join(inner)}" if table else nearest(given.name, known)
+    raise FedsimError(f"--where: given '{given.name}'; accepted: a column or a key{hint}")
+
+
+def _is_key(name: str) -> bool:
+    """Whether scenarios have this key; what is not set stands in no table."""
+    fields: Mapping[str, Any] = Scenario.model_fields
+    for piece in name.split("."):
+        if piece not in fields:
+            return False
+        fields = getattr(fields[piece].annotation, "model_fields", {})
+    return True
+
+
+def _paths(value: Any, prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a scenario, those of lists by position."""
+    pieces = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in pieces:
+        name = f"{prefix}[{key}]" if isinstance(key, int) else f"{prefix}.{key}" if prefix else str(key)
+        yield name
+        yield from _paths(each, name)
+
+
 def _holds(given: Condition, row: Mapping[str, Any], table: Mapping[str, Any]) -> bool:
     dotted = ALIASES.get(given.name, given.name)
     there, value = lookup(table, dotted, None), row.get(given.name)
     if given.name not in row and there is None:
-        top = given.name.split(".")[0]
-        if top in table:
-            return given.symbol == "!="
-        raise FedsimError(f"--where: given '{given.name}'; accepted: a column or a key{nearest(given.name, list(row))}")
+        return given.symbol == "!="
     if given.symbol in ("=", "!=") and there is not None:
         equal = value == given.value or there == given.value or _names(there, given.value)
         return equal == (given.symbol == "=")

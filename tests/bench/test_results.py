@@ -18,6 +18,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner, Result
 
+import fedsim
 from fedsim.bench import differences, merge, over_seeds, ranking, results, run_matrix
 from fedsim.bench.cell import Cell
 from fedsim.bench.locks import held
@@ -80,11 +81,27 @@ def test_utility_is_lost_to_plain_averaging_without_attack(folder: Path) -> None
         (["data.partition=dirichlet"], 8),
         (["adversary.attacks[0].target=0"], 4),
         (["state=finished", "accuracy>2"], 0),
+        (["adversary.fraction=0.2"], 0),
+        (["data.partition.alpha=0.5"], 8),
         ("seed=1", 4),
     ],
 )
 def test_conditions(folder: Path, where: list[str] | str, count: int) -> None:
     assert len(results(folder, where)) == count
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("server=3", "one of server.analysis, server.defenses, "),
+        ("server.defences=krum", r"did you mean 'server.defenses'\?"),
+        ("server.defenses.name=krum", r"did you mean 'server.defenses\[0\].name'\?"),
+        ("adversary.attacks[0].traget=0", r"did you mean 'adversary.attacks\[0\].target'\?"),
+    ],
+)
+def test_a_condition_on_what_no_cell_has_is_no_empty_answer(folder: Path, where: str, said: str) -> None:
+    with pytest.raises(FedsimError, match=said):
+        results(folder, where)
 
 
 @pytest.mark.parametrize("where", ["defence=krum", "nonsense", "=3", "accuracy>high"])
@@ -284,6 +301,24 @@ def test_merging_brings_in_what_is_missing_and_tells_what_differs(folder: Path, 
     assert changed.name in again.stderr
     assert "7 cells were there" in again.stdout
     assert merge([folder, there], tmp_path / "new").added == 8
+
+
+def test_what_an_attack_costs_is_told_by_the_same_version(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.toml").write_text(matrix(seeds=1, attacks='[], ["sign_flip"]', defenses='["fedavg"]'))
+    for version in ("0.0.1", "0.0.2"):
+        monkeypatch.setattr(fedsim, "__version__", version)
+        run_matrix(tmp_path / "one.toml", tmp_path / version)
+    merge([tmp_path / "0.0.1", tmp_path / "0.0.2"], tmp_path / "both")
+    with closing(sqlite3.connect(tmp_path / "both" / "results.sqlite", isolation_level=None)) as store:
+        query = "SELECT key, summary FROM cells JOIN versions ON id = versions WHERE fedsim = '0.0.2'"
+        for key, said in store.execute(f"{query} AND matrix LIKE '%: [],%'").fetchall():
+            better = json.dumps(json.loads(said) | {"accuracy": 2.0})
+            store.execute("UPDATE cells SET summary = ? WHERE key = ?", (better, key))
+    frame = results(tmp_path / "both", "attack=sign_flip").set_index("fedsim")
+    assert frame.loc["0.0.2", "utility_lost"] == 2.0 - frame.loc["0.0.2", "accuracy"]
+    assert frame.loc["0.0.1", "utility_lost"] < 1.0
 
 
 def test_a_cell_whose_process_is_gone_is_not_running(folder: Path, tmp_path: Path) -> None:
