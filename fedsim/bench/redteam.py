@@ -99,7 +99,7 @@ def redteam(
         if jobs > 1:
             from multiprocessing import get_context
 
-            pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context("spawn")))
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, get_context("spawn"), _end_with_caller))
         for space in spaces:
             verdicts.append(_Hunt(space, plan, pool).verdict())
             write_json(folder / "redteam.json", told(verdicts, plan, str(file)))
@@ -312,6 +312,22 @@ class _Hunt:
         reached = f"ASR {mean(scored.asr):.3f}, " if self.space.goal == "asr" else ""
         over = "" if scored.excess(self.space.goal, self.plan.bound) <= 0 else " (over the bound)"
         self.plan.say(f"{self.defense}  {what}  {reached}accuracy lost {mean(scored.lost):+.3f}{over}  {said}")
+
+
+def _end_with_caller() -> None:
+    """A process of the pool whose caller was killed would wait for work for ever."""
+    import multiprocessing
+    import os
+    import threading
+
+    caller = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if caller is not None:
+            caller.join()
+            os._exit(1)  # a run goes on from its last whole round
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _play(table: dict[str, Any], folder: Path, workers: int) -> str:

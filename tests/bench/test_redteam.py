@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -237,6 +240,41 @@ def test_a_search_of_two_processes_goes_on_where_it_was_stopped(
     first = cut[0]
     assert batches[first] == batches[first - 1] - 1, "what was done is not played again"
     assert found == whole
+
+
+POOL = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from fedsim.bench.redteam import _end_with_caller
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn"), _end_with_caller) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(600)
+"""
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_killed_search_leaves_no_process(tmp_path: Path) -> None:
+    script = tmp_path / "pool.py"
+    script.write_text(POOL)
+    caller = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert caller.stdout is not None
+    pid = int(caller.stdout.readline())
+    caller.kill()
+    caller.communicate(timeout=60)  # its output is open as long as the other process lives
+    deadline = time.monotonic() + 60
+    while _is_there(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_threat_model_need_name_no_attack_to_do_damage(file: Path, tmp_path: Path) -> None:
