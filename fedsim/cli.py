@@ -93,6 +93,14 @@ Verbose = Annotated[
 
 def main() -> None:
     """The entry point ``fedsim``."""
+    import signal
+
+    def end(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    # Schedulers and `timeout` end a job by SIGTERM: as with Ctrl-C, the round is finished and what goes on is said.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGTERM, end)
     app(prog_name="fedsim")
 
 

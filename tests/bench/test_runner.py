@@ -290,13 +290,14 @@ def test_a_cluster_reads_once_and_imports_once_a_process(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_after_a_round_and_the_printed_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_scheduler_end_after_a_round_and_the_printed_command_goes_on(tmp_path: Path, number: int) -> None:
     file, out = tmp_path / "matrix.toml", tmp_path / "out"
     file.write_text(matrix(rounds=2000, attacks='["sign_flip"]'))
     command = [sys.executable, "-m", "fedsim", "bench", str(file), "--out", str(out), "--jobs", "2", "--quiet"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     until(lambda: len(playing(out)) == 2, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert f"go on with: fedsim bench {file} --out {out} --jobs 2" in said.decode()
