@@ -372,17 +372,28 @@ def import_ray() -> Any:
 
 
 def _check_reachable(address: str) -> None:
-    """Ask the port before Ray does, which would wait for minutes."""
-    host, separator, port = address.rpartition("://")[2].rpartition(":")
+    """Ask the port before Ray does, which would wait for minutes, for a cluster that has ended without a word, too."""
+    found = _on_this_machine() if address == "auto" else address
+    host, separator, port = found.rpartition("://")[2].rpartition(":")
     if not separator or not port.isdecimal():
         return
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()
     except OSError as error:
+        place = f"at {found}: " if address == "auto" else ""
         raise FedsimError(
-            f"Ray: given engine.address = '{address}'; accepted: a cluster that can be reached ({error}), "
+            f"Ray: given engine.address = '{address}'; accepted: a cluster that can be reached ({place}{error}), "
             "or no address, which starts one here; `ray start --head` starts one that stays"
         ) from error
+
+
+def _on_this_machine() -> str:
+    """Where Ray would look for ``auto``; nothing where it finds none, which it says itself."""
+    with contextlib.suppress(ImportError, AttributeError, ConnectionError, ValueError), _quiet():
+        from ray._private.services import canonicalize_bootstrap_address
+
+        return str(canonicalize_bootstrap_address("auto"))
+    return ""
 
 
 def _environment() -> dict[str, str]:

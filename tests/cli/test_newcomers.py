@@ -152,6 +152,20 @@ def test_a_cluster_that_does_not_answer_is_told_with_a_way_out() -> None:
     assert "ray start --head" in line
 
 
+def test_a_cluster_that_ended_without_a_word_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its address is left on this machine, where ``auto`` finds it; Ray would try it for minutes."""
+    services = pytest.importorskip("ray._private.services")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: set())
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda place: "127.0.0.1:1")
+    call = ["bench", "small.toml", "--runner", "ray", "--address", "auto", "--out", "on_ray"]
+    done = CliRunner().invoke(app, call, catch_exceptions=False)
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert "'auto'; accepted: a cluster that can be reached (at " in line
+    assert "ray start --head" in line
+
+
 def test_what_the_system_says_of_a_file_is_no_traceback() -> None:
     call = ["bench", "cells.toml", "--out", "cells", "--jobs", "1", "--quiet"]
     assert CliRunner().invoke(app, call, catch_exceptions=False).exit_code == 0
