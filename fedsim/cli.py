@@ -7,13 +7,13 @@ only if all went well: 1 for what went wrong on the way, 2 for a bad scenario or
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from fedsim import cli_bench, cli_redteam, cli_tools, terminal
 from fedsim.errors import Fault, FedsimError, ScenarioError, one_line
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FAILED, BAD_SCENARIO, INTERRUPTED = 1, 2, 130
 SHOWN_CLIENTS = 40
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Commands(TyperGroup):
@@ -53,7 +54,22 @@ class _Commands(TyperGroup):
             raise typer.Exit(FAILED) from error
 
 
-app = typer.Typer(
+class _Command(TyperCommand):
+    """typer escapes brackets for rich's markup, which this help does not have."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help(ctx, formatter)
+        formatter.buffer = [text.replace(r"\[", "[") for text in formatter.buffer]
+
+
+class _Typer(typer.Typer):
+    """Every command has our help."""
+
+    def command(self, *given: Any, **options: Any) -> Callable[[Command], Command]:
+        return super().command(*given, **{"cls": _Command, **options})
+
+
+app = _Typer(
     cls=_Commands,
     help="Federated learning under attack, simulated on Flower: run a scenario, plug in an attack, benchmark defenses.",
     no_args_is_help=True,

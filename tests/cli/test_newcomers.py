@@ -142,6 +142,13 @@ def test_a_wrong_option_is_told_with_the_usage(call: list[str], said: list[str])
         assert words in done.stderr.splitlines()[-1]
 
 
+def test_help_shows_no_markup() -> None:
+    said = CliRunner().invoke(app, ["bench", "--help"]).stdout
+    assert "[required]" in said
+    assert "[default: local]" in said
+    assert "\\" not in said
+
+
 def test_a_cluster_that_does_not_answer_is_told_with_a_way_out() -> None:
     pytest.importorskip("ray")
     call = ["bench", "small.toml", "--runner", "ray", "--address", "127.0.0.1:1", "--out", "on_ray"]
