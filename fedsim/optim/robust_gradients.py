@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fedsim.errors import Fault, FedsimError
 from fedsim.optim.elementwise import NonNegative, Positive, optimizer
+from fedsim.order_statistics import COLUMNS, ranks
 
 Rule = Literal["rm3", "m3", "ra3"]
 
@@ -41,7 +42,11 @@ def winsorized(per_example: Tensor, percent: float) -> Tensor:
     Raises:
         FedsimError: percent is not in [0, 50].
     """
-    return winsorized_rows(per_example, percent).mean(0)
+    mean = torch.empty_like(per_example[0])
+    for start in range(0, per_example.shape[1], COLUMNS):
+        columns = slice(start, start + COLUMNS)
+        mean[columns] = winsorized_rows(per_example[:, columns], percent).mean(0)
+    return mean
 
 
 def winsorized_rows(per_example: Tensor, percent: float) -> Tensor:
@@ -50,12 +55,12 @@ def winsorized_rows(per_example: Tensor, percent: float) -> Tensor:
         raise FedsimError(f"winsorized: percent: given {percent}; accepted: 0 to 50")
     if not percent:
         return per_example
-    ordered = per_example.sort(dim=0).values
-    last = len(ordered) - 1
+    last = len(per_example) - 1
     position = last * percent / 100
     below = int(position)
     share = position - below
     above = min(below + 1, last)
+    ordered = ranks(per_example, 0, last)
     low = torch.lerp(ordered[below], ordered[above], share)
     high = torch.lerp(ordered[last - below], ordered[last - above], share)
     return per_example.clamp(low, torch.maximum(low, high))

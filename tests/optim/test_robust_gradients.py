@@ -28,6 +28,17 @@ def test_winsorized_at_zero_is_the_mean_and_at_fifty_the_median():
     torch.testing.assert_close(winsorized(rows, 50), rows.median(0).values)
 
 
+@pytest.mark.parametrize("percent", [0, 0.5, 4, 8, 49, 50])
+@pytest.mark.parametrize(("m", "d"), [(1, 3), (2, 3), (32, 40_000), (300, 7)])
+def test_winsorized_is_that_of_sorted_columns_bit_for_bit(m, d, percent):
+    rows = torch.randn(m, d, generator=torch.Generator().manual_seed(m))
+    rows[::3, ::2] = 0  # what a ReLU leaves
+    ordered, position = rows.sort(dim=0).values, (m - 1) * percent / 100
+    below, share = int(position), position - int(position)
+    low, high = (torch.lerp(each[below], each[min(below + 1, m - 1)], share) for each in (ordered, ordered.flip(0)))
+    assert torch.equal(winsorized(rows, percent), rows.clamp(low, torch.maximum(low, high)).mean(0))
+
+
 def test_what_one_example_wants_is_cut_off():
     rows = torch.ones(100, 2)
     rows[0, 1] = 1e6
