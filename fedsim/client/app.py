@@ -112,7 +112,8 @@ class FederatedClient(ClientApp):
             return min(n, 2 * -(-n // CHUNK))
         if self.path.engine is None:
             return n
-        largest = max(1, CHUNK_BYTES // max(1, self.workload.layout.d * self.workload.dtype.itemsize))
+        row = self.workload.layout.d * self.workload.dtype.itemsize * self.workload.objective.objectives
+        largest = max(1, CHUNK_BYTES // max(1, row))
         return min(n, max(2 * -(-n // CHUNK), -(-n // largest)))
 
     def many(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:

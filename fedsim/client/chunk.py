@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attacks.attack import Compromised, LocalStep
 from fedsim.blocks import has_float64
+from fedsim.client.apart import Apart, TakesApart
 from fedsim.client.hooks import Hooks
 from fedsim.client.job import Job, as_index, augment
 from fedsim.client.memory import collect, restore
@@ -25,7 +26,7 @@ from fedsim.client.randomness import step_noise
 from fedsim.client.workload import Workload
 
 
-class Engine(Protocol):
+class Engine(TakesApart, Protocol):
     """What gives the gradients of r clients at once; ``flat_inputs`` if it takes (r, B, features)."""
 
     flat_inputs: bool
@@ -263,6 +264,7 @@ class Chunk:
         remembering = self.workload.optimizer_state == "persist"
         stepper = Stepper(optimizer, self.rows, gradient, self.scale, streams, self.jobs, remembering)
         self.workload.objective.divide_decay(stepper.optimizer, self.aside.references)
+        apart = Apart(self.engine, self.workload, self.rows, gradient) if self.workload.apart else None
         sums = torch.zeros(len(self.jobs), dtype=self.rows.dtype, device=self.rows.device)
         views: dict[Run, Any] = {}
         for step, here in enumerate(self.runs):
@@ -274,9 +276,14 @@ class Chunk:
                     views[run] = (self.engine.views(self.rows[rows]), self.engine.views(gradient[rows]))
                 x, y, position = self._cut(inputs, targets, position, run)
                 weights, gradients = views[run]
-                sums[rows] = self.engine.gradient(weights, gradients, x, y, self.aside.rows(run.start, run.stop))
+                if apart is not None:
+                    sums[rows] = apart.take(run.start, run.stop, x, y, self.aside)
+                else:
+                    sums[rows] = self.engine.gradient(weights, gradients, x, y, self.aside.rows(run.start, run.stop))
                 seen.append((rows, x))
             active = here[-1].stop
+            if apart is not None:
+                apart.finish(stepper.optimizer, active)
             self.totals[:active] += sums[:active]
             self._shape(step, active, gradient[:active], sums[:active])
             if self.workload.step_control is None:

@@ -61,6 +61,17 @@ class Objective:
         """Whether it is the task's own loss and nothing else."""
         return self.loss is None and not self.regularizers
 
+    @property
+    def objectives(self) -> int:
+        """K, how many losses a batch has; more than one only where the loss part gives several."""
+        return int(getattr(self.loss, "objectives", 1))
+
+    def losses(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        """(K,) the objectives of a batch, where the loss part gives several."""
+        part: Any = self.loss
+        given: Tensor = part.losses(outputs, inputs, targets, self.num_classes)
+        return given
+
     def example_losses(self, outputs: Tensor, targets: Tensor, present: Tensor | None = None) -> Tensor:
         """(B,) loss of each example."""
         if self.loss is None:

@@ -3,6 +3,9 @@
 - stacked, if every layer has a twin with weights of each client's own: the fastest for many small models.
 - reference, a client at a time: convolutions (the fastest there), batch norm, dropout, whatever vmap does not take.
 - vmap: everything else.
+
+The first and the last take the gradients of single examples or of several objectives apart, too, for optimizers that
+combine them (:mod:`fedsim.client.apart`).
 """
 
 from __future__ import annotations
@@ -86,12 +89,15 @@ def _compute(workload: Workload) -> torch.dtype | None:
 
 def _stacked(workload: Workload) -> tuple[Path | None, str]:
     def engine() -> Stacked:
-        return Stacked(workload.fresh_module(), workload.layout, workload.objective, _compute(workload))
+        examples = workload.apart == "examples"
+        return Stacked(workload.fresh_module(), workload.layout, workload.objective, _compute(workload), examples)
 
     try:
-        engine()
+        found = engine()
     except ValueError as error:
         return None, str(error)
+    if workload.objective.objectives > 1 and (why := _refusal(workload, found)):
+        return None, f"the stacked path does not take its loss ({why})"
     return Path("stacked", "every layer has a stacked twin", engine), ""
 
 
@@ -105,8 +111,6 @@ def _row_obstacle(workload: Workload) -> str:
         return (
             f"the optimizer '{getattr(workload.optimizer, 'name', type(workload.optimizer).__name__)}' is not row-wise"
         )
-    if getattr(workload.loss, "objectives", 1) > 1:
-        return "its loss gives several objectives, which are taken a client at a time"
     if workload.layout.b:
         return f"the model has buffers ('{workload.layout.buffers[0][0]}')"
     if any(not parameter.requires_grad for parameter in workload.fresh_module().parameters()):
@@ -130,18 +134,42 @@ def _vmap_obstacle(workload: Workload) -> str:
     if not len(targets):
         return "there is no example to try vmap on"
     twice = inputs.expand(2, *inputs.shape[1:])
-    engine = _vmap(workload)
     try:
         if uses_global_generator(module, twice):
             return "it draws from torch's global generator"
-        rows = torch.zeros(2, workload.layout.d, dtype=workload.dtype, device=workload.device)
-        batch = inputs.expand(2, 2, *inputs.shape[1:]), targets.expand(2, 2, *targets.shape[1:])
-        engine.gradient(engine.views(rows), engine.views(torch.zeros_like(rows)), *batch, _aside(workload, batch[1]))
+    except Exception as error:
+        return f"vmap does not take it ({_said(error)})"
+    why = _refusal(workload, _vmap(workload))
+    return f"vmap does not take it ({why})" if why else ""
+
+
+def _refusal(workload: Workload, engine: Engine) -> str:
+    """What an engine says when it is tried on two clients of two examples each; nothing if it takes them."""
+    inputs, targets = workload.inputs(workload.examples.inputs[:1]), workload.targets(workload.examples.targets[:1])
+    if not len(targets):
+        return ""
+    rows = torch.zeros(2, workload.layout.d, dtype=workload.dtype, device=workload.device)
+    batch = inputs.expand(2, 2, *inputs.shape[1:]), targets.expand(2, 2, *targets.shape[1:])
+    if engine.flat_inputs:
+        batch = batch[0].flatten(2), batch[1]
+    aside = _aside(workload, batch[1])
+    try:
+        if workload.apart:
+            parts = rows.new_zeros(
+                2, workload.objective.objectives if workload.apart == "objectives" else 2, len(rows[0])
+            )
+            engine.apart(engine.views(rows), parts, *batch, aside)
+        else:
+            engine.gradient(engine.views(rows), engine.views(torch.zeros_like(rows)), *batch, aside)
         if workload.step_control is not None:
             workload.step_control.scale(engine.logits, rows, rows, batch[0], batch_dims=1)
     except Exception as error:
-        return f"vmap does not take it ({type(error).__name__}: {str(error).strip().splitlines()[0][:120]})"
+        return _said(error)
     return ""
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
 
 
 def _aside(workload: Workload, targets: Tensor) -> Aside:

@@ -73,11 +73,11 @@ def train(
                 divisor = min(workload.batch_size, job.num_examples)
                 replica.write(replica.gradient, noisy(inputs, targets, divisor, noise))
                 loss = _told(replica, job, inputs, targets)
-            elif hasattr(workload.optimizer, "combine"):
+            elif workload.apart == "examples":
                 loss = combined_gradient(replica, inputs, targets, aside)
-            elif getattr(workload.loss, "objectives", 1) > 1 and hasattr(optimizer, "backward"):
+            elif workload.objective.objectives > 1 and hasattr(optimizer, "backward"):
                 with replica.autocast():
-                    losses = replica.losses(replica.module(inputs), inputs, targets)
+                    losses = workload.objective.losses(replica.module(inputs), inputs, targets)
                 optimizer.backward(losses)
                 loss = losses.sum()
             else:

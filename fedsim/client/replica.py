@@ -50,6 +50,7 @@ class Replica:
         self.whole = nn.Parameter(self.flat)
         self.whole.grad = self.gradient
         elementwise = workload.optimizer.row_wise or hasattr(workload.optimizer, "noisy_gradients")
+        elementwise = elementwise and workload.apart != "objectives"
         self.one_vector = elementwise and all(each.requires_grad for each in self.parameters)
         self._global_draws: bool | None = None
 
@@ -109,17 +110,11 @@ class Replica:
     def objective(self, inputs: Tensor, targets: Tensor, aside: Aside) -> tuple[Tensor, Tensor]:
         """What is minimised on a batch, and its part that is the loss."""
         outputs = self.module(inputs)
-        if getattr(self._objective.loss, "objectives", 1) > 1:
-            losses = self.losses(outputs, inputs, targets)
+        if self._objective.objectives > 1:
+            losses = self._objective.losses(outputs, inputs, targets)
             return losses.sum(), losses.sum()
         features = None if self._tap is None else self._tap.pop()
         return self._objective.total(outputs, features, targets, aside)
-
-    def losses(self, outputs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        """(K,) the objectives of a batch, where the loss part gives several."""
-        part: Any = self._objective.loss
-        given: Tensor = part.losses(outputs, inputs, targets, self._objective.num_classes)
-        return given
 
     def features(self) -> Tensor:
         """What the head was given in the last pass.

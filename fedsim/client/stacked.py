@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from fedsim.client.objective import NOTHING, Aside, Objective
-from fedsim.client.twins import FlattenTwin, HarmonicTwin, LinearTwin, Sink, twins_of
+from fedsim.client.twins import ExampleSink, FlattenTwin, HarmonicTwin, LinearTwin, Sink, twins_of
 from fedsim.updates import Layout
 
 Views = list[list[Tensor]]
@@ -31,20 +31,30 @@ class Stacked:
         layout: where its parameters stand in a row.
         objective: what is minimised.
         compute: precision of the products, None for the rows' own.
+        examples: whether :meth:`apart` is asked for the gradients of single examples.
 
     Raises:
-        ValueError: a layer without a twin, which the message names; regularizers where the head is not the last layer.
+        ValueError: a layer without a twin, which the message names; regularizers where the head is not the last layer;
+            a layer whose twin has no gradients of single examples.
     """
 
     name = "stacked"
 
     def __init__(
-        self, module: nn.Module, layout: Layout, objective: Objective, compute: torch.dtype | None = None
+        self,
+        module: nn.Module,
+        layout: Layout,
+        objective: Objective,
+        compute: torch.dtype | None = None,
+        examples: bool = False,
     ) -> None:
         layers, reason = twins_of(module, compute)
         if not layers:
             raise ValueError(reason or "the model has no layers")
-        self.flat_inputs = isinstance(layers[0][0], FlattenTwin)
+        if examples and any(isinstance(twin, HarmonicTwin) for twin, _ in layers):
+            raise ValueError("the stacked twin of its harmonic head gives no gradients of single examples")
+        # A loss of several objectives reads the inputs, too, in their own shape.
+        self.flat_inputs = isinstance(layers[0][0], FlattenTwin) and objective.objectives == 1
         self.layers = [twin for twin, _ in layers]
         self.names = [names for _, names in layers]
         self.first = next((i for i, names in enumerate(self.names) if names), len(layers))
@@ -55,6 +65,9 @@ class Stacked:
         def outputs(parameters: dict[str, Tensor], inputs: Tensor) -> Any:
             return functional_call(module, parameters, (inputs,))
 
+        # A model with several objectives has outputs of its own in training.
+        if objective.objectives > 1:
+            module.eval()
         self.outputs: Any = vmap(outputs)
 
     def views(self, rows: Tensor) -> Views:
@@ -72,6 +85,24 @@ class Stacked:
         """One step of plain SGD in place; (r,) sums of the losses over each client's batch before it."""
         return self._pass(weights, None, inputs, targets, Sink(rate), NOTHING)
 
+    @torch.no_grad()
+    def apart(self, weights: Views, parts: Tensor, inputs: Tensor, targets: Tensor, aside: Aside = NOTHING) -> Tensor:
+        """Write the gradients of a batch's parts, its examples or objectives, into (r, G, d); (r,) sums of losses."""
+        if self.objective.objectives > 1:
+            outputs, _, kept = self._forward(weights, inputs)
+            losses, signals = losses_and_signals(self.objective, outputs, inputs, targets)
+            for k, signal in enumerate(signals):
+                self._backward(weights, self.views(parts[:, k]), kept, signal, Sink(again=True))
+            return losses.sum(1) * inputs.shape[1]
+        outputs, _, kept = self._forward(weights, inputs)
+        if self.objective.plain:
+            summed, signal = loss_and_signal(outputs, targets, self.objective.num_classes)
+        else:
+            summed, signal = loss_and_signal_of(self.objective, outputs, targets, aside.present)
+        batch = inputs.shape[1]
+        self._backward(weights, self.views(parts.flatten(0, 1)), kept, signal * batch, ExampleSink(batch))
+        return summed
+
     def logits(self, rows: Tensor, inputs: Tensor) -> Tensor:
         """(r, B, …) outputs for (r, d) rows, differentiable."""
         return self.outputs(self.layout.views(rows), inputs)  # type: ignore[no-any-return]
@@ -86,25 +117,44 @@ class Stacked:
         sink: Sink,
         aside: Aside,
     ) -> Tensor:
+        signal, features, kept = self._forward(weights, inputs)
+        aimed = None
+        if self.objective.objectives > 1:
+            each, signals = losses_and_signals(self.objective, signal, inputs, targets)
+            losses, signal = each.sum(1) * inputs.shape[1], sum(signals[1:], signals[0])
+        elif self.objective.plain:
+            losses, signal = loss_and_signal(signal, targets, self.objective.num_classes)
+        elif self.objective.regularizers:
+            losses, signal, aimed = loss_and_signals(self.objective, features, signal, targets, aside)
+        else:
+            losses, signal = loss_and_signal_of(self.objective, signal, targets, aside.present)
+        self._backward(weights, gradients, kept, signal, sink, aimed)
+        return losses
+
+    def _forward(self, weights: Views, inputs: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
+        """Outputs, what the last layer is given, and what the backward pass needs."""
         kept = []
         signal = features = inputs
         for layer, parameters in zip(self.layers, weights, strict=True):
             features = signal
             signal, keep = layer.forward(parameters, features)
             kept.append(keep)
-        aimed = None
-        if self.objective.plain:
-            losses, signal = loss_and_signal(signal, targets, self.objective.num_classes)
-        elif self.objective.regularizers:
-            losses, signal, aimed = loss_and_signals(self.objective, features, signal, targets, aside)
-        else:
-            losses, signal = loss_and_signal_of(self.objective, signal, targets, aside.present)
+        return signal, features, kept
+
+    def _backward(
+        self,
+        weights: Views,
+        gradients: Views | None,
+        kept: list[Any],
+        signal: Tensor,
+        sink: Sink,
+        aimed: Tensor | None = None,
+    ) -> None:
         for i in range(len(self.layers) - 1, self.first - 1, -1):
             own: Sequence[Tensor | None] = [None] * len(weights[i]) if gradients is None else gradients[i]
             signal = self.layers[i].backward(weights[i], own, kept[i], signal, sink, i > self.first)
             if aimed is not None and i > self.first:
                 signal, aimed = signal + aimed.to(signal.dtype), None
-        return losses
 
 
 def loss_and_signal(outputs: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -159,3 +209,19 @@ def loss_and_signals(
         totals, losses = together(*leaves, targets, aside.present)
         signal, aimed = torch.autograd.grad(totals.sum(), leaves, allow_unused=True, materialize_grads=True)
     return losses.detach() * targets.shape[1], signal, aimed
+
+
+def losses_and_signals(
+    objective: Objective, outputs: Tensor, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """(r, K) mean losses of a loss part of K objectives, and each one's gradient by the outputs."""
+    with torch.enable_grad():
+        leaf = outputs.detach()
+        leaf = (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).requires_grad_()
+        together: Any = vmap(objective.losses)
+        losses: Tensor = together(leaf, inputs, targets)
+        signals = [
+            torch.autograd.grad(each.sum(), leaf, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            for each in losses.unbind(1)
+        ]
+    return losses.detach(), signals

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.losses.harmonic import HarmonicHead, distances, harmonic_logits
+from fedsim.losses.with_reconstruction import TwoHeads
 from fedsim.models.single_index import Hermite
 from fedsim.models.standardize import Standardize
 
@@ -28,9 +29,15 @@ NARROW = 16
 
 @dataclass
 class Sink:
-    """Where a backward pass puts its products: into gradients, or straight into the weights (``rate`` given)."""
+    """Where a backward pass puts its products: into gradients, or straight into the weights (``rate`` given).
+
+    Args:
+        rate: of the descent.
+        again: whether another backward pass of the same forward pass follows.
+    """
 
     rate: float | None = None
+    again: bool = False
 
     def product(self, weight: Tensor, gradient: Tensor | None, left: Tensor, right: Tensor) -> None:
         if gradient is None:
@@ -54,6 +61,35 @@ class Sink:
             weight.sub_(value, alpha=self.rate or 0.0)
         else:
             gradient.copy_(value)
+
+
+class ExampleSink(Sink):
+    """Takes the products of each example apart, into gradients whose rows are the examples of r clients, (r · B, …).
+
+    Args:
+        batch: B, examples of a client.
+    """
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def product(self, weight: Tensor, gradient: Tensor | None, left: Tensor, right: Tensor) -> None:
+        assert gradient is not None
+        rows = len(gradient)
+        left = left.transpose(1, 2).reshape(rows, -1, left.shape[1])
+        right = right.reshape(rows, -1, right.shape[2])
+        if left.shape[1] == 1 and left.dtype == gradient.dtype:
+            torch.mul(left.transpose(1, 2), right, out=gradient)
+        else:
+            super().product(weight, gradient, left.transpose(1, 2), right)
+
+    def total(self, weight: Tensor, gradient: Tensor | None, values: Tensor) -> None:
+        assert gradient is not None
+        gradient.copy_(values.reshape(len(gradient), -1, values.shape[-1]).sum(1))
+
+    def whole(self, weight: Tensor, gradient: Tensor | None, value: Tensor) -> None:
+        raise NotImplementedError
 
 
 class Twin:
@@ -144,7 +180,7 @@ class ElementwiseTwin(Twin):
         sink: Sink, needed: bool,
     ) -> Tensor:  # fmt: skip
         leaf, outputs = kept
-        found = torch.autograd.grad(outputs, leaf, signal.to(outputs.dtype))
+        found = torch.autograd.grad(outputs, leaf, signal.to(outputs.dtype), retain_graph=sink.again)
         before: Tensor = found[0]
         return before
 
@@ -193,7 +229,7 @@ class LayerNormTwin(Twin):
             rows = signal.shape[0]
             scale, shift = [*gradients, None][:2] if gradients else (None, None)
             flat = [parameter.view(rows, width) for parameter in parameters]
-            into = [None if g is None else g.view(rows, width) for g in (scale, shift)]
+            into = [None if g is None else g.view(len(g), width) for g in (scale, shift)]
             sink.total(flat[0], into[0], (signal * normal).view(rows, -1, width))
             if len(parameters) > 1:
                 sink.total(flat[1], into[1], signal.reshape(rows, -1, width))
@@ -201,6 +237,30 @@ class LayerNormTwin(Twin):
             inner, inputs, self.shape, mean, rstd, None, None, [True, False, False]
         )[0]
         return before
+
+
+class TwoHeadsTwin(Twin):
+    """Two linear layers on the same features, decoder and classes: the classes' outputs come first."""
+
+    def __init__(self, heads: TwoHeads, compute: torch.dtype | None) -> None:
+        self.pixels, self.classes = LinearTwin(compute), LinearTwin(compute)
+        self.first = len(list(heads.pixels.parameters()))
+        self.width = heads.classes.out_features
+
+    def forward(self, parameters: Sequence[Tensor], inputs: Tensor) -> tuple[Tensor, Any]:
+        decoded, kept = self.pixels.forward(parameters[: self.first], inputs)
+        logits, beside = self.classes.forward(parameters[self.first :], inputs)
+        return torch.cat([logits, decoded], -1), (kept, beside)
+
+    def backward(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], kept: Any, signal: Tensor,
+        sink: Sink, needed: bool,
+    ) -> Tensor:  # fmt: skip
+        first, width = self.first, self.width
+        decoded, logits = signal[..., width:], signal[..., :width]
+        before = self.pixels.backward(parameters[:first], gradients[:first], kept[0], decoded, sink, needed)
+        beside = self.classes.backward(parameters[first:], gradients[first:], kept[1], logits, sink, needed)
+        return before + beside if needed else before
 
 
 class HarmonicTwin(Twin):
@@ -226,7 +286,7 @@ class HarmonicTwin(Twin):
     ) -> Tensor:  # fmt: skip
         leaves, outputs = kept
         before: Tensor
-        before, *found = torch.autograd.grad(outputs, leaves, signal.to(outputs.dtype))
+        before, *found = torch.autograd.grad(outputs, leaves, signal.to(outputs.dtype), retain_graph=sink.again)
         for parameter, gradient, value in zip(parameters, gradients, found, strict=True):
             sink.whole(parameter, gradient, value)
         return before
@@ -238,12 +298,13 @@ def twins_of(module: nn.Module, compute: torch.dtype | None = None) -> tuple[lis
     seen: set[int] = set()
     previous: nn.Module | None = None
     for prefix, layer in _leaves(module):
-        own = [f"{prefix}{name}" for name, _ in layer.named_parameters(recurse=False)]
+        own = [f"{prefix}{name}" for name, _ in layer.named_parameters(recurse=type(layer) is TwoHeads)]
         if own and id(layer) in seen:
             return [], f"layer '{prefix.rstrip('.')}' is used twice"
         seen.add(id(layer))
         twin = _twin(layer, previous, compute)
-        if twin is None or layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        hooked = any(each._forward_hooks or each._forward_pre_hooks or each._backward_hooks for each in layer.modules())
+        if twin is None or hooked:
             return [], f"layer '{prefix.rstrip('.') or 'model'}' ({type(layer).__name__}) has no stacked twin"
         found.append((twin, own))
         previous = layer
@@ -275,6 +336,8 @@ def _twin(layer: nn.Module, previous: nn.Module | None, compute: torch.dtype | N
         return LayerNormTwin(layer.normalized_shape, layer.eps)
     if type(layer) is HarmonicHead:
         return HarmonicTwin(layer)
+    if type(layer) is TwoHeads and type(layer.classes) is nn.Linear:
+        return TwoHeadsTwin(layer, compute)
     if type(layer) in ELEMENTWISE:
         return ElementwiseTwin(layer)
     return None

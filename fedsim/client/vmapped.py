@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad, grad_and_value, jacrev, vmap
 
 from fedsim.client.objective import NOTHING, Aside, Objective, tap
 from fedsim.client.task import mean_loss
@@ -44,8 +44,20 @@ class Vmapped:
 
         def total(parameters: Views, inputs: Tensor, targets: Tensor, present: Any, references: Any) -> Any:
             outputs = functional_call(self.module, parameters, (inputs,))
+            if objective.objectives > 1:
+                summed = objective.losses(outputs, inputs, targets).sum()
+                return summed, summed
             features = None if self.tap is None else self.tap.pop()
             return objective.total(outputs, features, targets, Aside(present, references))
+
+        def example(parameters: Views, one: Tensor, target: Tensor, present: Any) -> Any:
+            outputs = functional_call(self.module, parameters, (one.unsqueeze(0),))
+            each = objective.example_losses(outputs, target.unsqueeze(0), present).squeeze(0)
+            return each, each
+
+        def several(parameters: Views, inputs: Tensor, targets: Tensor, present: Any) -> Any:
+            losses = objective.losses(functional_call(self.module, parameters, (inputs,)), inputs, targets)
+            return losses, losses
 
         def outputs(parameters: Views, inputs: Tensor) -> Any:
             return functional_call(self.module, parameters, (inputs,))
@@ -55,6 +67,10 @@ class Vmapped:
         self.outputs: Any = vmap(outputs)
         masked = 0 if objective.loss is not None and objective.loss.masks else None
         self.whole: Any = vmap(grad_and_value(total, has_aux=True), in_dims=(0, 0, 0, masked, None))
+        apart: Any = jacrev(several, has_aux=True)
+        if objective.objectives == 1:
+            apart = vmap(grad(example, has_aux=True), in_dims=(None, 0, 0, None))
+        self.parts: Any = vmap(apart, in_dims=(0, 0, 0, masked))
 
     def views(self, rows: Tensor) -> Views:
         """Named parameters as views into (r, d) rows."""
@@ -64,7 +80,7 @@ class Vmapped:
         self, weights: Views, gradients: Views, inputs: Tensor, targets: Tensor, aside: Aside = NOTHING
     ) -> Tensor:
         """Write the gradients of the mean losses; (r,) sums of the losses over each client's batch."""
-        with torch.autocast(inputs.device.type, dtype=self.compute or torch.bfloat16, enabled=self.compute is not None):
+        with self._autocast(inputs):
             if self.objective.plain:
                 found, losses = self.batched(weights, inputs, targets)
             else:
@@ -73,6 +89,24 @@ class Vmapped:
             into.copy_(found[name])
         return losses.detach() * inputs.shape[1]  # type: ignore[no-any-return]
 
+    def apart(self, weights: Views, parts: Tensor, inputs: Tensor, targets: Tensor, aside: Aside = NOTHING) -> Tensor:
+        """Write the gradients of a batch's parts, its examples or objectives, into (r, G, d); (r,) sums of losses."""
+        with self._autocast(inputs):
+            found, losses = self.parts(weights, inputs, targets, aside.present)
+        for name, into in self.layout.views(parts).items():
+            into.copy_(found[name])
+        summed: Tensor = losses.detach().sum(1)
+        return summed * inputs.shape[1] if self.objective.objectives > 1 else summed
+
     def logits(self, rows: Tensor, inputs: Tensor) -> Tensor:
         """(r, B, …) outputs for (r, d) rows, differentiable."""
-        return self.outputs(self.layout.views(rows), inputs)  # type: ignore[no-any-return]
+        # A model with several objectives has outputs of its own in training.
+        self.module.train(self.objective.objectives == 1)
+        try:
+            return self.outputs(self.layout.views(rows), inputs)  # type: ignore[no-any-return]
+        finally:
+            self.module.train()
+
+    def _autocast(self, inputs: Tensor) -> torch.autocast:
+        enabled = self.compute is not None
+        return torch.autocast(inputs.device.type, dtype=self.compute or torch.bfloat16, enabled=enabled)

@@ -125,6 +125,14 @@ class Workload:
         return Objective(self.num_classes, self.loss, tuple(self.regularizers))
 
     @property
+    def apart(self) -> Literal["", "examples", "objectives"]:
+        """Whose gradients the optimizer combines: single examples', several objectives'; nothing: one of a batch."""
+        if hasattr(self.optimizer, "combine"):
+            return "examples"
+        several = self.objective.objectives > 1 and getattr(self.optimizer, "combines_objectives", False)
+        return "objectives" if several else ""
+
+    @property
     def examples(self) -> Examples:
         """The training set on the workload's device; read-only."""
         with self._lock:

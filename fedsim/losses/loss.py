@@ -38,7 +38,7 @@ class Loss:
     One whose ``example_losses`` make of each example's outputs and target that example's loss says so in its own class,
     ``reads: ClassVar[str] = "example"``; without it no privacy of single examples is claimed. One of several
     ``objectives`` gives their means over a batch, ``losses(outputs, inputs, targets, num_classes)``; the optimizer adds
-    them up, or combines their gradients. Its clients train one at a time.
+    them up, or combines their gradients.
     """
 
     objectives: ClassVar[int] = 1

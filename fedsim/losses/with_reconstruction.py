@@ -45,7 +45,7 @@ class TwoHeads(nn.Module):
 
 @loss("with_reconstruction")
 class WithReconstruction(Loss):
-    """Cross-entropy of the labels beside the squared error of a decoder of the inputs; a client at a time."""
+    """Cross-entropy of the labels beside the squared error of a decoder of the inputs."""
 
     objectives: ClassVar[int] = 2
 
@@ -95,6 +95,3 @@ class WithReconstruction(Loss):
             yield Fault("/observe.observers", given, "none: they know of one objective, client.loss gives two")
         if scenario.evaluate.gradient_norm:
             yield Fault("/evaluate.gradient_norm", True, "false: it is of one objective, and client.loss gives two")
-        if scenario.engine.path not in ("auto", "reference"):
-            accepted = "'auto' or 'reference': clients with two objectives train one at a time"
-            yield Fault("/engine.path", scenario.engine.path, accepted)

@@ -8,6 +8,7 @@ Borsani et al., "Gradient Similarity Surgery in Multi-Task Deep Learning", 2025 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,85 @@ from torch import Tensor
 from fedsim import registry
 from fedsim.errors import Fault
 from fedsim.optim.elementwise import Decay, NonNegative, Positive, optimizer
-from fedsim.optim.sam_gs import Pairs, SamGS
+from fedsim.optim.sam_gs import RULE, Pairs, SamGS
+
+
+@dataclass
+class Memories:
+    """What SAM-GS remembers of the K objectives of each of k clients, all of which have made as many steps.
+
+    Args:
+        momentum: (k, K, d) m_k.
+        spread: (k,) h.
+        steps: how often both were updated.
+    """
+
+    momentum: Tensor
+    spread: Tensor
+    steps: int = 0
+
+    @classmethod
+    def fresh(cls, like: Tensor) -> Memories:
+        """Before the first step, of gradients (k, K, d)."""
+        return cls(torch.zeros_like(like), like.new_zeros(len(like), dtype=torch.float64))
+
+
+def similarities(gradients: Tensor, pairs: Pairs = "distinct") -> Tensor:
+    """(k,) Ψ of each client's (K, d) gradients in (k, K, d); see :func:`fedsim.optim.sam_gs.similarity`."""
+    norms = torch.linalg.vector_norm(gradients, dim=2, dtype=torch.float64)
+    products = 2 * norms[:, :, None] * norms[:, None, :]
+    below = norms[:, :, None].square() + norms[:, None, :].square()
+    psi = torch.where(below > 0, products / torch.where(below > 0, below, 1.0), 1.0)
+    tasks = norms.shape[1]
+    if pairs == "all":
+        return psi.mean((1, 2))
+    if tasks == 1:
+        return psi[:, 0, 0]
+    one, other = torch.triu_indices(tasks, tasks, 1, device=psi.device)
+    return psi[:, one, other].mean(1)
+
+
+@torch.no_grad()
+def surgery_of_rows(
+    gradients: Tensor,
+    memories: Memories,
+    *,
+    betas: tuple[float, float],
+    gamma: float,
+    eps: float,
+    pairs: Pairs,
+    rescale: bool,
+) -> Tensor:
+    """(k, d): :func:`fedsim.optim.sam_gs.surgery` of k clients at once, each with its own Ψ, branch, momenta and h.
+
+    Args:
+        gradients: (k, K, d).
+        memories: of these clients, updated in place.
+        betas: decay β1 of the momenta and β2 of the spread.
+        gamma: γ.
+        eps: ε.
+        pairs: what Ψ runs over.
+        rescale: give the momentum branch the norm that the sum of the gradients has.
+    """
+    beta1, beta2 = betas
+    psi = similarities(gradients, pairs)
+    memories.momentum.lerp_(gradients, 1 - beta1)
+    memories.spread.mul_(beta2).add_((1 - beta2) * (1 - psi).square() + eps)
+    memories.steps += 1
+    equal = (psi < gamma)[:, None]
+    norms = torch.linalg.vector_norm(gradients, dim=2)
+    unit = gradients / torch.where(norms > 0, norms, 1.0)[..., None]
+    equalised: Tensor = unit.sum(1) * norms.mean(1, keepdim=True)
+    if bool(equal.all()):
+        return equalised
+    spread = (memories.spread / (1 - beta2**memories.steps)).sqrt() + eps
+    scale = (1 / (1 - beta1**memories.steps) / spread).to(gradients)
+    weighted = memories.momentum.abs().mul_(scale[:, None, None]).mul_(gradients).sum(1)
+    if rescale:
+        norm = torch.linalg.vector_norm(weighted, dim=1)
+        wanted = torch.linalg.vector_norm(gradients.sum(1), dim=1)
+        weighted = weighted * torch.where(norm > 0, wanted / torch.where(norm > 0, norm, 1.0), 1.0)[:, None]
+    return torch.where(equal, equalised, weighted)
 
 
 class SurgeryAdam(torch.optim.Adam):
@@ -29,7 +108,21 @@ class SurgeryAdam(torch.optim.Adam):
 
     def __init__(self, surgery: SamGS, lr: float) -> None:
         self.surgery = surgery
+        self.memories: Memories | None = None
         super().__init__(surgery.param_groups[0]["params"], lr=lr, foreach=False)
+
+    def combine_objectives(self, gradients: Tensor) -> Tensor:
+        """(r, d) of the (r, K, d) gradients of r clients' objectives, where the parameter is one (k, d).
+
+        Clients are sorted by their steps: those that are done are the last rows, and leave with what was remembered.
+        """
+        if self.memories is None:
+            self.memories = Memories.fresh(gradients)
+        active, kept = len(gradients), self.memories
+        if active < len(kept.momentum):
+            self.memories = Memories(kept.momentum[:active], kept.spread[:active], kept.steps)
+        options = {name: self.surgery.param_groups[0][name] for name in RULE}
+        return surgery_of_rows(gradients, self.memories, **options)
 
     def backward(self, losses: Tensor) -> None:
         """Write the combined gradient of the (K,) losses into ``.grad``, in place where there is one."""
@@ -54,7 +147,8 @@ class ClientSamGS:
         rescale: give the momentum branch the norm that the sum of the gradients has.
     """
 
-    row_wise: ClassVar[bool] = False
+    row_wise: ClassVar[bool] = True
+    combines_objectives: ClassVar[bool] = True
 
     lr: Positive = 0.001
     betas: tuple[Decay, Decay] = (0.9, 0.99)

@@ -192,7 +192,7 @@ class ClientWinsorized:
         weight_decay: L2 penalty, added to the gradient.
     """
 
-    row_wise: ClassVar[bool] = False
+    row_wise: ClassVar[bool] = True
     lr: Positive = 0.1
     percent: Annotated[float, Field(ge=0, le=50)] = 4.0
     momentum: NonNegative = 0.0
@@ -204,8 +204,6 @@ class ClientWinsorized:
             given = [part.name for part in scenario.client.regularizers]
             accepted = "none with client.optimizer = 'winsorized': a penalty belongs to a batch, not to its examples"
             yield Fault("/client.regularizers", given, accepted, ("client.optimizer",))
-        if scenario.engine.path not in ("auto", "reference"):
-            yield Fault("/engine.path", scenario.engine.path, "'auto' or 'reference': it trains a client at a time")
 
     def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> torch.optim.Optimizer:
         """The optimizer of these parameters, its learning rate times ``scale``."""

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim import rng
+from fedsim import registry, rng
 from fedsim.client.app import FederatedClient
 from fedsim.testing.attacks import global_states, strange_generators
-from fedsim.testing.federation import deltas, initial, workload
+from fedsim.testing.federation import SHAPE, deltas, initial, mlp, workload
 
 Make = Callable[[], Any]
 
@@ -57,13 +57,22 @@ def check_repeats(part: Any) -> None:
 
 
 def check_paths_agree(part: Any) -> None:
-    """Clients of unequal size train to the same deltas on the stacked, the vmap and the reference path (float64)."""
-    results = []
+    """Clients of unequal size train to the same deltas on the stacked, the vmap and the reference path (float64).
+
+    An optimizer that combines the gradients of several objectives is given two.
+    """
+    results, task = [], _two_objectives() if getattr(part, "combines_objectives", False) else {}
     for path in ("reference", "stacked", "vmap"):
-        load = workload((10, 7, 3, 12, 5), optimizer=part, path=path, precision="float64")
+        load = workload((10, 7, 3, 12, 5), optimizer=part, path=path, precision="float64", **task)
         results.append(deltas(FederatedClient(load), initial(load), range(5)))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-7, atol=1e-9)
+
+
+def _two_objectives() -> dict[str, Any]:
+    loss = registry.make("loss", "with_reconstruction")
+    loss.set_up(SHAPE)
+    return {"loss": loss, "model": lambda: loss.head(mlp())}
 
 
 def check_leaves_global_randomness(part: Any) -> None:

@@ -200,13 +200,14 @@ def test_a_client_alone_that_keeps_its_memory_is_one_long_run(path):
     )
 
 
+@pytest.mark.parametrize("path", ["reference", *PATHS])
 @pytest.mark.parametrize("percent", [0.0, 25.0])
-def test_winsorized_gradients_are_those_of_the_examples(percent):
+def test_winsorized_gradients_are_those_of_the_examples(percent, path):
     step = part("optimizer", "winsorized", lr=0.5, percent=percent)
-    load = workload((8,), precision="float64", optimizer=step, batch_size=8, epochs=1)
+    load = workload((8,), path=path, precision="float64", optimizer=step, batch_size=8, epochs=1)
     vector = initial(load)
     app = FederatedClient(load)
-    assert app.path.name == "reference"
+    assert app.path.name == path
     module = mlp().double()
     load.layout.load(module, vector)
     rows = []
