@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def measured(folder: Path) -> dict[str, Any]:
     row["attack_acted"] = any(line["attack_acted"] for line in attacked)
     row["defense_acted"] = any(line["defense_acted"] for line in played)
     row |= aftermath(lines, calm)
-    row["seconds"] = sum(sum(line["seconds"].values()) for line in played) / max(1, len(played))
+    # The median: a machine that stood still in one round says nothing of what a defense costs.
+    row["seconds"] = statistics.median([sum(line["seconds"].values()) for line in played] or [0.0])
     row["digest"], row["notes"] = said["digest"], said["notes"]
     return row
 

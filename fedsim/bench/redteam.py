@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -221,6 +223,10 @@ class _Hunt:
                     f"red team: one of {self.plan.jobs} processes was ended from outside, most often for want of "
                     "memory; accepted: fewer --jobs. What was searched is kept: the same call goes on"
                 ) from error
+            except KeyboardInterrupt:  # SIGTERM reaches this process alone; runs go on from their last whole round
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
         if "interrupted" in errors:
             raise KeyboardInterrupt
         failed = dict(zip(work, errors, strict=True))
@@ -249,7 +255,9 @@ class _Hunt:
         folder = self.plan.out / "studies"
         make_folder(folder)
         name = self._fingerprint()
-        backend = storages.journal.JournalFileBackend(str(folder / f"{self.defense.replace('/', '-')}-{name}"))
+        file = folder / f"{self.defense.replace('/', '-')}-{name}"
+        _drop_a_cut_line(file)
+        backend = storages.journal.JournalFileBackend(str(file))
         storage = storages.JournalStorage(backend)
         found: optuna.Study = _optuna().create_study(
             storage=storage, study_name=name, direction="maximize", load_if_exists=True, sampler=self._sampler(0)
@@ -328,6 +336,15 @@ def _end_with_caller() -> None:
             os._exit(1)  # a run goes on from its last whole round
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _drop_a_cut_line(file: Path) -> None:
+    """A full disk or a kill may have cut the journal's last line, and Optuna would write on behind it."""
+    if not file.is_file():
+        return
+    whole = file.read_bytes().rfind(b"\n") + 1
+    if whole < file.stat().st_size:
+        os.truncate(file, whole)
 
 
 def _play(table: dict[str, Any], folder: Path, workers: int) -> str:

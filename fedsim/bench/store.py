@@ -302,9 +302,11 @@ class Store:
             if connection.in_transaction:  # SQLite has ended it itself where the disk is full
                 connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF in UNWRITABLE:
+                full = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+                way = "free some space" if full else "make it a file in a folder that you may write to"
                 raise RecordError(
-                    f"{self.out / NAME}: cannot be written: {error}; the cells' folders hold what was played: free "
-                    "some space, and the same command goes on"
+                    f"{self.out / NAME}: cannot be written: {error}; the cells' folders hold what was played: {way}, "
+                    "and the same command goes on"
                 ) from error
             raise
 

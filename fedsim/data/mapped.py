@@ -1,7 +1,7 @@
-"""Data sets read from files, decoded once a machine: every process maps the same pages.
+"""Data sets read from files, decoded by the first process that reads them: all others map the same pages.
 
 What was decoded lies as one file in fedsim's cache folder, by default ``mapped`` beside the data sets. Its pages are
-in memory once, however many processes, benches and Ray tasks read the set; who writes into a tensor gets a copy of
+in memory once, however many processes and benches read the set (tasks on Ray map the copy in Ray's own store); who writes into a tensor gets a copy of
 that page for itself (copy-on-write). The file's name is a hash of what made its content: the data set, its options,
 the source files as they lie there, the code that reads them, the versions and the processor that computed. It appears
 whole or not at all, a damaged one is written anew, and where none can be written the data set is simply read.

@@ -13,9 +13,11 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import deque
@@ -332,7 +334,7 @@ def connect(address: str | None, cpus: int, gpus: float = 0.0) -> tuple[bool, st
         options |= {"address": address, "runtime_env": {"env_vars": _environment()}}
         del options["include_dashboard"]
     try:
-        with _quiet(), _exported(_environment() if address is None else {}):
+        with _quiet(), _exported(_environment() if address is None else {}), _own_sigterm():
             ray.init(**options)
     except Exception as error:  # Ray raises bare ones, e.g. where a node does not start in time.
         if folder is not None:
@@ -355,6 +357,17 @@ def cluster(address: str | None, cpus: int) -> Iterator[Any]:
             import_ray().shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray puts a handler of its own for SIGTERM, which ends the process in the middle of a round: ours stays."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def import_ray() -> Any:

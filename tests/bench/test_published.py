@@ -72,6 +72,20 @@ def test_the_page_s_ranking_is_that_of_the_published_numbers() -> None:
         assert [float(each) for each in shown] == pytest.approx(ours, abs=0.0501)
 
 
+def test_the_page_s_counts_are_those_of_the_published_numbers() -> None:
+    page = " ".join((PUBLISHED.parent / "benchmark.md").read_text("utf-8").split())
+    frame = Standings.read(PUBLISHED).frame
+    kept = frame.groupby(["defense", "attack"])[["attacker_rows_kept", "attacker_rows"]].sum().astype(int)
+    boosted = "badnets (target 0) + model_replacement"
+    for defense, attack in (
+        ("multi_metrics (keep 0.3)", boosted),
+        ("multi_metrics (keep 0.3)", "alie"),
+        ("fedid", boosted),
+    ):
+        passed, rows = kept.loc[(defense, attack)]
+        assert f"{passed} of {rows}" in page
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_published_cell_runs_again(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,16 @@ def search(file: Path, out: Path, budget: int, **more: Any) -> dict[str, Any]:
     return dict(json.loads((out / "redteam.json").read_text()))
 
 
+def test_a_search_goes_on_behind_a_line_that_a_full_disk_cut(file: Path, tmp_path: Path) -> None:
+    whole, out = search(file, tmp_path / "whole", 4), tmp_path / "cut"
+    search(file, out, 2)
+    (journal,) = [each for each in (out / "studies").iterdir() if each.is_file() and each.stat().st_size]
+    with journal.open("ab") as stream:
+        stream.write(b'{"op_code":4,"work')
+    assert search(file, out, 4)["defenses"] == whole["defenses"]
+    assert search(file, out, 4)["defenses"] == whole["defenses"]
+
+
 def test_a_search_ends_alike_however_often_it_is_stopped(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

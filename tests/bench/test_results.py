@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 import fedsim
 from fedsim.bench import differences, merge, over_seeds, ranking, results, run_matrix
-from fedsim.bench.cell import Cell
+from fedsim.bench.cell import Cell, measured
 from fedsim.bench.locks import held
 from fedsim.bench.store import MEASURES, Store
 from fedsim.cli import app
@@ -487,6 +487,24 @@ def test_a_store_that_cannot_be_opened_is_said_at_once(tmp_path: Path, monkeypat
     (tmp_path / "results.sqlite").mkdir()
     with pytest.raises(RecordError, match="unable to open"):
         Store(tmp_path)
+
+
+def test_a_store_that_may_not_be_written_says_so_and_not_that_the_disk_is_full(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store._reading().execute("PRAGMA query_only = 1")
+    with pytest.raises(RecordError, match=r"readonly.*a folder that you may write to, and the same command goes on"):
+        store.enter([Cell.of(1, 1, {}, Scenario(rounds=1), tmp_path)], set())
+    store.close()
+
+
+def test_a_round_in_which_the_machine_stood_still_is_no_cost_of_the_defense(folder: Path, tmp_path: Path) -> None:
+    cell = shutil.copytree(next(each.parent for each in folder.glob("*/rounds.jsonl")), tmp_path / "cell")
+    lines = [json.loads(line) for line in (cell / "rounds.jsonl").read_text().splitlines()]
+    lines += [{**lines[-1], "round": len(lines) + more} for more in range(3)]
+    usual = [sum(line["seconds"].values()) for line in lines if line["round"]]
+    lines[1]["seconds"] = {"train": 5_735.0}
+    (cell / "rounds.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    assert min(usual) <= measured(cell)["seconds"] <= max(usual)
 
 
 def test_a_full_disk_is_one_line_and_the_store_goes_on_once_there_is_space(tmp_path: Path) -> None:

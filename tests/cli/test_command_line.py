@@ -143,13 +143,14 @@ def test_a_call_without_a_file_is_a_bad_call() -> None:
     assert call("run").exit_code == 2
 
 
-def test_ctrl_c_ends_after_the_round_and_the_printed_command_goes_on(small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_after_the_round_and_the_printed_command_goes_on(small: Path, tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-m", "fedsim", "run", str(small), "--set", "rounds=100000", "--out", "long"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     rounds = tmp_path / "long" / "rounds.jsonl"
     while process.poll() is None and not (rounds.exists() and rounds.read_text().count("\n") > 2):
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert f"go on with: fedsim run {small} --set rounds=100000 --out long --resume" in said
