@@ -117,6 +117,11 @@ PARTS: dict[str, Case] = {
         f"defense {name}": (IMAGES, {}, {"server.defenses": [name]})
         for name in ("sam_gs", "pcgrad", "cagrad", "rm3", "winsorized_mean", "softmax_cap", "softmax_radius")
     },
+    "defense prototype_average, to harmonic": (
+        IMAGES,
+        {"client.loss": {"name": "harmonic"}},
+        {"client.loss": {"name": "harmonic"}, "server.defenses": ["prototype_average"]},
+    ),
     "step control softmax_radius": (IMAGES, {}, {"client.step_control": "softmax_radius"}),
     **{
         f"loss harmonic, {distance}": (IMAGES, {}, {"client.loss": {"name": "harmonic", "distance": distance}})

@@ -24,8 +24,8 @@ from strategies.spread import in_id_order
 if TYPE_CHECKING:
     from fedsim.scenario import Scenario
 
-REMEMBERING = ("fldetector", "foolsgold", "sam_gs")
-"""Rules that keep what each client sent in earlier rounds."""
+REMEMBERING = ("fldetector", "foolsgold", "sam_gs", "prototype_average")
+"""Rules that keep what each client sent in earlier rounds, or has told beside."""
 
 
 @defense("bucketing")
@@ -64,5 +64,7 @@ def unmixed(scenario: Scenario, mixer: str) -> Iterator[Fault]:
     names = [part.name for part in scenario.server.defenses]
     for position, name in enumerate(names):
         if name in REMEMBERING and mixer in names[:position]:
-            accepted = f"none behind '{mixer}', whose rows are of several clients: it remembers what each one sent"
+            accepted = (
+                f"none behind '{mixer}', whose rows are of several clients: it goes by what each one sent or told"
+            )
             yield Fault(f"/server.defenses[{position}]", name, accepted)

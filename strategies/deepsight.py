@@ -36,7 +36,7 @@ from strategies.clusters import density
 from strategies.defense import Defense, Round, defense, require
 from strategies.foolsgold import angles
 from strategies.norm_bound import shortened
-from strategies.output_layer import output_columns, output_weight
+from strategies.output_layer import output_classes, output_columns, output_weight
 
 if TYPE_CHECKING:
     from fedsim.scenario import Scenario
@@ -83,7 +83,7 @@ class DeepSight(Defense):
         limit = max(0.01, 1 / shares.shape[1]) * shares.amax(dim=1, keepdim=True)
         exceedings = (shares > limit).double().sum(dim=1)
         suspects = exceedings <= exceedings.median() / 2
-        biases = exact(updates.values[:, output_columns(updates)][:, -shares.shape[1] :]).cpu()
+        biases = exact(updates.values[:, _biases(updates)]).cpu()
         apart = [_apart(density(angles(biases), updates, 2))]
         apart.append(_apart(density(torch.cdist(shares, shares), updates, 2)))
         answers = self._differences(updates, ctx)
@@ -124,17 +124,22 @@ class DeepSight(Defense):
 
 def energy_shares(updates: Updates) -> Tensor:
     """(n, C) NEUPs: each class's share of the squared energies of the output layer's update."""
-    layer, weight = output_columns(updates), output_weight(updates)
-    size = exact(updates.values[:, layer]).abs().cpu()
-    split = weight.stop - weight.start
-    biases = size[:, split:] if split else size
-    energy = biases
-    if split:
-        classes = biases.shape[1] or split
-        energy = size[:, :split].reshape(len(updates), classes, -1).sum(dim=2) + (biases if biases.shape[1] else 0)
+    weight, classes = output_weight(updates), output_classes(updates)
+    energy = exact(updates.values[:, _biases(updates)]).abs().cpu()
+    if classes:
+        size = exact(updates.values[:, weight]).abs().cpu().reshape(len(updates), classes, -1).sum(dim=2)
+        energy = size + energy if _biases(updates) != weight else size
     energy = energy / energy.amax(dim=1, keepdim=True).clamp(min=1e-300)
     squares = energy.square()
     return squares / squares.sum(dim=1, keepdim=True).clamp(min=1e-300)
+
+
+def _biases(updates: Updates) -> slice:
+    """Columns of the output layer's bias; its weight's where it has none, all where the layout is not known."""
+    layer, weight, classes = output_columns(updates), output_weight(updates), output_classes(updates)
+    if not classes:
+        return layer
+    return slice(weight.stop, layer.stop) if layer.stop - weight.stop == classes else weight
 
 
 def _apart(labels: Tensor) -> Tensor:

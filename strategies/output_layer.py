@@ -14,12 +14,25 @@ def output_columns(updates: Updates) -> slice:
 
 
 def output_weight(updates: Updates) -> slice:
-    """Columns of the last layer's weight: the last parameter with two dimensions or more."""
+    """Columns of the last layer's weight: the last parameter of that name with two dimensions or more."""
+    found = _weight(updates)
+    return slice(0, 0) if found is None else slice(*found[:2])
+
+
+def output_classes(updates: Updates) -> int:
+    """C, the rows of the last layer's weight; 0 where the layout is not known."""
+    found = _weight(updates)
+    return 0 if found is None else found[2]
+
+
+def _weight(updates: Updates) -> tuple[int, int, int] | None:
+    """(start, stop, rows) of the last layer's weight; a distance's matrix beside it has another name."""
     if updates.layout is None:
-        return slice(0, 0)
+        return None
     matrices = [
-        (start, stop)
+        (name, start, stop, shape[0])
         for name, start, stop, shape in updates.layout.slices
         if stop <= updates.layout.d and len(shape) > 1
     ]
-    return slice(*matrices[-1]) if matrices else slice(0, 0)
+    named = [each for each in matrices if each[0].split(".")[-1] == "weight"] or matrices
+    return named[-1][1:] if named else None

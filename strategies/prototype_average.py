@@ -5,7 +5,8 @@
 
 A row of a harmonic head is the prototype of its class. A client without examples of the class only pushes it away, and
 here has no say in it; ``mask_absent`` of the loss ``harmonic`` is the other remedy. The counts n_kc are told by the
-clients, in a message of their own before the training: they say what a client holds, and one that lies has a say.
+clients, in a message of their own before the training: they say what a client holds. One that lies moves its say
+between the classes; over all of them it has the weight of its row (n_k, or what a filter in front has left of it).
 
 Tan et al., "FedProto: Federated prototype learning across heterogeneous clients", AAAI 2022, arXiv 2105.00243, eq. 6
 (a class's weights); Baek et al., "Harmonic loss trains interpretable AI models", 2025, arXiv 2502.01628.
@@ -19,15 +20,14 @@ from typing import Any, ClassVar
 
 import torch
 from flwr.app import RecordDict
-from torch import Tensor
 
 from fedsim.blocks import exact
 from fedsim.errors import FedsimError
 from fedsim.flower import as_record, as_tensors
-from fedsim.losses.harmonic import class_counts, prototype_average
+from fedsim.losses.harmonic import class_counts
 from fedsim.updates import Aggregate, Updates
 from strategies.defense import TRAIN, Defense, Request, Round, defense, require
-from strategies.output_layer import output_weight
+from strategies.output_layer import output_classes, output_weight
 
 COUNTS, QUERY = "class_counts", "query.class_counts"
 
@@ -57,7 +57,7 @@ class PrototypeAverage(Defense):
     def exchanges(self, ctx: Round) -> Generator[Request, Any, None]:
         replies = yield Request("class counts", QUERY)
         ctx.state[COUNTS] = {
-            str(reply.client): as_tensors(reply.content.array_records[COUNTS])[COUNTS].long().clamp(min=0)
+            str(reply.client): as_tensors(reply.content.array_records[COUNTS])[COUNTS].double().clamp(min=0)
             for reply in replies
         }
         yield TRAIN
@@ -67,29 +67,21 @@ class PrototypeAverage(Defense):
         told = ctx.state.get(COUNTS, {})
         if not told or updates.layout is None:
             return aggregate
-        rows = output_weight(updates)
-        classes = len(next(iter(told.values())))
-        accepted = f"{classes} rows, one a class, in the last layer's weight"
-        found = [shape for _, start, _, shape in updates.layout.slices if start == rows.start and len(shape) > 1]
-        require(bool(found) and found[0][0] == classes, "prototype_average", found, accepted)
-        nothing = torch.zeros(classes, dtype=torch.int64)
-        kept = (updates.num_examples > 0).cpu()
-        counts = torch.stack([told.get(str(client), nothing) for client in updates.client_ids]) * kept[:, None]
+        rows, given, classes = output_weight(updates), output_classes(updates), len(next(iter(told.values())))
+        accepted = f"{classes}, one a class, in the last layer's weight"
+        require(given == classes, "prototype_average: rows", given, accepted)
+        shares = torch.stack([told.get(str(client), torch.zeros(classes).double()) for client in updates.client_ids])
+        # A client's say over all classes is the weight that its row has by now, whatever it told.
+        say = shares / shares.sum(1, keepdim=True).clamp(min=1) * updates.num_examples.cpu()[:, None]
         update = aggregate.update.clone()
         bias = slice(rows.stop, updates.layout.d)
-        blocks = [rows, bias] if bias.stop - bias.start == classes else [rows]
-        for block in blocks:
-            own = updates.values[:, block].reshape(len(updates.values), classes, -1)
-            update[block] = _by_class(own, counts).to(update).flatten()
+        for block in [rows, bias] if bias.stop - bias.start == classes else [rows]:
+            own = exact(updates.values[:, block]).cpu().reshape(len(updates), classes, -1)
+            weights = say / torch.where(say.sum(0) > 0, say.sum(0), 1.0)
+            update[block] = torch.einsum("kc,kcm->cm", weights, own).to(update).flatten()
         return replace(aggregate, update=update)
 
     def count(self, node: Any, content: RecordDict) -> RecordDict:
         """How many examples of each class a client holds."""
         counts = class_counts(node.examples().targets, node.workload.num_classes)
         return RecordDict({COUNTS: as_record({COUNTS: counts})})
-
-
-def _by_class(rows: Tensor, counts: Tensor) -> Tensor:
-    """(C, m) sums over clients of (K, C, m) changes, in float64."""
-    wide = exact(rows)
-    return prototype_average(wide, counts.to(wide.device), torch.zeros_like(wide[0]))

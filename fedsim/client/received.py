@@ -13,6 +13,8 @@ from torch.func import functional_call
 from attacks.attack import Received
 from fedsim.client.workload import Workload
 from fedsim.flower import as_record
+from fedsim.losses.harmonic import HarmonicHead
+from fedsim.losses.loss import last_linear
 
 if TYPE_CHECKING:
     from fedsim.client.node import Node
@@ -41,7 +43,7 @@ class Models:
 
         def features(parameters: Tensor, inputs: Tensor) -> Tensor:
             kept: list[Tensor] = []
-            last = [each for each in self._module().modules() if isinstance(each, nn.Linear)][-1]
+            _, last = last_linear(self._module(), (HarmonicHead,))
             handle = last.register_forward_pre_hook(lambda module, given: kept.append(given[0]))
             try:
                 self._call(torch.cat([parameters, buffers]), inputs)

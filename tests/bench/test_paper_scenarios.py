@@ -18,6 +18,7 @@ PAPERS: dict[str, tuple[tuple[str, ...], str, set[str]]] = {
     "softmax radius, the server's": (("softmax_radius",), "softmax_cap", {"fedavg"}),
     "softmax radius, the clients'": (("softmax_radius_control",), "softmax_radius", {"sgd"}),
     "harmonic": (("harmonic",), "harmonic", {"cross_entropy"}),
+    "prototypes by class": (("harmonic_average",), "prototype_average", {"fedavg"}),
     "coherence, the server's": (("coherence",), "rm3", {"fedavg"}),
     "planted": (("langevin_planted",), "normalized_sgd", {"spherical_sgd"}),
     "two objectives": (("sam_gs_two_objectives",), "sam_gs", {"adam"}),

@@ -308,3 +308,19 @@ def test_normalised_gradient_steps_need_no_matrix(l2: float, monkeypatch: pytest
     monkeypatch.setattr(torch, "eye", lambda n, *given, **named: None if n > 2000 else eye(n, *given, **named))
     before, after = simulate(scenario).lines
     assert after["loss"] < before["loss"]
+
+
+@pytest.mark.parametrize("model", [{"name": "logistic"}, {"name": "mlp", "hidden": [16]}])
+def test_chameleon_looks_at_what_a_harmonic_head_is_given(model: dict[str, Any]) -> None:
+    def played(weight: float) -> str:
+        attack = {"name": "chameleon", "weight": weight, "target": 0}
+        scenario = small(
+            **{"model": model, "client.loss": "harmonic"},
+            adversary={"fraction": 0.3, "attacks": [attack]},
+            rounds=2,
+        )
+        result = simulate(scenario)
+        assert not [fault for line in result.lines for fault in line["faults"]]
+        return result.digest
+
+    assert (played(1.0) != played(0.0)) == (model["name"] == "mlp"), "in front of a model of one layer are the inputs"

@@ -8,8 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedsim.errors import ScenarioError, UpdatesError
+from fedsim.losses import HarmonicHead
 from fedsim.registry import make
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
@@ -546,3 +548,12 @@ def test_fltrust_trains_on_root_data_of_a_regression_too() -> None:
     lines = simulate(scenario).lines
     assert not [fault for line in lines for fault in line["faults"]]
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+
+
+def test_deepsight_takes_a_share_a_class_of_a_head_without_a_bias():
+    layout = Layout.of(nn.Sequential(nn.Linear(2, 4), HarmonicHead(4, 3, distance="mahalanobis")))
+    rows = Updates(torch.randn(5, layout.d), torch.ones(5), list(range(5)), torch.zeros(layout.d), layout=layout)
+    (place,) = (slice(start, stop) for name, start, stop, _ in layout.slices if name == "1.weight")
+    energy = rows.values[:, place].double().abs().view(5, 3, 4).sum(2)
+    shares = (energy / energy.amax(1, keepdim=True)).square()
+    np.testing.assert_allclose(energy_shares(rows), shares / shares.sum(1, keepdim=True), rtol=1e-6)

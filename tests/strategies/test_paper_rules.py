@@ -15,13 +15,15 @@ from torch.func import functional_call
 
 from fedsim.client.app import FederatedClient
 from fedsim.client.node import Node
-from fedsim.errors import UpdatesError
+from fedsim.errors import ScenarioError, UpdatesError
 from fedsim.flower import Flat, as_record, as_tensors, flatten
+from fedsim.losses import HarmonicHead
 from fedsim.optim.diffgrad import DiffGrad
 from fedsim.optim.robust_gradients import LastThree
 from fedsim.optim.sam_gs import State, surgery
 from fedsim.optim.softmax_radius import softmax_radius
 from fedsim.registry import make
+from fedsim.scenario import Scenario
 from fedsim.testing import defenses
 from fedsim.testing.federation import initial, mlp, workload
 from fedsim.updates import Aggregate, Layout, Updates
@@ -226,6 +228,48 @@ def test_prototypes_are_averaged_by_the_examples_of_their_class() -> None:
     assert not dropped[6:8].any()
     with pytest.raises(UpdatesError, match="one a class"):
         part.aggregate(rows.replace(layout=Layout.of(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))), ctx)
+
+
+def averaged(counts: dict[int, list[int]], values: torch.Tensor, weights: list[float]) -> torch.Tensor:
+    """(3, 2) head rows of the average, and the body before them is (4,)."""
+    layout = Layout.of(nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 3, bias=False)))
+    ctx = Round(round=1, part="prototype_average", layout=layout)
+    ctx.state["class_counts"] = {str(k): torch.tensor(each).double() for k, each in counts.items()}
+    rows = Updates(values, torch.tensor(weights), sorted(counts), torch.zeros(layout.d), layout=layout)
+    return make("defense", "prototype_average").aggregate(rows, ctx).update[4:].view(3, 2)
+
+
+def test_a_clients_say_in_the_prototypes_is_that_of_its_row() -> None:
+    values = torch.ones(2, 10, dtype=torch.float64)
+    values[1] = 100.0
+    trusted = averaged({0: [5, 5, 0], 1: [0, 5, 5]}, values, [10.0, 1e-9])
+    torch.testing.assert_close(trusted[:2], torch.ones(2, 2).double(), rtol=1e-7, atol=0)
+    honest, lie = [5, 5, 0], [0, 2**62, 2**62]
+    found = averaged({0: honest, 1: lie}, values, [10.0, 10.0])
+    torch.testing.assert_close(found[1], torch.full((2,), 50.5).double())
+    torch.testing.assert_close(found[0], torch.ones(2).double())
+
+
+def test_the_prototypes_are_averaged_not_the_matrix_of_their_distance() -> None:
+    """Of a Mahalanobis head, which has as many columns as classes, too."""
+    for width in (3, 5):
+        module = nn.Sequential(nn.Linear(2, width), HarmonicHead(width, 3, distance="mahalanobis"))
+        layout = Layout.of(module)
+        names = {name: slice(start, stop) for name, start, stop, _ in layout.slices}
+        values = normal(2, layout.d)
+        rows = Updates(values, torch.tensor([4.0, 6.0]), [0, 1], torch.zeros(layout.d), layout=layout)
+        ctx = Round(round=1, part="prototype_average", layout=layout)
+        ctx.state["class_counts"] = {"0": torch.tensor([4.0, 0, 0]), "1": torch.tensor([0, 6.0, 0])}
+        found, plain = (make("defense", name).aggregate(rows, ctx).update for name in ("prototype_average", "fedavg"))
+        assert torch.equal(found[names["1.factor"]], plain[names["1.factor"]])
+        head = torch.stack([values[0, names["1.weight"]].view(3, -1)[0], values[1, names["1.weight"]].view(3, -1)[1]])
+        torch.testing.assert_close(found[names["1.weight"]].view(3, -1)[:2], head)
+
+
+@pytest.mark.parametrize("mixer", ["bucketing", "nnm"])
+def test_prototypes_are_not_averaged_by_the_counts_of_one_in_a_mixture(mixer: str) -> None:
+    with pytest.raises(ScenarioError, match="what each one sent or told"):
+        Scenario(server={"defenses": [mixer, "prototype_average"]})
 
 
 def test_class_counts_are_a_clients_own() -> None:
