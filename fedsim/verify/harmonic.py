@@ -14,7 +14,7 @@ from fedsim.verify.claim import Expected, Measured, claim, curves_of, seed_mean
 from fedsim.verify.digits import split
 
 PARTS = ("fedsim.losses.harmonic",)
-MORE = ("fedsim.verify.harmonic_training", "fedsim.verify.harmonic_language")
+MORE = ("fedsim.verify.harmonic_average", "fedsim.verify.harmonic_training", "fedsim.verify.harmonic_language")
 SIZE = (10, 6)
 SCIPY: dict[str, str] = {
     "euclidean": "euclidean",

@@ -14,7 +14,7 @@ from fedsim.simulation import simulate
 from fedsim.verify.claim import Expected, Measured, claim, curves_of
 
 PARTS = ("fedsim.optim.sam_gs", "strategies.sam_gs", "strategies.pcgrad", "strategies.cagrad")
-MORE = ("fedsim.verify.two_objectives",)
+MORE = ("fedsim.verify.two_objectives", "fedsim.verify.sam_gs_scenario")
 SIZE = (9, 6)
 STARTS = [[-8.0, 5.0], [-3.0, 7.5], [0.0, 10.0], [3.0, 7.5], [8.0, 5.0], [-10.0, -3.0], [10.0, -3.0]]
 MIDDLE = (0.0, -8.34)
