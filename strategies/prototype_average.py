@@ -40,7 +40,7 @@ class PrototypeAverage(Defense):
     """
 
     cost: ClassVar[str] = "n·d, and n·C counts"
-    sees: ClassVar[str] = "updates, and how many examples of each class a client holds"
+    sees: ClassVar[str] = "updates, and the class counts that each client tells"
     handlers: ClassVar = {QUERY: "count"}
     translation_equivariant: ClassVar[bool] = False
     scale_equivariant: ClassVar[bool] = True

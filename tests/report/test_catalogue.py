@@ -54,7 +54,7 @@ def test_a_part_without_its_cost_is_seen(monkeypatch):
 READS = {
     "ctx.root": ("root data", "input's shape"),
     "ctx.predict": ("model", "root data"),
-    "ctx.state": ("last", "earlier", "history", "momentum", "model", "one scalar"),
+    "ctx.state": ("last", "earlier", "history", "momentum", "model", "one scalar", "client tells"),
 }
 """What a defense reads of its round → the words of which one stands under what it sees."""
 
