@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -368,3 +369,24 @@ def test_what_breaks_on_a_reporting_seed_is_named(file: Path, tmp_path: Path, mo
     monkeypatch.setattr(module, "_play", breaking)
     with pytest.raises(FedsimError, match="reporting seed: a row too many"):
         search(file, tmp_path / "out", 2)
+
+
+@pytest.mark.slow
+def test_a_scheduler_ends_a_search_in_processes_at_once_and_the_printed_command_goes_on(tmp_path: Path) -> None:
+    """SIGTERM reaches the caller alone: its processes are in the middle of long runs, of which no round is lost."""
+    file, out = tmp_path / "threat.toml", tmp_path / "out"
+    file.write_text(FILE.replace("rounds = 4", "rounds = 20000"))
+    command = [sys.executable, "-m", "fedsim", "redteam", str(file), "--defense", "median", "--budget", "4"]
+    command += ["--attack", "pgd", "--jobs", "2", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def begun() -> list[Path]:
+        return [each for each in out.rglob("rounds.jsonl") if each.read_text().count("\n") > 2]
+
+    while process.poll() is None and len(begun()) < 2:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "go on with: fedsim redteam" in said
+    assert all(each.read_text().endswith("\n") for each in begun())
