@@ -45,21 +45,16 @@ class PrototypeAverage(Defense):
     translation_equivariant: ClassVar[bool] = False
     scale_equivariant: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        self.num_classes = 0
-
     def fit(self, num_classes: int) -> None:
         if num_classes < 2:
             accepted = "none for targets that are numbers: there are no classes"
             raise FedsimError(f"server.defenses: given 'prototype_average'; accepted: {accepted}")
-        self.num_classes = num_classes
 
     def exchanges(self, ctx: Round) -> Generator[Request, Any, None]:
         replies = yield Request("class counts", QUERY)
-        ctx.state[COUNTS] = {
-            str(reply.client): as_tensors(reply.content.array_records[COUNTS])[COUNTS].double().clamp(min=0)
-            for reply in replies
-        }
+        told = {str(reply.client): as_tensors(reply.content.array_records[COUNTS])[COUNTS] for reply in replies}
+        # What is no count counts for nothing: one client's NaN would be everybody's.
+        ctx.state[COUNTS] = {client: each.double().nan_to_num(0, 0, 0).clamp(min=0) for client, each in told.items()}
         yield TRAIN
 
     def combine(self, updates: Updates, ctx: Round) -> Aggregate:

@@ -272,6 +272,14 @@ def test_prototypes_are_not_averaged_by_the_counts_of_one_in_a_mixture(mixer: st
         Scenario(server={"defenses": [mixer, "prototype_average"]})
 
 
+def test_a_client_that_tells_no_numbers_has_no_say_in_the_prototypes() -> None:
+    exchange = make("defense", "prototype_average").exchanges(ctx := Round(round=1, part="prototype_average"))
+    next(exchange)
+    told = torch.tensor([torch.nan, torch.inf, -3.0])
+    exchange.send([Reply(0, RecordDict({"class_counts": as_record({"class_counts": told})}))])
+    assert ctx.state["class_counts"]["0"].tolist() == [0.0, 0.0, 0.0]
+
+
 def test_class_counts_are_a_clients_own() -> None:
     load = workload((11,))
     node = Node(FederatedClient(load), 0, 1, initial(load), RecordDict())
