@@ -100,6 +100,7 @@ class SyntheticRegression:
         hidden: units of the network that makes the targets; 0: a random linear function makes them.
         noise: standard deviation of the noise on a target, in standard deviations of f.
         noise_law: normal; or exponential less its mean, skewed as prices are.
+        input_std: standard deviation of the inputs that the model sees; below 1 it learns slowly, targets have 1.
         data_seed: other seeds give other tasks; independent of the scenario's seed.
     """
 
@@ -111,14 +112,14 @@ class SyntheticRegression:
     hidden: Annotated[int, Field(ge=0)] = 10
     noise: Annotated[float, Field(ge=0)] = 0.5
     noise_law: Literal["normal", "exponential"] = "normal"
+    input_std: Annotated[float, Field(gt=0)] = 1.0
     data_seed: Annotated[int, Field(ge=0)] = 0
 
     def info(self) -> DataInfo:
         return DataInfo((self.features,), 0, self.examples, self.test)
 
     def load(self) -> Dataset:
-        options = (self.examples, self.test, self.features, self.hidden, self.noise, self.noise_law, self.data_seed)
-        return read_once(("synthetic_regression", *options), self._make)
+        return read_once(("synthetic_regression", *vars(self).values()), self._make)
 
     def _make(self) -> Dataset:
         draw = rng.stream(self.data_seed, "data.synthetic.teacher")
@@ -132,9 +133,8 @@ class SyntheticRegression:
         y = np.logaddexp(0, x @ first + shift) @ last if self.hidden else x @ slope
         normal = self.noise_law == "normal"
         y += self.noise * y.std() * (draw.standard_normal(len(y)) if normal else draw.exponential(size=len(y)) - 1)
-        return _standardised(
-            x[: self.examples], y[: self.examples], x[self.examples :], y[self.examples :], "synthetic"
-        )
+        train, test = slice(self.examples), slice(self.examples, None)
+        return _standardised(x[train], y[train], x[test], y[test], "synthetic", self.input_std)
 
 
 def _split(x: NDArray[Any], y: NDArray[Any], test: float, seed: int, where: str) -> Dataset:
@@ -143,9 +143,11 @@ def _split(x: NDArray[Any], y: NDArray[Any], test: float, seed: int, where: str)
     return _standardised(x[rest], y[rest], x[held], y[held], where)
 
 
-def _standardised(x: NDArray[Any], y: NDArray[Any], x_test: NDArray[Any], y_test: NDArray[Any], where: str) -> Dataset:
+def _standardised(
+    x: NDArray[Any], y: NDArray[Any], x_test: NDArray[Any], y_test: NDArray[Any], where: str, input_std: float = 1.0
+) -> Dataset:
     mean, sd = x.mean(0), x.std(0)
-    sd = np.where(sd > 0, sd, 1.0)
+    sd = np.where(sd > 0, sd, 1.0) / input_std
     centre, scale = y.mean(), y.std() or 1.0
     arrays = ((x - mean) / sd, (y - centre) / scale, (x_test - mean) / sd, (y_test - centre) / scale)
     return dataset_of(*(array.astype(np.float32) for array in arrays), where=where)

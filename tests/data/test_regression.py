@@ -98,6 +98,15 @@ def test_the_noise_of_the_synthetic_task_is_what_least_squares_cannot_explain() 
     assert unexplained(calm.train.targets) < 0.3 < 0.8 < unexplained(loud.train.targets)
 
 
+def test_small_inputs_are_those_of_one_scaled_with_the_same_targets() -> None:
+    one = make("dataset", "synthetic_regression", examples=500, test=10).load()
+    small = make("dataset", "synthetic_regression", examples=500, test=10, input_std=0.3).load()
+    for ours, theirs in ((small.train, one.train), (small.test, one.test)):
+        torch.testing.assert_close(ours.inputs, 0.3 * theirs.inputs)
+        assert torch.equal(ours.targets, theirs.targets)
+    torch.testing.assert_close(small.train.inputs.std(0, correction=0), torch.full((8,), 0.3))
+
+
 @pytest.mark.parametrize(("law", "skewness"), [("normal", 0.0), ("exponential", 2.0)])
 def test_the_law_of_the_noise(law: str, skewness: float) -> None:
     part = make("dataset", "synthetic_regression", examples=50_000, test=10, hidden=0, noise=0.5, noise_law=law)
