@@ -118,7 +118,8 @@ class Trackers:
             except FedsimError:
                 raise
             except Exception as error:
-                raise FedsimError(f"tracker '{part.name}': cannot begin: {one_line(error)}") from error
+                now = "nothing was run; let it answer, or leave the tracker out"
+                raise FedsimError(f"tracker '{part.name}': cannot begin: {one_line(error)}; {now}") from error
 
     def _each(self, what: str, *given: Any) -> None:
         for part in list(self.parts):

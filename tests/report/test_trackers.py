@@ -74,7 +74,7 @@ def test_a_tracker_hears_the_run_and_changes_nothing(told: list[tuple], tmp_path
 
 
 def test_one_that_cannot_begin_is_an_error_and_one_that_fails_later_a_warning(told, caplog) -> None:
-    with pytest.raises(FedsimError, match="tracker 'listening': cannot begin: the line is dead"):
+    with pytest.raises(FedsimError, match=r"'listening': cannot begin: the line is dead; .* leave the tracker out"):
         fedsim.run(SMALL, trackers=[{"name": "listening", "breaks": "begin"}])
     del told[:]
     result = fedsim.run(SMALL, trackers=[{"name": "listening", "breaks": "round"}])
@@ -173,6 +173,17 @@ def test_mlflow_gets_parameters_measures_and_the_report(server: str, tmp_path: P
     assert "report.html" in [each.path for each in client.list_artifacts(run.info.run_id)]
     fedsim.run(SMALL, tmp_path / "run", resume=True, trackers=[tracker])
     assert len(client.search_runs([experiment.experiment_id])) == 1, "a resumed run goes on with its own"
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_that_nobody_runs_is_one_line_and_nothing_is_run(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(FedsimError, match=r"tracker 'mlflow': cannot begin: .*Connection refused.* nothing was run"):
+        fedsim.run(SMALL, tmp_path / "run", trackers=[{"name": "mlflow", "uri": f"http://127.0.0.1:{port}"}])
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
 
 
 @pytest.mark.slow
