@@ -164,7 +164,6 @@ BY_SEED = ("synthetic", "synthetic_fedavg")
 
 
 UNKNOWN = {
-    "diff2.gradient_norm",
     "hessian_alignment.synthetic_fedsgd",
     *(f"hessian_alignment.cmnist_{each}" for each in ("erm", "hgp", "diagonal", "fedsgd_hgp", "fedavg_hgp")),
     *(f"hessian_alignment.cmnist_{each}" for each in ("fedsgd_diagonal", "fedavg_diagonal")),
