@@ -221,6 +221,24 @@ def test_the_round_to_stop_is_predicted() -> None:
     assert np.mean(best) == pytest.approx(predicted[0], rel=0.25)
 
 
+def test_fedsgd_over_unequal_clients_is_gradient_descent_on_the_pooled_data() -> None:
+    """The trap: the mean of the clients' gradients is the pooled one only with weights n_k / n."""
+    partition = {"name": "quantity", "law": "dirichlet", "alpha": 0.5}
+    scenario = regression(rounds=40).changed(**{"data.partition": partition})
+    result, federation = simulate(scenario), build(scenario)
+    shares = [federation.shares[client] for client in range(5)]
+    sizes = [len(share) for share in shares]
+    assert max(sizes) > 10 * min(sizes) > 0
+    train, rows = federation.dataset.train, torch.from_numpy(np.concatenate(shares))
+    inputs, targets = train.inputs[rows].double().flatten(1), train.targets[rows].double().flatten()
+    rate = theory.mse_time(2.5, 1, sum(sizes))
+    wanted = theory.gradient_descent(
+        inputs.numpy(), targets.numpy(), federation.initial.double().numpy(), rate, scenario.rounds
+    )
+    ours = torch.cat([tensor.reshape(-1) for tensor in result.parameters.values()])
+    torch.testing.assert_close(ours, torch.from_numpy(wanted), rtol=0, atol=1e-10)
+
+
 def test_a_stop_beyond_the_last_round_and_none_at_all() -> None:
     far = simulate(regression(rounds=2)).lines[-1]["generalization.stopping_round"]
     assert far == pytest.approx(theory.optimal_stopping(1.0, init=1 / 300).time / 0.05, rel=1e-9)
