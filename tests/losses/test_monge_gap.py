@@ -220,7 +220,7 @@ def spd(d: int, seed: int, low: float, high: float) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_fit_of_a_gaussian_recovers_the_transport_map(seed: int) -> None:
-    """L2-UVP = 100 · E|T − T*|² / Var(ν), on fresh points."""
+    """L2-UVP = 100 · E|T − T*|² / Var(ν), on fresh points: .97, .62, .67 with the gap; 7.2, 23, 2.1 without."""
     matrix, shift = spd(2, seed, 0.5, 2.0).float(), torch.tensor([2.0, -1.0])
     x, y, fresh = (normal(n, 2, seed=10 * seed + k).float() for k, n in enumerate((4096, 4096, 4096)))
     errors = {}
@@ -233,6 +233,7 @@ def test_fit_of_a_gaussian_recovers_the_transport_map(seed: int) -> None:
             off = (model(fresh) - fresh @ matrix - shift).square().sum(1).mean()
         errors[weight] = float(100 * off / matrix.square().sum())
     assert errors[1.0] <= 3.0
+    assert errors[0.0] >= 2 * errors[1.0]
 
 
 @pytest.mark.slow
