@@ -23,6 +23,7 @@ from fedsim.optim.softmax_radius import (
     spread,
     step_scale,
 )
+from fedsim.verify.softmax_models import architecture
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -382,3 +383,36 @@ def spike(lr: float, controlled: bool, seed: int = 0) -> float:
 def test_a_thousandfold_spike_of_the_rate_is_survived(lr: float, plain: float) -> None:
     assert spike(lr, controlled=True) >= 0.95
     assert spike(lr, controlled=False) == pytest.approx(plain, abs=0.1)  # a tenth is chance
+
+
+def after_one_step(name: str, controlled: bool, seed: int = 0) -> float:
+    """Test accuracy after 100 steps of Adam at 1e-3 and one at ×10,000, under the control or clipped to norm 1."""
+    inputs, labels, test_inputs, test_labels = digits(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = architecture(name)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+    control = RadiusControl(adam, model)
+    generator = np.random.default_rng(seed)
+    for step in range(101):
+        adam.param_groups[0]["lr"] = 10.0 if step == 100 else 1e-3
+        batch = torch.from_numpy(generator.choice(len(labels), 64, replace=False))
+        adam.zero_grad()
+        nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
+        if controlled:
+            control.step(inputs=inputs[batch])
+        else:
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adam.step()
+    model.eval()
+    with torch.no_grad():
+        return float((model(test_inputs).argmax(1) == test_labels).double().mean())
+
+
+@pytest.mark.parametrize(("name", "least"), [("mlp_ln", 0.85), ("cnn_bn", 0.85), ("transformer", 0.5)])
+def test_one_step_at_ten_thousand_times_the_rate_is_survived_by_the_control_not_by_clipping(
+    name: str, least: float
+) -> None:
+    """Over three seeds .92 to .96, .93 to .98, .65 to .71; clipped .09 to .14, of which a tenth is chance."""
+    assert after_one_step(name, controlled=True) >= least
+    assert after_one_step(name, controlled=False) <= 0.25
