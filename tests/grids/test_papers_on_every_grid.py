@@ -103,10 +103,23 @@ def scenario(name: str, **more: Any) -> Scenario:
     return Scenario(**tables).changed(**{key: value for key, value in case.items() if "." in key})
 
 
+ALONE = {"gns on the clients"}
+"""Trains a client at a time: each tries another number of steps on a batch."""
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_killed_and_resumed_gives_the_bits_of_the_whole(name: str, tmp_path: Path) -> None:
+def test_many_clients_train_at_once_unless_it_is_said_here(name: str) -> None:
+    path = build(scenario(name)).app.path
+    assert path.name == ("reference" if name in ALONE else "stacked"), path.reason
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_and_resumed_gives_the_bits_of_the_whole(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     found = simulate(scenario(name))
     assert not any(line["faults"] for line in found.lines)
+    assert "one by one" not in caplog.text, "a chunk of clients that failed was trained a client at a time"
     assert interrupted(scenario(name, **{"engine.workers": 1}), tmp_path) == found.digest
 
 
