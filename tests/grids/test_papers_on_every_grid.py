@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "hgp": {"client.regularizers": [ALIGNED]},
     "hgp, exact": {"client.regularizers": [{**ALIGNED, "reference": "exact"}]},
     "diagonal, lagged": {"client.regularizers": [{**ALIGNED, "method": "diagonal", "references": "lagged"}]},
+    "hgp, lagged": {"client.regularizers": [{**ALIGNED, "references": "lagged"}]},
     "hutchinson": {"client.regularizers": [{**ALIGNED, "method": "diagonal", "hutchinson_samples": 3}]},
     **{name: {"client.regularizers": [{"name": name, "weight": 1.0}]} for name in ("coral", "irm", "vrex", "fishr")},
     "diffgrad": {"client.optimizer": {"name": "diffgrad"}, **PERSIST},
@@ -128,6 +129,15 @@ def test_killed_and_resumed_gives_the_bits_of_the_whole(
 def test_ray_gives_the_digest_of_threads(name: str, cluster: None) -> None:
     ray = scenario(name, **{"engine.name": "ray", "engine.workers": 2})
     assert simulate(ray).digest == simulate(scenario(name)).digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["hgp, lagged", "gns, exact", "gns on the clients", "sam_gs", "diffgrad", "rm3", "monge_gap"]
+)
+def test_killed_and_resumed_on_ray_gives_the_bits_of_threads(name: str, cluster: None, tmp_path: Path) -> None:
+    ray = scenario(name, **{"engine.name": "ray", "engine.workers": 2})
+    assert interrupted(ray, tmp_path) == simulate(scenario(name)).digest
 
 
 def wire(message: Any) -> Any:
