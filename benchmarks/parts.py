@@ -16,9 +16,10 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import fedsim
+from fedsim.losses.harmonic import Distance
 
 BEGIN, END = "<!-- parts: begin -->", "<!-- parts: end -->"
 VERSIONS = ("fedsim-flwr", "torch", "numpy")
@@ -107,6 +108,12 @@ PARTS: dict[str, Case] = {
         EVEN,
         {**EVEN, "client.optimizer": {"name": "even_sgd", "lr": 0.1}},
     ),
+    "optimizer even_spherical_langevin, to spherical_sgd, exponent 4": (
+        PLANTED,
+        EVEN,
+        {**EVEN, "client.optimizer": "even_spherical_langevin"},
+    ),
+    "optimizer spherical_sgd, to sgd": (PLANTED, {"client.optimizer": {"name": "sgd", "lr": 0.001}}, {}),
     "optimizer gns": (LINEAR | {"client": FEATURES["client"]}, {}, {"client.optimizer": "gns"}),
     "server optimizer diffgrad, to adam": (
         IMAGES,
@@ -125,13 +132,14 @@ PARTS: dict[str, Case] = {
     "step control softmax_radius": (IMAGES, {}, {"client.step_control": "softmax_radius"}),
     **{
         f"loss harmonic, {distance}": (IMAGES, {}, {"client.loss": {"name": "harmonic", "distance": distance}})
-        for distance in ("euclidean", "cosine", "manhattan")
+        for distance in get_args(Distance)
     },
     "loss harmonic, absent classes masked": (
         IMAGES,
         {},
         {"client.loss": {"name": "harmonic", "mask_absent": True}},
     ),
+    "loss correlation, to squared_error": (PLANTED, {"client.loss": "squared_error"}, {}),
     "loss with_reconstruction, by adam, to adam": (
         IMAGES,
         {"client.optimizer": "adam"},
