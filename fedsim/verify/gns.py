@@ -15,6 +15,7 @@ from fedsim.simulation import simulate
 from fedsim.verify.claim import Expected, Measured, claim, curves_of
 
 PARTS = ("fedsim.optim.gns", "fedsim.optim.gns_curvature", "fedsim.optim.gns_problems", "strategies.gns")
+MORE = ("fedsim.verify.gns_pooled",)
 SIZE = (9, 3.4)
 MOST = 1000
 

@@ -14,7 +14,7 @@ import fedsim
 from fedsim.optim import gns
 from fedsim.optim.diffgrad import DiffGrad
 from fedsim.scenario import Scenario, cells, read
-from fedsim.verify import coherence, fashion, generalization, langevin, rotated, two_objectives
+from fedsim.verify import coherence, fashion, generalization, gns_pooled, langevin, rotated, two_objectives
 from fedsim.verify.coloured import (
     METHODS,
     analogue,
@@ -162,6 +162,14 @@ def test_logistic_regression_has_the_optimum_of_an_independent_solver() -> None:
 @pytest.mark.parametrize("curvature", CURVATURES)
 def test_the_federation_makes_the_centralised_step(curvature: str) -> None:
     assert gap(0, 2, curvature=curvature, l2=1e-3) < 1e-10
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_unequal_clients_make_the_steps_of_the_algorithm_on_their_pooled_examples(curvature: str) -> None:
+    off, gammas, sizes = gns_pooled.held_against(0, curvature)
+    assert off < 1e-10
+    assert gammas == 0
+    assert max(sizes) >= 10 * min(sizes)
 
 
 @pytest.mark.slow
