@@ -43,6 +43,12 @@ PRIVATE = (
 )
 """Noise of the clients' own: the scenario's under simulation, nobody's in a deployment."""
 
+PAPERS = {
+    "hessian_alignment": "client.regularizers=[{name='hessian_alignment', alpha=1.0, beta=1.0, reference='exact'}]",
+    "harmonic": "client.loss={name='harmonic', mask_absent=true}",
+}
+"""Parts of papers: one with exchanges of its own before a round trains, and one that changes the model's head."""
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -144,6 +150,19 @@ def test_flowers_own_simulation_gives_the_same_parameters(
     with program(superlink, environment, tmp_path / "superlink.log"):
         streamed = flwr_run(app, port, environment, "--federation-config", "num-supernodes=3")
     same_parameters(tmp_path / "run", streamed)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_parts_of_papers_under_flowers_own_simulation(
+    name: str, app: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    sets = (*SETS, PAPERS[name])
+    configure(app, sets)
+    port = free_port()
+    superlink = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    with program(superlink, environment, tmp_path / "superlink.log"):
+        streamed = flwr_run(app, port, environment, "--federation-config", "num-supernodes=3")
+    same_parameters(tmp_path / "run", streamed, sets)
 
 
 def test_several_exchanges_and_memory_on_flowers_own_nodes(
