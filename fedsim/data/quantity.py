@@ -7,7 +7,8 @@ Li, Diao, Chen & He, "Federated learning on non-IID data silos: an experimental 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +17,7 @@ from fedsim import rng
 from fedsim.data.dirichlet import proportional, proportions
 from fedsim.data.examples import Dataset, Shares
 from fedsim.data.partition import Partition, by_sizes
+from fedsim.errors import Fault
 from fedsim.registry import register
 
 
@@ -25,16 +27,24 @@ class Quantity(Partition):
 
     Args:
         law: how the sizes are distributed.
-        exponent: of the power law; 0 gives equal sizes.
-        alpha: concentration of the Dirichlet distribution; the smaller, the more unequal.
+        exponent: of the power law, by default 1; 0 gives equal sizes.
+        alpha: concentration of the Dirichlet distribution, by default .5; the smaller, the more unequal.
         min_examples: examples that each client has at the least; the law divides the others.
     """
 
     law: Literal["power", "dirichlet"] = "power"
-    exponent: Annotated[float, Field(ge=0)] = 1.0
-    alpha: Annotated[float, Field(gt=0)] = 0.5
+    exponent: Annotated[float, Field(ge=0)] | None = None
+    alpha: Annotated[float, Field(gt=0)] | None = None
     min_examples: Annotated[int, Field(ge=0)] = 1
     skew = "quantities"
+
+    def check(self, scenario: Any) -> Iterable[Fault]:
+        """Whether the law reads what is given."""
+        yield from super().check(scenario)
+        if self.law == "power" and self.alpha is not None:
+            yield Fault("alpha", self.alpha, "none with law = 'power', which reads exponent; law = 'dirichlet' reads it")
+        if self.law == "dirichlet" and self.exponent is not None:
+            yield Fault("exponent", self.exponent, "none with law = 'dirichlet', which reads alpha")
 
     def least(self) -> int:
         return self.min_examples
@@ -45,7 +55,8 @@ class Quantity(Partition):
         total = len(dataset.train)
         order = generator.permutation(total)
         if self.law == "power":
-            weights = generator.permutation(np.arange(1, clients + 1, dtype=np.float64) ** -self.exponent)
+            exponent = 1.0 if self.exponent is None else self.exponent
+            weights = generator.permutation(np.arange(1, clients + 1, dtype=np.float64) ** -exponent)
         else:
-            weights = proportions(generator, self.alpha, clients)
+            weights = proportions(generator, self.alpha or 0.5, clients)
         return by_sizes(order, self.min_examples + proportional(weights, total - clients * self.min_examples))

@@ -17,6 +17,7 @@ from fedsim.data.describe import labels_of, partition_table
 from fedsim.data.examples import DataInfo, Dataset, Examples, Shares
 from fedsim.data.index_file import write
 from fedsim.errors import FedsimError, ScenarioError
+from fedsim.scenario import Scenario
 
 
 def dataset(labels: np.ndarray, classes: int) -> Dataset:
@@ -293,6 +294,18 @@ def test_quantity_follows_the_power_law():
 def test_quantity_without_exponent_is_even():
     shares = registry.make("partition", "quantity", exponent=0.0).assign(balanced(100), 4, 0)
     assert shares.sizes.tolist() == [25] * 4
+
+
+@pytest.mark.parametrize(
+    ("partition", "said"),
+    [
+        ({"alpha": 0.5}, r"alpha: given 0\.5; accepted: none with law = 'power'"),
+        ({"law": "dirichlet", "exponent": 2.0}, r"exponent: given 2\.0; accepted: none with law = 'dirichlet'"),
+    ],
+)
+def test_quantity_refuses_what_its_law_does_not_read(partition, said):
+    with pytest.raises(ScenarioError, match=said):
+        Scenario(data={"clients": 4, "partition": {"name": "quantity", **partition}}).check()
 
 
 def with_column(values: list[int]) -> Dataset:

@@ -697,7 +697,7 @@ def test_a_matrix_is_proven_cell_by_cell_and_audited_by_none(tmp_path: Any) -> N
 
 @pytest.mark.parametrize("trust", ["central", "distributed", "local"])
 def test_where_clients_are_protected_their_example_counts_stay_with_them(trust: str) -> None:
-    data = {"clients": 4, "partition": {"name": "quantity", "alpha": 0.5, "min_examples": 10}}
+    data = {"clients": 4, "partition": {"name": "quantity", "min_examples": 10}}
 
     def told(unit: str) -> list[Any]:
         found = replies(private(data=data, privacy={"noise": NOISE, "trust": trust, "unit": unit}))

@@ -489,7 +489,7 @@ def test_no_gradient_is_so_long_that_its_client_is_refused(trust: str) -> None:
 def test_behind_a_filter_the_step_is_the_equal_mean_of_what_is_kept_whatever_clients_hold() -> None:
     """By hand from the messages: with example counts as weights it would be another step."""
     scenario = private(
-        data={"clients": 8, "partition": {"name": "quantity", "alpha": 0.5, "min_examples": 10}},
+        data={"clients": 8, "partition": {"name": "quantity", "min_examples": 10}},
         client={"per_round": 8},
         privacy={"noise": [1e-4, 1e-4], "trust": "local"},
         server={"estimator": {**DIFF2, "restart": 1}, "defenses": [{"name": "multi_metrics", "keep": 0.5}]},

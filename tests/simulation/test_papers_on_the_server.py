@@ -29,7 +29,7 @@ L2 = 1e-2
 def newton(curvature: str = "gauss_newton", **changes: Any) -> Scenario:
     tables: dict[str, Any] = {
         "rounds": 5,
-        "data": {"dataset": "diabetes", "partition": {"name": "quantity", "alpha": 0.7}, "clients": 5},
+        "data": {"dataset": "diabetes", "partition": {"name": "quantity"}, "clients": 5},
         "model": {"name": "logistic"},
         "client": {"per_round": 5},
         "server": {"estimator": {"name": "gns", "curvature": curvature, "l2": L2}},

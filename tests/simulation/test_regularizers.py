@@ -269,7 +269,7 @@ def test_the_mean_may_count_clients_by_their_examples() -> None:
     ends = {}
     for average in ("equal", "examples"):
         part = {"name": "vrex", "weight": 3.0, "average": average}
-        at = scenario([part], **{"data.partition": {"name": "quantity", "alpha": 0.5}})
+        at = scenario([part], **{"data.partition": "quantity"})
         federation = build(at)
         module, train = federation.module, federation.dataset.train
         domains = [train.take(federation.shares[client]) for client in range(3)]
