@@ -90,6 +90,12 @@ class DpSgd:
         if client.step_control is not None:
             accepted = "none: it would scale each step by raw examples, after the noise"
             yield Fault("/client.step_control", client.step_control.name, accepted)
+        calibrated = privacy.noise is None and privacy.epsilon not in (None, "inf")
+        claimed = privacy.claim != "none" and (calibrated or bool(privacy.noise))
+        forced = scenario.adversary.selection == "forced" and scenario.attackers
+        if claimed and forced and scenario.cohort < scenario.data.clients:
+            accepted = "'pool': where draws are replaced, clients take part in other rounds than are accounted"
+            yield Fault("/adversary.selection", "forced", accepted, ("client.optimizer",))
         if scenario.engine.precision == "bfloat16":
             yield Fault("/engine.precision", "bfloat16", "'float32' or 'float64', in which clipped norms are exact")
         if scenario.engine.path not in ("auto", "reference"):

@@ -230,6 +230,10 @@ def test_workers_and_interruptions_change_no_bit(tmp_path: Path) -> None:
         ({"privacy": {"trust": "local"}}, r"privacy\.epsilon: given nothing"),
         ({"privacy": {"noise": [1.0, 1.0], "trust": "local"}}, r"privacy\.noise: given \[1\.0, 1\.0\]"),
         ({"engine": {"path": "stacked"}}, r"engine\.path: given 'stacked'; accepted: 'auto' or 'reference'"),
+        (
+            {"adversary": {"fraction": 0.4, "attacks": ["sign_flip"], "selection": "forced"}},
+            r"adversary\.selection: given 'forced'; accepted: 'pool'.*other rounds than are accounted",
+        ),
         ({"engine": {"precision": "bfloat16"}}, r"engine\.precision: given 'bfloat16'"),
         ({"client": {"optimizer": "dp_sgd", "per_round": 3, "clip_norm": 1.0}}, r"client\.clip_norm: given 1\.0"),
         (
