@@ -61,7 +61,7 @@ def test_who_is_audited_takes_part() -> None:
 def test_a_sound_mechanism_passes_on_all_of_twenty_seeds(
     batch: int, epsilon: float, share: float, neighbours: str
 ) -> None:
-    """With trials enough to catch too little noise: of half of it in whole batches, of a tenth in samples of a fifth."""
+    """With trials enough to catch too little noise: half of it in whole batches, a tenth in samples of a fifth."""
     test = prepare(private(batch, {"epsilon": epsilon, "neighbours": neighbours}))
     assert not any(test.run(2000, seed, workers=1).refuted for seed in range(20))
     test.subject.part.noise_multiplier *= share  # type: ignore[attr-defined]
