@@ -1,6 +1,7 @@
-"""Tunes DIFF2 and DP-GD on ``papers/diff2``: every point of the paper's grid, side by side.
+"""Tunes DIFF2 and DP-GD on ``papers/diff2`` and its like: every point of the paper's grid, side by side.
 
-The model is Linear(d, 10)–softplus–Linear(10, 1) with the squared error. All 840 points (C₁, C₂, T/R, η) of the grid
+The model is Linear(d, 10)–softplus–Linear(10, 1) with the squared error (:class:`Perceptron`), or Linear(d, K) with the
+cross-entropy (:class:`Softmax`). All 840 points (C₁, C₂, T/R, η) of the grid
 train as one stacked computation for each seed, in parts where it would hold more than ``NUMBERS``, each point with its
 own radii and rate and the noise of its calibration, clipped by norms that follow from activations and signals. With
 ``--most n`` a first pass reads n examples of each client, with the noise that all of them would get, and
@@ -23,6 +24,7 @@ import argparse
 import itertools
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import one_hot, softplus
 
 from fedsim import rng
 from fedsim.federation import build
@@ -41,7 +43,7 @@ from fedsim.scenario import Scenario
 RADII = (1.0, 3.0, 10.0, 30.0, 100.0)
 RATIOS = (0.003, 0.01, 0.03, 0.1)
 RATES = tuple(0.5**i for i in range(8))
-NUMBERS = 1 << 23  # hidden units of points and examples that one stacked computation holds
+NUMBERS = 1 << 23  # units of points and examples that one stacked computation holds
 LAST = 0.5  # share of the rounds, at the end, that a point is judged by
 
 
@@ -67,7 +69,7 @@ def grid(
     return private + [Point(*values) for values in itertools.product(radii, radii, ratios, rates)]
 
 
-class Stacked:
+class Stacked(ABC):
     """Points that train side by side.
 
     Args:
@@ -81,18 +83,15 @@ class Stacked:
         shares, train = federation.shares, federation.dataset.train
         read = [np.asarray(share[:most], dtype=np.int64) for share in shares]
         order = torch.from_numpy(np.concatenate(read))
-        inputs = train.inputs[order]
+        inputs = train.inputs[order].flatten(1)
         self.x = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)  # (N, d + 1)
         self.y = train.targets[order]
         sizes, counts = np.asarray(shares.sizes), np.array([len(share) for share in read])
         self.share = torch.from_numpy(np.repeat(1 / (len(counts) * counts), counts)).float()
         self.reach = self.x.square().sum(1)
-        module = federation.module
-        first, last = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
-        g = len(points)
-        self.w = torch.cat([first.weight, first.bias[:, None]], 1).detach().repeat(g, 1, 1)  # (g, h, d + 1)
-        self.u = torch.cat([last.weight[0], last.bias]).detach().repeat(g, 1)  # (g, h + 1)
+        layers = [layer for layer in federation.module.modules() if isinstance(layer, torch.nn.Linear)]
         self.points, self.rounds, self.seed = list(points), scenario.rounds, scenario.seed
+        self.at = self.start(layers).detach().repeat(len(points), 1)
         self.c1 = torch.tensor([p.c1 for p in points])
         self.c2 = torch.tensor([p.c2 for p in points])
         self.lr = torch.tensor([p.lr for p in points])
@@ -112,25 +111,28 @@ class Stacked:
         }
         self.sigma1 = torch.tensor([sigma[t][0] for t in self.interval])
         self.sigma2 = torch.tensor([sigma[t][1] for t in self.interval])
-        self.v = torch.zeros(g, self.w[0].numel() + self.u[0].numel())
-        self.before: tuple[Tensor, ...] | None = None
-        self.at = self.flat()
+        self.v = torch.zeros_like(self.at)  # (g, parameters)
+        self.before: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
-    def flat(self) -> Tensor:
-        """(g, parameters)."""
-        return torch.cat([self.w.flatten(1), self.u], 1)
+    @abstractmethod
+    def start(self, layers: Sequence[torch.nn.Linear]) -> Tensor:
+        """(parameters,) of the model's start."""
 
-    def signals(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden units with a one (g, h + 1, N), hidden signals (g, h, N) and output signals (g, N)."""
-        a = self.w @ self.x.T
-        h = torch.cat([softplus(a), torch.ones(len(a), 1, a.shape[2])], 1)
-        out = 2 * (torch.einsum("gh,ghn->gn", self.u, h) - self.y)
-        return h, torch.sigmoid(a) * self.u[:, :-1, None] * out[:, None], out
+    @abstractmethod
+    def signals(self) -> tuple[Tensor, ...]:
+        """What the examples' gradients at ``at`` are made of."""
 
-    def _sums(self, hidden: Tensor, signal: Tensor, out: Tensor, weights: Tensor) -> Tensor:
-        """(g, parameters) weighted sums of per-example gradients."""
-        first = (signal * weights[:, None]) @ self.x
-        return torch.cat([first.flatten(1), torch.einsum("gn,ghn->gh", out * weights, hidden)], 1)
+    @abstractmethod
+    def sums(self, signals: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+        """(g, parameters) sums of the examples' gradients, by weights (g, N)."""
+
+    @abstractmethod
+    def norms(self, signals: tuple[Tensor, ...]) -> Tensor:
+        """(g, N) norms of the examples' gradients."""
+
+    @abstractmethod
+    def distances(self, now: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> Tensor:
+        """(g, N) norms of the differences of the examples' gradients."""
 
     def play(self) -> Tensor:
         """(g,) squared gradient norms, the mean over the second half of the rounds; inf where a point has diverged."""
@@ -143,35 +145,91 @@ class Stacked:
                 total += self._squared_norms(now)
             restart = torch.tensor([number % t == 0 for t in self.interval])
             self.v = self._estimate(now, restart, steps)
-            self.before, self.at = now, self.flat()
+            self.before = self.at, now
             moved = self.at - self.lr[:, None] * self.v
-            moved = torch.where(moved.abs() < 1e6, moved, torch.zeros(()))
-            size = self.w[0].numel()
-            self.w, self.u = moved[:, :size].reshape(self.w.shape), moved[:, size:]
+            self.at = torch.where(moved.abs() < 1e6, moved, torch.zeros(()))
         total += self._squared_norms(self.signals())
         return (total / last).nan_to_num(nan=math.inf)
 
-    def _squared_norms(self, now: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        return self._sums(*now, self.share.expand(len(self.points), -1)).double().square().sum(1)
+    def _squared_norms(self, now: tuple[Tensor, ...]) -> Tensor:
+        return self.sums(now, self.share.expand(len(self.points), -1)).double().square().sum(1)
 
-    def _estimate(self, now: tuple[Tensor, Tensor, Tensor], restart: Tensor, steps: np.random.Generator) -> Tensor:
-        h, s, out = now
+    def _estimate(self, now: tuple[Tensor, ...], restart: Tensor, steps: np.random.Generator) -> Tensor:
         noise = torch.from_numpy(steps.standard_normal(self.v.shape[1])).float()
-        norms = (s.square().sum(1) * self.reach + out.square() * h.square().sum(1)).sqrt()
-        fresh = self._sums(h, s, out, self.share * (self.c1[:, None] / norms).clamp(max=1))
+        fresh = self.sums(now, self.share * (self.c1[:, None] / self.norms(now)).clamp(max=1))
         fresh = fresh + (self.c1 * self.sigma1)[:, None] * noise
         if self.before is None or bool(restart.all()):
             return fresh
-        h0, s0, out0 = self.before
-        radius = self.c2 * (self.flat() - self.at).norm(dim=1)
+        where, before = self.before
+        radius = self.c2 * (self.at - where).norm(dim=1)
+        weights = self.share * (radius[:, None] / self.distances(now, before).clamp(min=1e-15)).clamp(max=1)
+        moved = self.sums(now, weights) - self.sums(before, weights)
+        difference = self.v + moved + (radius * self.sigma2)[:, None] * noise
+        return torch.where(restart[:, None], fresh, difference)
+
+
+class Perceptron(Stacked):
+    """Linear(d, h)–softplus–Linear(h, 1), squared error. Signals: hidden units and a one (g, h + 1, N), hidden signals
+    (g, h, N) and output signals (g, N)."""
+
+    def start(self, layers: Sequence[torch.nn.Linear]) -> Tensor:
+        first, last = layers
+        self.hidden = first.out_features
+        return torch.cat([torch.cat([first.weight, first.bias[:, None]], 1).flatten(), last.weight[0], last.bias])
+
+    def signals(self) -> tuple[Tensor, ...]:
+        size = self.hidden * self.x.shape[1]
+        w, u = self.at[:, :size].reshape(-1, self.hidden, self.x.shape[1]), self.at[:, size:]
+        a = w @ self.x.T
+        h = torch.cat([softplus(a), torch.ones(len(a), 1, a.shape[2])], 1)
+        out = 2 * (torch.einsum("gh,ghn->gn", u, h) - self.y)
+        return h, torch.sigmoid(a) * u[:, :-1, None] * out[:, None], out
+
+    def sums(self, signals: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+        hidden, signal, out = signals
+        first = (signal * weights[:, None]) @ self.x
+        return torch.cat([first.flatten(1), torch.einsum("gn,ghn->gh", out * weights, hidden)], 1)
+
+    def norms(self, signals: tuple[Tensor, ...]) -> Tensor:
+        h, s, out = signals
+        return (s.square().sum(1) * self.reach + out.square() * h.square().sum(1)).sqrt()
+
+    def distances(self, now: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> Tensor:
+        (h, s, out), (h0, s0, out0) = now, before
         ds, dh, dout = s - s0, h - h0, out - out0
         cross = 2 * dout * out * (h0 * dh).sum(1)
         squares = ds.square().sum(1) * self.reach
         squares = squares + dout.square() * h0.square().sum(1) + out.square() * dh.square().sum(1) + cross
-        weights = self.share * (radius[:, None] / squares.clamp(min=1e-30).sqrt()).clamp(max=1)
-        moved = self._sums(h, s, out, weights) - self._sums(h0, s0, out0, weights)
-        difference = self.v + moved + (radius * self.sigma2)[:, None] * noise
-        return torch.where(restart[:, None], fresh, difference)
+        return squares.clamp(min=0).sqrt()
+
+
+class Softmax(Stacked):
+    """Linear(d, K), cross-entropy. Signals: probabilities less the label's one, (g, K, N)."""
+
+    def start(self, layers: Sequence[torch.nn.Linear]) -> Tensor:
+        (layer,) = layers
+        self.label = one_hot(self.y, layer.out_features).T.float()
+        return torch.cat([layer.weight, layer.bias[:, None]], 1).flatten()
+
+    def signals(self) -> tuple[Tensor, ...]:
+        w = self.at.reshape(len(self.points), -1, self.x.shape[1])
+        return (torch.softmax(w @ self.x.T, 1) - self.label,)
+
+    def sums(self, signals: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+        return ((signals[0] * weights[:, None]) @ self.x).flatten(1)
+
+    def norms(self, signals: tuple[Tensor, ...]) -> Tensor:
+        norms: Tensor = signals[0].norm(dim=1) * self.reach.sqrt()
+        return norms
+
+    def distances(self, now: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> Tensor:
+        return self.norms((now[0] - before[0],))
+
+
+def stacked(points: Sequence[Point], scenario: Scenario, most: int | None = None) -> Stacked:
+    """The points on the scenario's model."""
+    kind = Softmax if scenario.model.name == "logistic" else Perceptron
+    return kind(points, scenario, most)
 
 
 def tune(
@@ -181,11 +239,11 @@ def tune(
     found: dict[Point, list[float]] = {point: [] for point in points}
     for seed in seeds:
         seeded = scenario.changed(seed=seed)
-        one = Stacked(points[:1], seeded, most)
-        chunk = max(1, NUMBERS // (one.w.shape[1] * len(one.x)))
+        one = stacked(points[:1], seeded, most)
+        chunk = max(1, NUMBERS // one.signals()[0].numel())
         for start in range(0, len(points), chunk):
             some = list(points[start : start + chunk])
-            for point, value in zip(some, Stacked(some, seeded, most).play().tolist(), strict=True):
+            for point, value in zip(some, stacked(some, seeded, most).play().tolist(), strict=True):
                 found[point].append(value)
     return found
 

@@ -10,20 +10,24 @@ import pytest
 from fedsim.scenario import Scenario, read
 from fedsim.simulation import simulate
 from fedsim.verify import diff2_grid
-from fedsim.verify.diff2_grid import Point, Stacked, grid, ranked, tune
+from fedsim.verify.diff2_grid import Point, grid, ranked, stacked, tune
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 POINTS = [Point(1.0, 0.0, 0.0, 0.25), Point(3.0, 1.0, 0.2, 0.125), Point(100.0, 100.0, 0.5, 0.25)]
 
 
-def scenario(point: Point, **privacy: object) -> Scenario:
+SYNTHETIC = {"name": "synthetic_regression", "examples": 600, "test": 10}
+PERCEPTRON = {"name": "mlp", "hidden": [10], "activation": "softplus"}
+
+
+def scenario(point: Point, dataset: object = SYNTHETIC, model: object = PERCEPTRON, **privacy: object) -> Scenario:
     part = {"name": point.method, "c1": point.c1, "lr": point.lr}
     if point.ratio:
         part |= {"c2": point.c2, "restart_ratio": point.ratio}
     return Scenario(
         rounds=10,
-        data={"dataset": {"name": "synthetic_regression", "examples": 600, "test": 10}, "clients": 3},
-        model={"name": "mlp", "hidden": [10], "activation": "softplus"},
+        data={"dataset": dataset, "clients": 3},
+        model=model,
         client={"per_round": 3},
         server={"estimator": part},
         privacy=privacy,
@@ -31,10 +35,12 @@ def scenario(point: Point, **privacy: object) -> Scenario:
     )
 
 
-def test_without_noise_every_point_ends_where_the_federation_ends() -> None:
-    together = Stacked(POINTS, scenario(POINTS[0], epsilon="inf")).play().tolist()
-    for point, found in zip(POINTS, together, strict=True):
-        lines = simulate(scenario(point, epsilon="inf")).lines
+@pytest.mark.parametrize("model", [{}, {"dataset": "digits", "model": "logistic"}], ids=["perceptron", "softmax"])
+def test_without_noise_every_point_ends_where_the_federation_ends(model: dict[str, object]) -> None:
+    quiet = [scenario(point, epsilon="inf", **model) for point in POINTS]
+    together = stacked(POINTS, quiet[0]).play().tolist()
+    for each, found in zip(quiet, together, strict=True):
+        lines = simulate(each).lines
         half = [line["gradient_norm"] ** 2 for line in lines[-5:]]
         assert found == pytest.approx(sum(half) / len(half), rel=1e-3)
 
