@@ -88,6 +88,10 @@ PENALTIES: dict[str, tuple[dict[str, Any], Any]] = {
         {"name": "hessian_alignment", "alpha": 2.0, "beta": 3.0, "weight": 5.0, "reference": "exact"},
         lambda domains, losses: 5 * domainbed_penalty(hgp_statistics(domains), alpha=2.0, beta=3.0),
     ),
+    "hgp, sum": (  # the references are messages, fixed while a client trains
+        {"name": "hessian_alignment", "alpha": 2.0, "beta": 3.0, "reference": "exact", "form": "sum"},
+        lambda domains, losses: len(domains) * domainbed_penalty(hgp_statistics(domains), alpha=2.0, beta=3.0),
+    ),
     "diagonal": (
         {"name": "hessian_alignment", "method": "diagonal", "alpha": 2.0, "beta": 3.0, "form": "sum"},
         lambda domains, losses: cmnist_penalty(diagonal_statistics(domains), alpha=2.0, beta=3.0),
@@ -117,6 +121,22 @@ def test_a_round_of_one_step_is_the_step_at_the_centre(name: str) -> None:
         expected = central_step(at, penalty)
         assert (expected - central_step(at, lambda domains, losses: 0.0)).abs().max() > 1e-4
         torch.testing.assert_close(one_round(at), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_what_fixed_references_leave_out_is_the_smaller_part_of_the_penalty() -> None:
+    """With h̄ = H̄ ḡ, which is no mean of the h_k, the centre's sum has a gradient through h̄ that no client can make."""
+    part, fixed = PENALTIES["hgp, sum"]
+    at = scenario([part])
+    none, ours, whole = (
+        central_step(at, penalty)
+        for penalty in (
+            lambda domains, losses: 0.0,
+            fixed,
+            lambda domains, losses: cmnist_penalty(hgp_statistics(domains), alpha=2.0, beta=3.0),
+        )
+    )
+    share = float((ours - whole).norm() / (whole - none).norm())
+    assert 0.05 < share < 0.15
 
 
 @pytest.mark.parametrize("name", PENALTIES)
