@@ -28,6 +28,7 @@ from fedsim.simulation import simulate
 from fedsim.verify.claim import Expected, Measured, claim, curves_of, seed_mean
 
 PARTS = ("fedsim.optim.langevin", "fedsim.data.planted")
+MORE = ("fedsim.verify.in_a_federation",)
 SIZE = (9, 3.4)
 CLIENTS = 10
 

@@ -17,7 +17,7 @@ from fedsim.verify.digits import split
 from fedsim.verify.softmax_models import architecture
 
 PARTS = ("fedsim.optim.softmax_radius", "strategies.softmax_cap", "strategies.softmax_radius")
-MORE = ("fedsim.verify.softmax_sweep",)
+MORE = ("fedsim.verify.softmax_sweep", "fedsim.verify.in_a_federation")
 SIZE = (9, 5.6)
 RATES = (1e-4, 1e-3, 1e-2)
 
