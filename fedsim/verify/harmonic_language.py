@@ -130,8 +130,8 @@ def federated(distance: str, seed: int, rounds: int = ROUNDS) -> tuple[float, fl
         "learned": Expected("largest perplexity of the three heads (97 would be chance)", "–", None, 20.0),
         "cosine_gain": Expected("perplexity by cross-entropy over that of the cosine head", "–"),
     },
-    source="language, ours: two layers of width 64, FedAvg over ten packages in a loop of the claim's own, 30 rounds of 5 "
-    "local steps of Adam 3e-3",
+    source="language, ours: two layers of width 64, FedAvg over ten packages in a loop of the claim's own, 30 rounds "
+    "of 5 local steps of Adam 3e-3",
     quick=False,
     paper="harmonic",
 )
