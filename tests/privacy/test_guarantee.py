@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -519,11 +519,16 @@ def moved(scenario: Scenario, rows: torch.Tensor, honest: torch.Tensor, present:
     return float((found[0].double() - found[1].double()).norm())
 
 
-@pytest.mark.parametrize("defense", ["fedavg", {"name": "norm_bound", "radius": 0.3}])
+@pytest.mark.parametrize(("defense", "left"), [("fedavg", 1.0), ({"name": "norm_bound", "radius": 0.3}, 0.6)])
 @pytest.mark.parametrize("present", [[0, 1, 2, 3], [0, 2]])
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e6])
-def test_a_malicious_client_cannot_raise_anothers_sensitivity(defense: Any, present: list[int], size: float) -> None:
-    """Central: whatever the other rows are, whoever is missing, an honest row moves the model by its own bound."""
+def test_a_malicious_client_cannot_raise_anothers_sensitivity(
+    defense: Any, left: float, present: list[int], size: float
+) -> None:
+    """Central: whatever the other rows are, whoever is missing, an honest row moves the model by its own bound.
+
+    Of a step of length lr · C1 = .5 ``norm_bound`` leaves .3.
+    """
     scenario = private(**behind(defense))
     d, bound = 650, 2 * 1.0
     generator = torch.Generator().manual_seed(3)
@@ -532,24 +537,81 @@ def test_a_malicious_client_cannot_raise_anothers_sensitivity(defense: Any, pres
     one[0], other[0] = bound / 2, -bound / 2
     rows[0] = one
     lr, clients, grid = 0.5, 4, 0.02 / 1024
-    most = lr * (bound / clients + grid * math.sqrt(d)) * (1 + 1e-5) + 1e-6 * size
+    expected = left * lr * bound / clients
+    rounding = lr * grid * math.sqrt(d)
     shift = moved(scenario, rows, other, present)
-    assert shift <= most
-    if defense == "fedavg" and size <= 1:
-        assert shift >= 0.99 * lr * bound / clients
+    assert expected * (1 - 1e-5) - rounding <= shift <= expected * (1 + 1e-5) + rounding
 
 
-def test_under_local_a_message_is_the_clients_own_alone() -> None:
-    """What a client releases is a function of its data, the released model and its noise: nobody else enters."""
-    calm = messages(private(privacy={"noise": NOISE, "trust": "local"}))
-    attacked = messages(
-        private(
-            privacy={"noise": NOISE, "trust": "local"},
-            adversary={"count": 1, "attacks": [{"name": "label_flip"}], "knowledge": "omniscient"},
-        )
-    )
-    same = [torch.equal(calm[client], attacked[client]) for client in range(4)]
-    assert sum(same) >= 3
+class Told(NamedTuple):
+    """What a client of one example made in a round under ``local``."""
+
+    at: torch.Tensor
+    row: torch.Tensor
+    sd: float
+    sent: torch.Tensor
+
+
+def told_by_round(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], Told]:
+    """(round, honest client) → the model that it was sent, its row before the noise, the noise's sd, its message."""
+    from strategies import diff2
+
+    drawn: list[tuple[torch.Tensor, float]] = []
+    found: dict[tuple[int, int], Told] = {}
+    measure = diff2.Diff2.measure
+
+    def seen(values: torch.Tensor, sd: float, source: Any) -> torch.Tensor:
+        drawn.append((values.double(), sd))
+        return noised(values, sd, source)
+
+    def told(self: Any, node: Any, content: Any) -> Any:
+        answer = measure(self, node, content)
+        layout = node.workload.layout
+        sent = flatten(answer["arrays"], layout)[: layout.d].double()
+        found[node.round, node.client] = Told(node.parameters[: layout.d].double().clone(), *drawn.pop(), sent)
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diff2, "noised", seen)
+        patch.setattr(diff2.Diff2, "measure", told)
+        assert not any(line["faults"] for line in simulate(scenario).lines)
+    held = build(scenario).adversary.holds(range(scenario.data.clients))
+    return {(number, client): each for (number, client), each in found.items() if not held[client]}
+
+
+def test_under_local_a_message_is_the_clients_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a client releases is a function of its data, the released models and its noise: nobody else enters.
+
+    Each holds one example, so that its row is as long as the bound; the attacker's rows lead to other models, and
+    what they do to another's row and noise is the released step's length alone.
+    """
+    c1, c2 = 0.3, 0.05
+    world: dict[str, Any] = {
+        "rounds": 3,
+        "data": {"clients": 4, "partition": {"name": "iid", "examples": 1}},
+        "server": {"estimator": {**DIFF2, "c1": c1, "c2": c2}},
+        "privacy": {"noise": [0.2, 0.8], "trust": "local"},
+        "engine": {"workers": 1},
+    }
+    attack = {"count": 1, "attacks": [{"name": "sign_flip", "scale": 20.0}], "knowledge": "omniscient"}
+    calm = told_by_round(private(**world), monkeypatch)
+    attacked = told_by_round(private(**world, adversary=attack), monkeypatch)
+    honest = sorted({client for _, client in attacked})
+    assert len(honest) == 3
+    assert all(torch.equal(calm[1, client].sent, attacked[1, client].sent) for client in honest)
+    steps = [float((each[2, honest[0]].at - each[1, honest[0]].at).norm()) for each in (calm, attacked)]
+    assert steps[1] > 1.5 * steps[0]
+    for found in (calm, attacked):
+        for number in (1, 2, 3):
+            rows = [found[number, client] for client in honest]
+            at, before = rows[0].at, found[max(1, number - 1), honest[0]].at
+            bound, sigma = (c1, 0.2) if number == 1 else (c2 * float((at - before).norm()), 0.8)
+            for each in rows:
+                assert torch.equal(each.at, at)
+                assert float(each.row.norm()) == pytest.approx(bound, rel=1e-5)
+                assert each.sd == pytest.approx(bound * sigma, rel=1e-5)
+            noise = torch.cat([each.sent - each.row for each in rows])
+            assert float(noise.std()) == pytest.approx(bound * sigma, rel=5 / math.sqrt(2 * len(noise)))
 
 
 def test_a_client_keeps_the_words_of_its_error_and_its_diagnostics() -> None:
