@@ -12,7 +12,7 @@ import pytest
 import fedsim
 from fedsim.simulation import simulate
 from tests.grids.test_flower_engines import SETS, app, configure, environment, flwr_run, free_port, program
-from tests.simulation.test_same_bits import cluster
+from tests.simulation.test_same_bits import cluster, interrupted
 
 __all__ = ["app", "cluster", "environment"]
 pytestmark = pytest.mark.slow
@@ -23,6 +23,9 @@ CLIENTS = ("privacy.unit='client'", "privacy.noise=[0.5]")
 ATTACKED = ("adversary.fraction=0.25", "adversary.attacks=[{name='badnets', target=0}, {name='model_replacement'}]")
 CASES: dict[str, tuple[str, ...]] = {
     "diff2 central": (*ALL, DIFF2, "privacy.epsilon=8.0"),
+    "norm_bound, diff2 central": (*ALL, DIFF2, "privacy.noise=[0.02, 0.02]",
+                                  "server.defenses=[{name='norm_bound', radius=0.1}]"),
+    "diff2 central, for clients": (*ALL, DIFF2, "privacy.epsilon=8.0", "privacy.unit='client'"),
     "diff2 distributed": (*ALL, DIFF2, "privacy.epsilon=8.0", "privacy.trust='distributed'", "privacy.colluding=1"),
     "diff2 local": (*ALL, DIFF2, "privacy.noise=[0.02, 0.02]", "privacy.trust='local'"),
     "diff2 local, an adversary behind the filter": (
@@ -50,6 +53,12 @@ def test_ray_gives_the_digest_of_threads(name: str, cluster: None) -> None:
     assert not any(line["faults"] for line in found.lines)
     for workers in (1, 2):
         assert simulate(scenario(name, "engine.name='ray'", f"engine.workers={workers}")).digest == found.digest
+
+
+@pytest.mark.parametrize("name", ["diff2 central", "diff2 local", "dp_fedavg"])
+def test_interrupted_and_resumed_on_ray_gives_the_digest_of_threads(name: str, cluster: None, tmp_path: Path) -> None:
+    ray = scenario(name, "engine.name='ray'", "engine.workers=2")
+    assert interrupted(ray, tmp_path) == simulate(scenario(name)).digest
 
 
 @pytest.fixture

@@ -84,6 +84,27 @@ def test_killed_at_random_moments_the_run_resumes_to_the_same_digest(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"privacy": {**PRIVATE["privacy"], "trust": "local"}},
+        {"privacy": {**PRIVATE["privacy"], "trust": "distributed"}},
+        {
+            "client": {"per_round": 4, "optimizer": "sgd"},
+            "server": {"defenses": [{"name": "dp_fedavg", "clip": 0.1, "adaptive": True}]},
+            "privacy": {"noise": [1.0], "unit": "client"},
+        },
+    ],
+    ids=["diff2 local", "diff2 distributed", "dp_fedavg adaptive"],
+)
+def test_whoever_draws_the_noise_a_killed_run_resumes_to_the_same_digest(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    scenario = Scenario(**{**PRIVATE, "rounds": 24, **changes})
+    assert killed(scenario, tmp_path, 3) == simulate(scenario, tmp_path / "whole").digest
+
+
+@pytest.mark.slow
 def test_kept_moments_and_an_adapter_outlive_a_kill(tmp_path: Path) -> None:
     """Clients that keep their optimizer's state over rounds, and a map that each fits before it trains."""
     client = {
