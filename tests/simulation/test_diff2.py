@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -440,7 +441,12 @@ def test_a_slip_is_told_with_the_rounds_that_it_lasts() -> None:
     assert f"in {len(slipped)} of 7 rounds" in said
     assert f"{sum(lasts) / len(lasts):.1f} rounds on average, {max(lasts)} at most" in said
     assert f"{lasts[-1]} from round {slipped[-1]}" in said
-    assert any("of the kept set changed" in note for note in noisy.notes)
+    kept = [set(line["kept"]) for line in noisy.lines[1:]]
+    shares = [len((a | b) - (a & b)) / len(a | b) for a, b in pairwise(kept)]
+    assert len(shares) == 6
+    assert 0 < sum(shares) / 6 < 1
+    told = next(note for note in noisy.notes if "of the kept set changed" in note)
+    assert told.startswith(f"From one round to the next {round(100 * sum(shares) / 6)}% of the kept set changed")
     plain = simulate(private(**tables, server={"estimator": part}))
     assert not any("slipped" in note or "kept set" in note for note in plain.notes)
 
