@@ -70,7 +70,15 @@ REFUSED: list[tuple[dict[str, Any], str, list[str]]] = [
     (behind("median"), "server.defenses[0]", ["norm_bound", "'local'"]),
     (behind("median", trust="distributed"), "server.defenses[0]", ["a sum ('fedavg')", "'local' makes it valid"]),
     (behind("norm_bound", trust="distributed"), "server.defenses[0]", ["single row", "'local'"]),
-    ({"evaluate": {"clients": 2}}, "evaluate.clients", ["held-out shares included", "claim = 'none'"]),
+    *[
+        (
+            {"evaluate": {"clients": 2}, "data": {"clients": 4, "holdout": held}, "privacy": {"noise": NOISE, **trust}},
+            "evaluate.clients",
+            ["held-out shares included", "claim = 'none'"],
+        )
+        for held in (0.0, 0.3)
+        for trust in ({}, {"trust": "local"}, {"trust": "distributed", "colluding": 1})
+    ],
     (
         {"server": {"estimator": DIFF2, "sampler": {"name": "poisson", "rate": 0.5}}},
         "server.sampler",
