@@ -178,6 +178,19 @@ def test_example_counts_weigh_nothing_in_front_of_a_part_that_averages_with_equa
     private(**trained, server={"defenses": ["dp_fedavg"]})
 
 
+OVERLAPPING = {"clients": 4, "partition": {"name": "iid", "examples": 600}}
+
+
+def test_an_example_that_two_clients_hold_is_protected_with_its_client_alone() -> None:
+    said = refusal(data=OVERLAPPING)
+    assert "data.partition: given 'iid'" in said
+    assert "each example to one client, or privacy.unit = 'client': what two hold counts twice" in said
+    assert not guarantee(data=OVERLAPPING, privacy={"noise": NOISE, "unit": "client"}).none
+    assert guarantee(data=OVERLAPPING, privacy={"noise": NOISE, "claim": "none"}).none
+    apart = {"clients": 4, "partition": "iid"}
+    assert not guarantee(data=apart).none
+
+
 EARLY = [({"early_stopping": {"patience": 3}}, "early_stopping"), ({"evaluate": {"patience": 3}}, "evaluate.patience")]
 
 
