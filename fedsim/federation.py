@@ -30,7 +30,7 @@ from fedsim.models.build import build_model
 from fedsim.observers.observer import Watched
 from fedsim.observers.watch import Watch
 from fedsim.scenario import Part, Scenario
-from fedsim.scenario_privacy import apart, claims, mechanisms
+from fedsim.scenario_privacy import apart, claims, hides_counts, mechanisms
 from fedsim.updates import Layout, share
 from strategies.client_statistics import ClientStatistics
 from strategies.estimator import Estimator, Setting
@@ -291,6 +291,7 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
         step_control=control,
         optimizer_state=client.optimizer_state,
         secrecy="none" if not claims(scenario) else "public" if scenario.privacy.trust == "central" else "server",
+        tells_counts=not hides_counts(scenario),
     )
     # Whom the server is not trusted with answers nothing but what the noise is on.
     noiseless = ("evaluate", "evaluate.default", *(() if estimator is None else TRAIN))

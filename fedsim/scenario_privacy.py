@@ -90,6 +90,17 @@ def apart(scenario: Tables) -> bool:
     return scenario.privacy.unit == "example" and not getattr(_found(kind, part.name), "bounds_aggregate", False)
 
 
+def hides_counts(scenario: Tables) -> bool:
+    """Whether clients are protected with their example counts, which weigh nothing behind the claim and stay at home.
+
+    Where the aggregate is clipped, rules in front may weigh by the counts, and the server is trusted with them.
+    """
+    if not claims(scenario) or scenario.privacy.unit != "client":
+        return False
+    _, kind, part = mechanisms(scenario)[0]
+    return not getattr(_found(kind, part.name), "bounds_aggregate", False)
+
+
 def defines(part: Part, stage: str) -> bool:
     """Whether a defense defines this stage itself."""
     ask = getattr(_found("defense", part.name), "defines", None)

@@ -265,8 +265,9 @@ class FederatedClient(ClientApp):
     ) -> Message:
         config = config_of(message.content)
         vector = delta if config.get("reply") == "delta" else order.vector + delta
-        metrics = MetricRecord({"num-examples": examples})
-        if self.workload.secrecy != "server":
+        counted = examples if self.workload.tells_counts else 1
+        metrics = MetricRecord({"num-examples": counted})
+        if self.workload.secrecy != "server" and (examples or counted == 0):
             metrics.update({"loss": loss, **told})
         content = RecordDict({"arrays": Flat(vector, self.workload.layout), "metrics": metrics})
         return Message(as_asked(message, content), reply_to=message)

@@ -56,6 +56,7 @@ class Workload:
         optimizer_state: ``persist``: each client keeps its optimizer's state over rounds.
         secrecy: from whom a client keeps what would leave without noise: none; public: the words of its errors;
             server: its training loss as well.
+        tells_counts: whether a client that trains tells its example count; else it says 1.
 
     Raises:
         FedsimError: options that do not fit each other.
@@ -87,6 +88,7 @@ class Workload:
     adapter: Any = None
     optimizer_state: Literal["reset", "persist"] = "reset"
     secrecy: Literal["none", "public", "server"] = "none"
+    tells_counts: bool = True
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):

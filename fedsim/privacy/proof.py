@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fedsim import registry
 from fedsim.privacy.guarantee import Guarantee, Reader
 from fedsim.privacy.mechanism import Publication
-from fedsim.scenario_privacy import apart, defines, mechanisms, reads_of, stage_of
+from fedsim.scenario_privacy import apart, claims, defines, hides_counts, mechanisms, reads_of, stage_of
 from fedsim.tables import Tables
 
 NONE = "NONE"
@@ -174,6 +174,9 @@ def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Ite
     told += ["mean friction of the last step"] if scenario.client.optimizer.options.get("log_friction") else []
     if told and trust == "central":
         yield Stage(f"metrics: {', '.join(told)}", "each client's own data", "outside the guarantee")
+    if claims(scenario) and scenario.privacy.unit == "client":
+        kept = "kept on the client" if hides_counts(scenario) else "to the trusted server and its folder alone"
+        yield Stage("example counts", "each client's own data", kept)
     yield Stage("text of a client's error", "its data", "kept on the client")
     if getattr(registry.get("dataset", scenario.data.dataset.name), "standardised", False):
         yield Stage("inputs and targets: standardised by all training examples", "all clients' data", "not protected")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -788,6 +790,42 @@ def test_where_clients_are_protected_their_example_counts_stay_with_them(trust: 
 
     assert told("client") == [1] * 4
     assert len(set(told("example"))) == 4
+    stage = "example counts"
+    assert stages_of(data=data, privacy={"noise": NOISE, "trust": trust, "unit": "client"})[stage].sensitivity == (
+        "kept on the client"
+    )
+    assert stage not in stages_of(data=data, privacy={"noise": NOISE, "trust": trust})
+
+
+@pytest.mark.parametrize(
+    ("defenses", "claim", "hidden"),
+    [
+        (["dp_fedavg"], "derived", True),
+        (["norm_bound", {"name": "dp_fedavg", "adaptive": True}], "derived", True),
+        (["dp_fedavg"], "none", False),
+        (["reclip"], "derived", False),
+        (["median", "reclip"], "derived", False),
+    ],
+)
+def test_example_counts_of_trained_updates_leave_where_they_may_weigh_alone(
+    defenses: list[Any], claim: str, hidden: bool, tmp_path: Path
+) -> None:
+    """A client without examples is no exception: it says 1, and its loss of nothing is in no mean."""
+    sizes = (0, 1, 20, 300)
+    file = tmp_path / "shares.json"
+    file.write_text(json.dumps([list(range(n, 2 * n)) for n in sizes]))
+    tables: dict[str, Any] = {
+        "data": {"clients": 4, "partition": {"name": "file", "path": str(file), "partial": True}},
+        "client": {"per_round": 4, "optimizer": "sgd"},
+        "server": {"defenses": defenses},
+        "privacy": {"noise": [1.0], "unit": "client", "claim": claim},
+    }
+    told = [dict(each.content["metrics"]) for each in replies(private(**tables))]
+    assert [each["num-examples"] for each in told] == ([1] * 4 if hidden else list(sizes))
+    assert ["loss" in each for each in told] == [not hidden, True, True, True]
+    kept = [each for name, each in stages_of(**tables).items() if name == "example counts"]
+    expected = "kept on the client" if hidden else "to the trusted server and its folder alone"
+    assert [each.sensitivity for each in kept] == ([] if claim == "none" else [expected])
 
 
 def test_an_estimate_is_not_clipped_again() -> None:
