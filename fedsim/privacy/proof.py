@@ -25,6 +25,7 @@ UNCHANGED, UNBOUNDED, AFTER = "not enlarged", "unbounded", "post-processing"
 EXCHANGE = "unbounded: asks the clients without noise"
 LOOSE = (UNBOUNDED, EXCHANGE)
 RAW, PRIVATE, RELEASED, NOTHING = "raw messages", "private messages", "what is released", "nothing of any client"
+SECRET = "outside the guarantee: not to be published"
 ROWS = {"central": RAW, "distributed": "their sum alone", "local": PRIVATE}
 
 SEED_NOTE = (
@@ -170,6 +171,11 @@ def _afterwards(scenario: Tables, diagnostics: Sequence[str], trust: str) -> Ite
         reads = {"rows": rows, "released": RELEASED}.get(reads_of("analysis", part.name), f"not declared: {rows}")
         private = reads in (RELEASED, PRIVATE)
         yield Stage(f"analysis: {part.name}", reads, AFTER if private else "outside the guarantee")
+    for part in scenario.observe.observers:
+        yield Stage(f"observer: {part.name}", "the truth, by which it is judged", SECRET)
+    if scenario.observe.observers:
+        for where in ("observations.json, observations.npz", "checkpoint: observations, observers' memory"):
+            yield Stage(where, "the truth, training images among it", SECRET)
     told = [*diagnostics, *(["training loss"] if scenario.server.estimator is None else [])]
     told += ["mean friction of the last step"] if scenario.client.optimizer.options.get("log_friction") else []
     if told and trust == "central":

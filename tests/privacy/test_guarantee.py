@@ -768,6 +768,28 @@ def test_what_clients_optimizers_keep_in_the_checkpoint_stands_in_the_proof() ->
     assert name not in stages_of(server={}, client=own, privacy={"noise": [1.0], "trust": "local"})
 
 
+def test_what_observers_write_stands_in_the_proof() -> None:
+    """One line for each, and for the files and the checkpoint that hold training images beside their findings."""
+    observers = ["gradient_inversion", "membership_inference"]
+    names = [
+        "observer: gradient_inversion",
+        "observer: membership_inference",
+        "observations.json, observations.npz",
+        "checkpoint: observations, observers' memory",
+    ]
+    scenario = Scenario.load("observe_diff2")
+    assert [part.name for part in scenario.observe.observers] == observers
+    found = build(scenario).guarantee
+    assert found is not None
+    told = [each for each in stages(scenario, found) if "observ" in each.stage]
+    assert [each.stage for each in told] == names
+    assert {each.sensitivity for each in told} == {"outside the guarantee: not to be published"}
+    assert all(each.reads.startswith("the truth") for each in told)
+    text = "\n".join(lines(scenario, found))
+    assert all(name in text for name in names)
+    assert not any("observ" in name for name in stages_of())
+
+
 def test_a_matrix_is_proven_cell_by_cell_and_audited_by_none(tmp_path: Any) -> None:
     file = tmp_path / "matrix.toml"
     file.write_text(private(privacy={"epsilon": 3.0}).toml() + '\n[matrix]\n"privacy.epsilon" = [1.0, 8.0]\n')
