@@ -113,6 +113,12 @@ def _unread(scenario: Scenario, read: Collection[str]) -> Iterator[Fault]:
     if (step.name, step.options.get("lr", 1.0), step.options.get("momentum", 0.0)) != ("sgd", 1.0, 0.0):
         accepted = "'sgd' with lr = 1, the default: the estimator makes the server's step itself"
         yield Fault("/server.optimizer", step.model_dump(), accepted, estimator)
+    if scenario.engine.precision == "bfloat16":
+        accepted = "'float32' or 'float64', in which clients compute what the estimator asks for"
+        yield Fault("/engine.precision", "bfloat16", accepted, estimator)
+    if scenario.engine.path not in ("auto", "reference"):
+        accepted = "'auto' or 'reference': the estimator's clients answer one at a time"
+        yield Fault("/engine.path", scenario.engine.path, accepted, estimator)
     if scenario.guest:
         name = scenario.server.defenses[0].name
         accepted = "a list of fedsim's own: a stock Flower strategy aggregates parameters, not what is estimated"

@@ -117,6 +117,15 @@ REFUSED: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"client": {"per_round": 4, "straggler": 0.5}}, "client.straggler", ["0.0"]),
     ({"client": {"per_round": 4, "batch_size": 8}}, "client.batch_size", ["32"]),
     ({"server": {"estimator": DIFF2, "optimizer": {"name": "adam"}}}, "server.optimizer", ["step itself"]),
+    *[
+        ({"server": {"estimator": part}, "privacy": {"noise": noise}, "engine": {key: given}}, f"engine.{key}", said)
+        for part, noise in ((DIFF2, NOISE), (ONE, [FIRST]))
+        for key, given, said in (
+            ("precision", "bfloat16", ["'float32' or 'float64'", "compute what the estimator asks for"]),
+            ("path", "stacked", ["'auto' or 'reference'", "one at a time"]),
+            ("path", "vmap", ["'auto' or 'reference'", "one at a time"]),
+        )
+    ],
     ({"server": {"estimator": DIFF2, "defenses": ["flwr:FedMedian"]}}, "server.defenses[0]", ["stock Flower"]),
     ({"adversary": {"count": 1, "attacks": ["pgd"]}}, "adversary.attacks[0]", ["after_step"]),
     ({"server": {"estimator": {**DIFF2, "c1": 1e9}}}, "server.estimator.c1", ["server.limit"]),
@@ -145,6 +154,7 @@ def test_what_guarantees_nothing_is_refused(changes: dict[str, Any], key: str, s
         behind("multi_metrics", claim="none"),
         {**behind("median"), "privacy": {"epsilon": "inf"}},
         {"client": {"per_round": 4, "dropout": 0.3}},
+        {"engine": {"precision": "float64", "path": "reference"}},
     ],
 )
 def test_what_is_valid_loads(changes: dict[str, Any]) -> None:
