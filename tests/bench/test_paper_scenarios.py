@@ -21,6 +21,7 @@ PAPERS: dict[str, tuple[tuple[str, ...], str, set[str]]] = {
     "prototypes by class": (("harmonic_average",), "prototype_average", {"fedavg"}),
     "coherence, the server's": (("coherence",), "rm3", {"fedavg"}),
     "planted": (("langevin_planted",), "normalized_sgd", {"spherical_sgd"}),
+    "planted, even": (("langevin_planted_even",), "even_sgd", {"spherical_sgd"}),
     "two objectives": (("sam_gs_two_objectives",), "sam_gs", {"adam"}),
     **{name: ((name,), "hessian_alignment", set()) for name in ("cmnist", "cmnist_fedavg")},
     **{f"coherence, {name}": (("coherence_noise",), name, {"sgd"}) for name in ("winsorized", "rm3", "m3", "ra3")},
