@@ -12,8 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -428,11 +430,45 @@ def _summary(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {"floor": None}
 
 
+_whole: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextmanager
+def whole_or_none() -> Iterator[None]:
+    """Within it Ctrl-C ends at once, and no run gives a result that it cut off.
+
+    For who makes one number of many runs: an unfinished one would pass for a finding, and the others would follow.
+
+    Raises:
+        KeyboardInterrupt: there was a Ctrl-C, even where what is within made another error of it, or nothing.
+    """
+    asked = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    heard = callable(before) and threading.current_thread() is threading.main_thread()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.set()
+        assert callable(before)
+        before(number, frame)
+
+    token = _whole.set(True)
+    if heard:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, before)
+        _whole.reset(token)
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
     """Ctrl-C sets the event, so that the round is finished and recorded; a second one ends at once."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if _whole.get() or threading.current_thread() is not threading.main_thread():
         yield asked
         return
     before = signal.getsignal(signal.SIGINT)
@@ -450,4 +486,4 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-__all__ = ["Result", "simulate"]
+__all__ = ["Result", "simulate", "whole_or_none"]

@@ -19,6 +19,7 @@ from typing import Any
 from fedsim import runtime
 from fedsim.errors import FedsimError, nearest, one_line
 from fedsim.record import make_folder, write_json
+from fedsim.simulation import whole_or_none
 from fedsim.verify.claim import Claim, Measured, Row, claims_of
 from fedsim.verify.fingerprint import fingerprint
 
@@ -60,6 +61,7 @@ def verify(
 
     Raises:
         FedsimError: no such paper.
+        KeyboardInterrupt: Ctrl-C; of the claim that it cut off nothing is kept.
     """
     folder = Path(runs)
     rows: list[Row] = []
@@ -120,7 +122,7 @@ def _ensure(folder: Path, module: ModuleType, each: Claim, seed: int, say: Say) 
     began, busy = time.perf_counter(), time.process_time()
     record: dict[str, Any] = {"fingerprint": code, "paper": each.paper, "claim": each.key, "seed": seed}
     try:
-        with runtime.one_thread():
+        with runtime.one_thread(), whole_or_none():
             found = each.measure(seed)
         broken = [name for name in each.rows if not math.isfinite(found.values[name])]
         if broken:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from fedsim.errors import FedsimError
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
 from fedsim.verify import PAPERS, Expected, Measured, Row, runner, verify
 from fedsim.verify.claim import Claim, claims_of
 from fedsim.verify.page import table, write_page
@@ -154,6 +160,53 @@ def test_the_command_fails_where_a_claim_does(tmp_path: Path, monkeypatch: pytes
         found = CliRunner().invoke(app, ["verify", "gns", *options])
         assert found.exit_code == status, found.output
         assert "verify.md" in found.output
+
+
+SMALL = {"rounds": 3, "data": {"clients": 4}, "model": {"name": "logistic"}, "client": {"per_round": 2, "steps": 1}}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("becomes", ["a result", "an error", "an error that follows it"])
+def test_what_a_signal_cut_off_is_neither_a_result_nor_a_failure(
+    becomes: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedsim.cli import main
+
+    begun: list[int] = []
+
+    def cut(line: dict[str, Any]) -> None:
+        if len(begun) == 1 and line["round"] == 2:
+            os.kill(os.getpid(), number)
+
+    def measure(seed: int) -> Measured:
+        """Accuracy of the last round."""
+        begun.append(seed)
+        scenario = Scenario(seed=seed, engine={"workers": 1}, **SMALL)
+        try:
+            lines = simulate(scenario, progress=cut).lines
+        except KeyboardInterrupt as error:
+            if becomes == "an error that follows it":
+                raise TypeError("of a half of a run") from error
+            raise
+        accuracy = None if becomes == "an error" and len(lines) < 4 else lines[-1]["accuracy"]
+        return Measured({"x": float(accuracy)})
+
+    made = Claim("gns", "cut", measure, {"x": Expected("c", "e", 0.0, 1.0)}, "here", seeds=2)
+    monkeypatch.setattr(runner, "claims_of", lambda paper: [made] if paper == "gns" else [])
+    runs = tmp_path / "runs"
+    monkeypatch.setattr(sys, "argv", ["fedsim", "verify", "gns", "--runs", str(runs), "--out", str(tmp_path / "out")])
+    monkeypatch.setattr("fedsim.verify.page.write_page", lambda runs, out: out)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (ended.value.code, begun) == (130, [0]), "neither its second seed"
+    assert not list(runs.glob("*"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    (row,) = verify(["gns"], runs)
+    assert (begun, row.verdict, len(row.values)) == ([0, 0, 1], "holds", 2)
 
 
 @pytest.fixture(scope="module")
