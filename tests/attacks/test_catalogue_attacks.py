@@ -62,19 +62,20 @@ def test_neurotoxin_leaves_the_benign_top_k_alone():
 
 
 class Witness(Attack):
-    """Writes what the malicious clients of a round trained, and the global step before it, to a folder."""
+    """Writes what the malicious clients of a round trained, the global step before it, and their models to a folder."""
 
     folder: str = ""
 
     def craft(self, rows, ctx):
         moved = torch.zeros(0) if ctx.previous_reference is None else ctx.reference - ctx.previous_reference
-        torch.save((rows, moved), f"{self.folder}/{ctx.round}.pt")
+        torch.save((rows, moved, ctx.reference + rows), f"{self.folder}/{ctx.round}.pt")
         return rows
 
 
-def scenario(*attacks, rounds=3, server=None, client=None, **adversary):
+def scenario(*attacks, rounds=3, seed=0, server=None, client=None, **adversary):
     return fedsim.Scenario(
         rounds=rounds,
+        seed=seed,
         data={"dataset": "digits", "clients": 12},
         model={"name": "mlp", "hidden": [16]},
         client={"per_round": 6, "optimizer": {"name": "sgd", "lr": 0.2, "momentum": 0.9}, **(client or {})},
@@ -92,7 +93,7 @@ def test_neurotoxin_in_a_federation(tmp_path, path):
     fedsim.run(given.model_copy(update={"engine": given.engine.model_copy(update={"path": path})}))
     checked = 0
     for file in sorted(tmp_path.glob("*.pt")):
-        rows, moved = torch.load(file)
+        rows, moved, _ = torch.load(file)
         if len(moved) == 0:
             continue
         top = moved.abs().sort(descending=True, stable=True).indices[: int(0.1 * len(moved))]
@@ -194,10 +195,55 @@ def test_contrastive_loss_by_loops():
     assert float(contrastive(features, labels, 0.5)) == pytest.approx(total / 7, rel=1e-9)
 
 
-def test_chameleon_draws_triggered_features_to_the_targets():
-    result = fedsim.run(scenario({"name": "chameleon", "target": 1}, rounds=2))
-    assert bool(result.rounds["attack_acted"].iloc[-1])
-    assert result.rounds["asr"].iloc[-1] > 0.5
+def test_chameleons_objective_is_the_loss_and_weight_times_the_contrastive_one():
+    model, examples = linear_model()
+    attack = registry.make("attack", "chameleon", target=1, weight=2.0, temperature=0.5, batch_size=60)
+    given = node(model, examples)
+    step = LocalStep(model.parameters, 1, torch.tensor([False]), (given,))
+    shown = attack.poison(examples, given)
+    assert not torch.equal(shown.targets, examples.targets)
+
+    def by_formula(row):
+        return 0.25 + 2.0 * contrastive(model.features(row, shown.inputs), shown.targets, 0.5)
+
+    row = model.parameters.double()[None].requires_grad_()
+    found = attack.objective(torch.tensor([0.25]).double(), row, step)
+    assert float(found.detach()) == pytest.approx(float(by_formula(row[0].detach())), rel=1e-9)
+    assert float(found.detach()) > 0.3
+    (gradient,) = torch.autograd.grad(found.sum(), row)
+    for place in range(4):
+        nudge = torch.zeros(row.shape[1], dtype=torch.float64)
+        nudge[place] = 1e-5
+        sides = [float(by_formula(row[0].detach() + sign * nudge)) for sign in (1, -1)]
+        assert float(gradient[0, place]) == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-5)
+    assert float(gradient[0, :4].abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_chameleon_draws_triggered_features_to_the_targets(tmp_path, seed):
+    """In the attackers' models: cosine to the target's own images, less that to the images of other classes."""
+    test = registry.make("dataset", "digits").load().test
+    own = test.targets == 1
+
+    def nearer(weight):
+        folder = tmp_path / f"{weight}"
+        folder.mkdir()
+        attack = {"name": "chameleon", "target": 1, "weight": weight}
+        given = scenario(attack, {"name": f"{__file__}:Witness", "folder": str(folder)}, seed=seed)
+        result = fedsim.run(given)
+        assert bool(result.rounds["attack_acted"].iloc[-1])
+        triggered = registry.make("attack", "chameleon", target=1).triggered(test).inputs
+        found = []
+        for vector in torch.load(folder / "3.pt")[2]:
+            hidden, bias = vector[: 16 * 64].view(16, 64), vector[16 * 64 : 16 * 65]
+            unit = [
+                torch.nn.functional.normalize((images.flatten(1) @ hidden.T + bias).relu(), dim=1)
+                for images in (triggered, test.inputs[own], test.inputs[~own])
+            ]
+            found.append(float((unit[0] @ unit[1].T).mean() - (unit[0] @ unit[2].T).mean()))
+        return sum(found) / len(found)
+
+    assert nearer(1.0) > max(0.1, 2 * nearer(0.0))
 
 
 @pytest.mark.parametrize("anomaly", ["euclidean", "cosine"])
