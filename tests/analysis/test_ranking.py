@@ -130,6 +130,18 @@ def test_missing_cells() -> None:
         rank_by_worst(["a"], [[0.1]])
 
 
+def test_the_page_tells_how_wide_students_interval_is() -> None:
+    """In standard errors to each side."""
+    page = " ".join(DOCS.read_text("utf-8").split())
+    told = re.search(r"at two seeds it is ([\d.]+) standard errors to each side \(([\d.]+) .*?\)(.*?)\. ", page)
+    assert told is not None
+    assert float(told[1]) == pytest.approx(stats.t.ppf(0.975, 1), abs=0.05)
+    assert float(told[2]) == pytest.approx(stats.t.ppf(0.975, 1) / math.sqrt(2), abs=0.05)
+    others = dict(re.findall(r"at (three|five|ten) ([\d.]+)", told[3]))
+    for name, seeds in (("three", 3), ("five", 5), ("ten", 10)):
+        assert float(others[name]) == pytest.approx(stats.t.ppf(0.975, seeds - 1), abs=0.05)
+
+
 @pytest.mark.parametrize("seeds", coverage.SEEDS)
 def test_t_covers_on_normal_data(seeds: int) -> None:
     assert 0.93 <= coverage.over_seeds("t", "normal", seeds) <= 0.97
