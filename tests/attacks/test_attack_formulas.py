@@ -13,6 +13,7 @@ from attacks.adversary import Adversary
 from attacks.attack import Compromised, LocalStep
 from attacks.pgd import PGD
 from fedsim import registry
+from fedsim.rng import Streams
 from fedsim.testing.attacks import federation
 from fedsim.updates import Updates
 
@@ -202,6 +203,17 @@ def test_free_rider(rows, honest):
     noisy = crafted("free_rider", rows, honest, noise=0.1)
     assert noisy.std() == pytest.approx(0.1, rel=0.2)
     assert len({row.tobytes() for row in noisy}) == 3
+
+
+def test_free_riders_noise_lies_on_the_step_of_the_round_before(rows, honest):
+    """θ_t − θ_{t−1} + s·N(0, 1), the numbers a stream of the client and the round, its own for each."""
+    previous = rows.reference - torch.linspace(-1, 1, rows.d, dtype=torch.float64)
+    sent = crafted("free_rider", rows, honest, mode="previous", noise=0.1, previous=previous, round=4)
+    streams = Streams(0, "attack")
+    for row, client in zip(sent, rows.client_ids, strict=True):
+        generator = streams.torch_stream("attack.free_rider", round=4, client=client)
+        drawn = torch.randn(rows.d, generator=generator, dtype=torch.float64)
+        np.testing.assert_allclose(row, np.linspace(-1, 1, rows.d) + 0.1 * drawn.numpy(), atol=1e-12)
 
 
 def test_mimic_copies_the_honest_row_farthest_along_the_principal_direction(rows, honest):
