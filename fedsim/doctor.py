@@ -155,6 +155,8 @@ def memory() -> Line:
 
 def ray(address: str | None = None) -> Line:
     """Whether Ray is there, and the cluster answers."""
+    from fedsim.grids.ray import ADDRESSES, host_and_port
+
     try:
         has = version("ray")
     except PackageNotFoundError:
@@ -168,11 +170,14 @@ def ray(address: str | None = None) -> Line:
             return Line("ray", f"{has}; no cluster runs here, engine.name = 'ray' starts one of its own")
         given = here
     assert given is not None
-    host, _, port = given.rpartition("://")[2].rpartition(":")
+    state = NOTE if address is None else FAULT
+    found = host_and_port(given)
+    if found is None:
+        name = "RAY_ADDRESS" if address is None else "--address"
+        return Line("ray", f"{has}; {name}: given '{given}'; accepted: {ADDRESSES}", state)
     try:
-        socket.create_connection((host, int(port)), timeout=5.0).close()
-    except (OSError, ValueError) as error:
-        state = NOTE if address is None else FAULT
+        socket.create_connection(found, timeout=5.0).close()
+    except OSError as error:
         return Line("ray", f"{has}; the cluster at {given} does not answer: {error}", state)
     return Line("ray", f"{has}; the cluster at {given} answers: engine.address = '{given}'")
 

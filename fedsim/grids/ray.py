@@ -41,6 +41,8 @@ SHORT = "/tmp"
 """Ray's sockets lie in its folder, and their paths must be short."""
 INLINE = 64 * 1024
 """Vectors below this many bytes travel with each chunk, without the object store."""
+ADDRESSES = "HOST:PORT of a running cluster (`ray start --head` starts one and says it), 'auto' for this machine's"
+"""What names a cluster."""
 
 
 class Worker:
@@ -301,19 +303,20 @@ def _select(parcels: Sequence[Parcel], records: Sequence[Any]) -> tuple[list[Par
     return chosen, [records[old] for old in used]
 
 
-def connect(address: str | None, cpus: int, gpus: float = 0.0) -> tuple[bool, str | None]:
+def connect(address: str | None, cpus: int, gpus: float = 0.0, name: str = "engine.address") -> tuple[bool, str | None]:
     """Join a Ray cluster, or start one; nothing where this process is in one already.
 
     Args:
         address: of a running cluster (``auto``: the one on this machine); None starts one.
         cpus: processors of one that is started.
         gpus: GPUs of one that is started.
+        name: of the key or option that gives the address, for errors.
 
     Returns:
         Whether this call did it, so that ``ray.shutdown`` is the caller's to call, and the folder to remove then.
 
     Raises:
-        FedsimError: no cluster at the address.
+        FedsimError: no address, or no cluster there.
     """
     ray = import_ray()
     if ray.is_initialized():
@@ -330,7 +333,7 @@ def connect(address: str | None, cpus: int, gpus: float = 0.0) -> tuple[bool, st
         found = {"num_gpus": max(1, round(gpus))} if gpus else {}
         options |= {"num_cpus": cpus, "_temp_dir": folder, **found}
     else:
-        _check_reachable(address)
+        _check_reachable(address, name)
         options |= {"address": address, "runtime_env": {"env_vars": _environment()}}
         del options["include_dashboard"]
     try:
@@ -339,17 +342,17 @@ def connect(address: str | None, cpus: int, gpus: float = 0.0) -> tuple[bool, st
     except Exception as error:  # Ray raises bare ones, e.g. where a node does not start in time.
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        where = "a new cluster on this machine" if address is None else f"engine.address = '{address}'"
-        raise FedsimError(
-            f"Ray: given {where}; accepted: a cluster that can be reached: {_first_line(error)}"
-        ) from error
+        said = _first_line(error)
+        if address is None:
+            raise FedsimError(f"Ray: given no address; accepted: a machine that can start a cluster: {said}") from error
+        raise FedsimError(f"Ray: given {name} = '{address}'; accepted: {_reachable(said)}") from error
     return True, folder
 
 
 @contextlib.contextmanager
 def cluster(address: str | None, cpus: int) -> Iterator[Any]:
     """Ray, in a cluster for the block; one that was started here ends with it. See :func:`connect`."""
-    started, folder = connect(address, cpus)
+    started, folder = connect(address, cpus, name="--address")
     try:
         yield import_ray()
     finally:
@@ -384,20 +387,31 @@ def import_ray() -> Any:
     return ray
 
 
-def _check_reachable(address: str) -> None:
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Of ``HOST:PORT`` or ``SCHEME://HOST:PORT``; None where it is none."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    return (host, int(port)) if host and port.isdecimal() and int(port) < 2**16 else None
+
+
+def _check_reachable(address: str, name: str) -> None:
     """Ask the port before Ray does, which would wait for minutes, for a cluster that has ended without a word, too."""
-    found = _on_this_machine() if address == "auto" else address
-    host, separator, port = found.rpartition("://")[2].rpartition(":")
-    if not separator or not port.isdecimal():
+    found = host_and_port(_on_this_machine() if address == "auto" else address)
+    if found is None and address not in ("auto", "local") and "://" not in address:
+        raise FedsimError(f"Ray: given {name} = '{address}'; accepted: {ADDRESSES}, or none, which starts one here")
+    if found is None:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=5.0).close()
+        socket.create_connection(found, timeout=5.0).close()
     except OSError as error:
-        place = f"at {found}: " if address == "auto" else ""
-        raise FedsimError(
-            f"Ray: given engine.address = '{address}'; accepted: a cluster that can be reached ({place}{error}), "
-            "or no address, which starts one here; `ray start --head` starts one that stays"
-        ) from error
+        place = "at {}:{}: ".format(*found) if address == "auto" else ""
+        raise FedsimError(f"Ray: given {name} = '{address}'; accepted: {_reachable(f'{place}{error}')}") from error
+
+
+def _reachable(wrong: str) -> str:
+    return (
+        f"a cluster that can be reached ({wrong}), "
+        "or no address, which starts one here; `ray start --head` starts one that stays"
+    )
 
 
 def _on_this_machine() -> str:
