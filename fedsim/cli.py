@@ -55,7 +55,19 @@ class _Commands(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """typer escapes brackets for rich's markup, which this help does not have."""
+    """typer escapes brackets for rich's markup, which this help does not have; a key is no option, and is told so."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            sets = any(each.name == "sets" and each.metavar == "KEY=VALUE" for each in self.params)
+            setting = cli_tools.setting(error.option_name, given) if sets else ""
+            if not setting:
+                raise
+            said = f"No such option '{error.option_name}'; accepted: a key of the scenario by --set {setting}"
+            raise click.UsageError(said, ctx) from error
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_help(ctx, formatter)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -144,6 +145,38 @@ def trackers(given: Sequence[str] | None) -> list[str | dict[str, Any]]:
         except FedsimError as error:
             raise FedsimError(f"--tracker: given '{text}'; {error}") from error
     return found
+
+
+def setting(option: str, given: Sequence[str]) -> str:
+    """``KEY=VALUE`` of the scenario for an option that spells its key (``--rounds 3``); empty where none is so called.
+
+    Args:
+        option: as it was typed, without a value.
+        given: the whole call.
+    """
+    from fedsim.scenario import Scenario
+    from fedsim.scenario_check import SECTIONS
+
+    wanted = option.lstrip("-").replace("-", "_")
+    unset = (f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields)
+    keys = [*_keys(Scenario().table()), *unset]
+    fitting = [key for key in keys if key == wanted or key.endswith(f".{wanted}")]
+    if not fitting:
+        return ""
+    key, value = min(fitting, key=lambda each: each.count(".")), "…"
+    for word, following in zip(given, (*given[1:], "-"), strict=True):
+        if word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+        elif word == option and not following.startswith("-"):
+            value = following
+    return f"{key}={shlex.quote(value) if value != '…' else value}"
+
+
+def _keys(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for name, value in table.items():
+        yield f"{above}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{above}{name}.")
 
 
 def complete_scenario(incomplete: str) -> list[str]:

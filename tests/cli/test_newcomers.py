@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedsim import registry
+from fedsim import doctor, registry
 from fedsim.cli import app
 
 SMALL = """
@@ -94,6 +94,14 @@ REFUSED = [
     (["bench", "small.toml", "--runner", "spark"], ["--runner", "accepted: local, ray"]),
     (["bench", "small.toml", "--address", "127.0.0.1:1"], ["--address", "accepted: with --runner ray"]),
     (["run", "small.toml", "--seed", "x"], ["--seed", "not a valid integer"]),
+    (["run", "small.toml", "--rounds", "3"], ["No such option '--rounds'", "accepted:", "by --set rounds=3"]),
+    (["run", "small.toml", "--rounds=3"], ["by --set rounds=3"]),
+    (["run", "small.toml", "--per-round", "4"], ["by --set client.per_round=4"]),
+    (["run", "--client.optimizer.lr", "0.5", "small.toml"], ["by --set client.optimizer.lr=0.5"]),
+    (["bench", "cells.toml", "--clients", "--quiet"], ["by --set data.clients=…"]),
+    (["redteam", "small.toml", "--workers", "2"], ["by --set engine.workers=2"]),
+    (["run", "small.toml", "--qiet"], ["No such option '--qiet'", "--quiet"]),
+    (["results", "cells", "--rounds", "3", "--epochs", "1"], ["No such option '--epochs'."]),
 ]
 """Told by the parser: usage, and a last line with the reason."""
 
@@ -155,8 +163,40 @@ def test_a_cluster_that_does_not_answer_is_told_with_a_way_out() -> None:
     done = CliRunner().invoke(app, call, catch_exceptions=False)
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
-    assert "'127.0.0.1:1'; accepted: a cluster that can be reached" in line
+    assert "--address = '127.0.0.1:1'; accepted: a cluster that can be reached" in line
     assert "ray start --head" in line
+
+
+ADDRESS = "accepted: HOST:PORT of a running cluster (`ray start --head` starts one and says it), 'auto'"
+
+
+@pytest.mark.parametrize("address", ["nowhere", "nowhere:", "host:port", "127.0.0.1:99999", ":1"])
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (["bench", "small.toml", "--runner", "ray", "--out", "no_address", "--address"], "--address = "),
+        (["run", "small.toml", "--out", "no_run", "--set", "engine.name=ray", "--set"], "engine.address = "),
+    ],
+)
+def test_what_is_no_address_is_told_with_what_is(call: list[str], name: str, address: str) -> None:
+    pytest.importorskip("ray")
+    last = address if name.startswith("--") else f"engine.address={address}"
+    done = CliRunner().invoke(app, [*call, last], catch_exceptions=False)
+    assert done.exit_code == 1, done.output
+    (line,) = done.stderr.splitlines()
+    assert f"given {name}'{address}'; {ADDRESS}" in line
+    assert "none, which starts one here" in line
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:99999", "local"])
+def test_the_doctor_says_what_is_an_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    found = doctor.ray(address)
+    assert found.state == doctor.FAULT
+    assert f"--address: given '{address}'; {ADDRESS}" in found.said
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert f"RAY_ADDRESS: given '{address}'" in doctor.ray().said
+    assert doctor.ray().state == doctor.NOTE
 
 
 def test_a_cluster_that_ended_without_a_word_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
