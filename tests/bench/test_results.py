@@ -19,6 +19,7 @@ from scipy import stats
 from typer.testing import CliRunner, Result
 
 import fedsim
+from fedsim.analysis.statistics import bootstrap_interval, t_interval
 from fedsim.bench import differences, merge, over_seeds, ranking, results, run_matrix
 from fedsim.bench.cell import Cell, measured
 from fedsim.bench.locks import held
@@ -259,6 +260,34 @@ def test_no_interval_of_the_ranking_reaches_beyond_what_harm_can_be() -> None:
     assert found["worst"][0] == pytest.approx(0.5)
     drawn = ranking(frame, interval="bootstrap")
     assert (drawn["low"][0], drawn["high"][0]) == pytest.approx((0.1, 0.9))
+
+
+def test_the_bootstrap_over_seeds_is_that_of_the_statistics() -> None:
+    values, lost = [0.81, 0.84, 0.79, 0.5], [0.1, 0.2, 0.6, 0.15]
+    frame = cells(defense=["p"] * 4, attack=["x"] * 4, seed=[0, 1, 2, 3], accuracy=values, utility_lost=lost)
+    ((_, row),) = over_seeds(frame, "bootstrap").iterrows()
+    for name, given in (("accuracy", values), ("utility_lost", lost)):
+        told = bootstrap_interval(given)
+        assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == (told.mean, told.low, told.high)
+        assert told.high - told.low < 0.8 * (t_interval(given).high - t_interval(given).low)
+    assert math.isnan(row["asr_low"])
+    told = bootstrap_interval(lost)
+    assert tuple(ranking(frame, interval="bootstrap")[["worst", "low", "high"]].iloc[0]) == pytest.approx(told[:3])
+
+
+def test_the_command_shows_the_bootstrap_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "matrix.toml").write_text(matrix(rounds=1, seeds=3, attacks='[], ["sign_flip"]'))
+    run_matrix(tmp_path / "matrix.toml", tmp_path / "out")
+    frame, shown = results(tmp_path / "out"), call("results", str(tmp_path / "out"), "--interval", "bootstrap").stdout
+    assert "95 % intervals over seeds (bootstrap)" in shown
+    assert "its floor, 95 % intervals over seeds (bootstrap);" in shown
+    assert "Student" not in shown
+    for defense in ("fedavg", "median"):
+        told = bootstrap_interval(frame[(frame["defense"] == defense) & frame["attacked"]]["accuracy"])
+        assert told.low < told.high
+        text = f"{told.mean:.3f} ({told.low:.3f} to {told.high:.3f})"
+        assert text in shown
+        assert text not in call("results", str(tmp_path / "out")).stdout
 
 
 def test_a_defense_that_missed_an_attack_is_not_ranked() -> None:
