@@ -169,3 +169,9 @@ def test_the_page_prints_what_is_measured() -> None:
     for rate, cells in rare.items():
         drawn = [coverage.of_rate(float(rate), images, trials=20_000) for images in (50, 300, 9000)]
         assert [float(f"0{cell.strip()}") for cell in cells.split("|")] == pytest.approx(drawn, abs=6e-4), rate
+
+
+@pytest.mark.slow
+def test_the_pages_tables_are_what_is_measured_to_the_last_cell() -> None:
+    page = DOCS.read_text("utf-8").partition("## Measured coverage")[2]
+    assert [line for line in page.splitlines() if line.startswith("|")] == [line for line in coverage.tables() if line]
