@@ -20,6 +20,8 @@ from fedsim.report.leaderboard import write_leaderboard
 from fedsim.report.scatter import scatter
 from fedsim.report.standings import Standings, interval
 
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "leaderboard"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -116,6 +118,22 @@ def test_pages_come_out_of_the_published_numbers_again(site: Path, tmp_path: Pat
     assert re.sub(r"fedsim leaderboard .*", "", first) == re.sub(r"fedsim leaderboard .*", "", again)
 
 
+def test_the_published_pages_are_what_their_numbers_give(tmp_path: Path) -> None:
+    write_leaderboard(PUBLISHED, tmp_path)
+    published, again = (
+        {
+            str(file.relative_to(place)): re.sub(
+                r"(fedsim leaderboard \S+ --out) .*?<", r"\1 <", file.read_text("utf-8")
+            )
+            for file in place.rglob("*")
+            if file.is_file()
+        }
+        for place in (PUBLISHED, tmp_path)
+    )
+    assert set(published) == set(again)
+    assert [name for name in published if published[name] != again[name]] == []
+
+
 def test_a_single_seed_and_an_idle_defense_are_marked(tmp_path: Path) -> None:
     folder = fake_bench(tmp_path / "bench", seeds=[0], defenses={"median": '"median"'})
     for file in folder.glob("*/rounds.jsonl"):
@@ -200,6 +218,7 @@ def test_no_dot_hides_another() -> None:
 
 SEVERE = {
     "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
     "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
 }
 """Machado, Oliveira & Fernandes, IEEE TVCG 2009, severity 1, on linear RGB."""
@@ -217,15 +236,43 @@ def lab(colour: str, seen: list[list[float]] | None) -> np.ndarray:
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
+def palettes(site: Path) -> list[dict[str, str]]:
+    """Name → ``#rrggbb``, in the light and in the dark theme."""
+    html = (site / "index.html").read_text("utf-8")
+    found = [
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", html, re.S)
+    ]
+    return [found[0], found[0] | found[1]]
+
+
+@pytest.mark.parametrize("eye", [None, *SEVERE])
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_the_heat_maps_ends_are_told_apart_by_every_eye(site: Path, eye: str | None, theme: int) -> None:
+    """The card, the colour mixed into it, and a half of that; and one measure's colour from the other's."""
+    palette = palettes(site)[theme]
+    share = re.search(
+        r"\.heat td \{.*?calc\(var\(--v\) \* (\d+)%\), var\(--card\)", (site / "index.html").read_text("utf-8")
+    )
+    assert share is not None
+
+    def field(colour: str, value: float) -> np.ndarray:
+        mixed = int(share[1]) / 100 * value
+        pairs = [(int(palette[colour][i : i + 2], 16), int(palette["card"][i : i + 2], 16)) for i in (1, 3, 5)]
+        return lab("#" + "".join(f"{round(mixed * a + (1 - mixed) * b):02x}" for a, b in pairs), SEVERE.get(eye or ""))
+
+    for colour in ("vermillion", "blue"):
+        low, middle, high = (field(colour, value) for value in (0.0, 0.5, 1.0))
+        apart = [float(np.linalg.norm(a - b)) for a, b in ((low, high), (low, middle), (middle, high))]
+        assert apart[0] > 20, (colour, apart)
+        assert min(apart[1:]) > 8, (colour, apart)
+    assert float(np.linalg.norm(field("vermillion", 1.0) - field("blue", 1.0))) > 20
+
+
 @pytest.mark.parametrize("eye", [None, *SEVERE])
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_colours_are_told_apart_by_every_eye(site: Path, eye: str | None, theme: int) -> None:
     """The eight colours of curves, from each other and from the card they lie on: CIE76 differences."""
-    html = (site / "index.html").read_text("utf-8")
-    palettes = [
-        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", html, re.S)
-    ]
-    palette = palettes[0] | palettes[theme]
+    palette = palettes(site)[theme]
     names = ("blue", "vermillion", "orange", "sky", "green", "purple", "black", "eighth")
     spots = {name: lab(palette[name], SEVERE.get(eye or "")) for name in (*names, "card")}
     pairs = {(a, b): float(np.linalg.norm(spots[a] - spots[b])) for a, b in itertools.combinations(spots, 2)}

@@ -16,6 +16,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(chromium() is None, reason="needs a Chromium (Debian: apt-get install chromium)"),
 ]
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "leaderboard"
 MANY = {f"badnets + pgd {number}": ATTACKS["badnets + pgd"] for number in range(12)}
 VISIBLE = "each => each.getClientRects().length > 0"
 NAMES = "[...document.querySelectorAll('.view:not([hidden]) tbody tr')].filter(%s).map(row => row.dataset.defense)"
@@ -49,6 +50,38 @@ def test_page_in_chromium(browser: Browser, site: Path, name: str, width: int, d
     assert browser.complaints == []
     assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
     assert browser.value(OVERLAP) == 0
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", sorted(file.name for file in PUBLISHED.glob("*.html")))
+def test_published_page_in_chromium(browser: Browser, name: str, width: int) -> None:
+    browser.open(PUBLISHED / name, width)
+    browser.value("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    assert browser.value("innerWidth") == width
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert browser.value("document.body.scrollWidth") <= width
+    assert browser.complaints == []
+    assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
+    assert browser.value(OVERLAP) == 0
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_published_ranking_is_sorted_and_filtered_by_the_keyboard_alone(browser: Browser, width: int) -> None:
+    """From the top of the page by Tab; each stop is shown by an outline, and no script sets the focus."""
+    browser.open(PUBLISHED / "index.html", width)
+    ranked = _names(browser)
+    _tab_to(browser, "document.activeElement.id === 'filter-defense'")
+    browser.call("Input.insertText", text="krum")
+    assert _names(browser) == [name for name in ranked if "krum" in name] != []
+    for _ in "krum":
+        _key(browser, "Backspace", 8)
+    assert _names(browser) == ranked
+    _tab_to(browser, "document.activeElement.closest('.view thead th')?.cellIndex === 2")
+    for order in (1, -1):
+        _key(browser, "Enter", 13, "\r")
+        values = _column(browser, 2)
+        assert values == sorted(values)[::order]
+        assert sorted(_names(browser)) == sorted(ranked)
 
 
 def test_a_press_sorts_and_a_second_press_turns_it(browser: Browser, site: Path) -> None:
@@ -152,6 +185,27 @@ def _column(browser: Browser, number: int) -> Any:
     return browser.value(
         f"[...document.querySelectorAll('.view:not([hidden]) tbody tr')].map(row => +row.cells[{number}].dataset.value)"
     )
+
+
+def _tab_to(browser: Browser, there: str) -> None:
+    """Press Tab until the focus is where the expression is true."""
+    seen: list[Any] = []
+    while not browser.value(f"document.activeElement !== document.body && !!({there})"):
+        _key(browser, "Tab", 9)
+        assert browser.value(
+            "document.activeElement === document.body || document.activeElement.matches(':focus-visible')"
+        )
+        seen.append(browser.value("document.activeElement.outerHTML.slice(0, 80)"))
+        assert len(seen) < 200, seen
+    assert browser.value("getComputedStyle(document.activeElement).outlineStyle") != "none"
+
+
+def _key(browser: Browser, key: str, number: int, text: str = "") -> None:
+    for kind in ("keyDown", "keyUp"):
+        told = {"key": key, "code": key, "windowsVirtualKeyCode": number}
+        browser.call(
+            "Input.dispatchKeyEvent", type=kind, **told, **({"text": text} if text and kind == "keyDown" else {})
+        )
 
 
 def _press(browser: Browser, selector: str, number: int, key: str) -> None:
