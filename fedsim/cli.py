@@ -173,6 +173,8 @@ def run(
     again = ["fedsim", "run", file, *_as_options(sets), *([] if seed is None else ["--seed", str(seed)])]
     again += [part for tracker in trackers or () for part in ("--tracker", tracker)]
     again += [*(["--floor"] if floor else []), "--out", str(folder), "--resume"]
+    if resume and not (folder / "state.json").exists():
+        typer.echo(f"{folder}: no round of a run is there to resume; starts at round 1", err=True)
     try:
         with terminal.progress(quiet) as bar:
             result = launch(

@@ -93,6 +93,16 @@ def test_a_second_run_takes_a_new_folder_and_resume_the_last_one(small: Path, tm
     assert first.stdout == ""
 
 
+def test_a_resumed_run_that_is_not_there_starts_and_says_so(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for folder in ("nowhere", "there"):
+        done = call("run", str(small), "--quiet", "--out", folder, "--resume")
+        assert (done.exit_code, done.stdout) == (0, "")
+        assert done.stderr == f"{folder}: no round of a run is there to resume; starts at round 1\n"
+        again = call("run", str(small), "--quiet", "--out", folder, "--resume")
+        assert (again.exit_code, again.output) == (0, "")
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(small: Path) -> None:
     assert call("run", str(small), "--quiet", "--out", "here").exit_code == 0
     refused = call("run", str(small), "--quiet", "--out", "here")
