@@ -1,10 +1,11 @@
 """A client's share of a DIFF2 round, an epoch of FedAvg: ``python diff2_round.py SIDE ROUNDS``.
 
-SIDE is ours, epoch, bare, norms, rows, cnn or cnn_rows:
+SIDE is ours, epoch, bare, norms, rows, vmap_64, vmap_300, cnn or cnn_rows:
 
 ``ours`` is the estimator's answer to a round's message, the clipped sum of gradient differences with all around it;
 ``epoch`` an epoch of SGD in fedsim's stacked path (batches of 32), ``bare`` the same epoch as a plain PyTorch loop.
-``norms`` is the clipped sum alone, and ``rows`` the same with every example's gradient formed by ``vmap``. All over the
+``norms`` is the clipped sum alone, and ``rows`` the same with every example's gradient formed by fedsim's ``vmap``;
+``vmap_64`` and ``vmap_300`` are it as people write it with ``torch.func``, so many examples at a time. All over the
 same 6,000 images of Fashion-MNIST, with the MLP, on one thread. ``cnn`` and ``cnn_rows`` are the clipped sum of a
 convolutional network over 1,000 of them: with the linear layers by norms and the convolutions' rows, with all rows.
 """
@@ -29,6 +30,7 @@ def side(what: str) -> Callable[[], object]:
     import workload
     from flwr.app import ConfigRecord, RecordDict
     from torch import Tensor, nn
+    from torch.func import functional_call, grad, vmap
     from torch.nn import functional
 
     from fedsim.client.objective import Objective
@@ -82,6 +84,20 @@ def side(what: str) -> Callable[[], object]:
     def rows() -> object:
         return clipped_difference_sum(unsuited, now, before, loss, images, labels, CLIP)
 
+    def by_people(chunk: int) -> object:
+        def each(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+            return functional.cross_entropy(functional_call(net, parameters, (image[None],)), label[None])
+
+        gradients = vmap(grad(each), in_dims=(None, 0, 0))
+        points = [layout.views(point.detach()) for point in (now, before)]
+        total = torch.zeros(layout.d)
+        for start in range(0, EXAMPLES, chunk):
+            batch = images[start : start + chunk], labels[start : start + chunk]
+            after, first = (gradients(parameters, *batch) for parameters in points)
+            rows = torch.cat([(after[name] - first[name]).flatten(1) for name in after], 1)
+            total += (rows * (CLIP / rows.norm(dim=1, keepdim=True)).clamp(max=1)).sum(0)
+        return total
+
     def convolutional(module: nn.Module) -> object:
         at = layouts[id(module)].flatten(dict(module.named_parameters()))
         return clipped_difference_sum(module, at, at - STEP / len(at) ** 0.5, loss, few, labels[:1000], CLIP)
@@ -102,6 +118,7 @@ def side(what: str) -> Callable[[], object]:
             optimizer.step()
 
     return {"ours": ours, "epoch": epoch, "bare": bare, "norms": norms, "rows": rows,
+            "vmap_64": lambda: by_people(64), "vmap_300": lambda: by_people(300),
             "cnn": lambda: convolutional(cnn), "cnn_rows": lambda: convolutional(cnn_unsuited)}[what]  # fmt: skip
 
 

@@ -168,9 +168,12 @@ def diff2(effort: Effort) -> Iterable[Row]:
     found = in_turn(sides, effort.repetitions)
     what = "DIFF2 round, mlp, 6,000 images, to an epoch of FedAvg"
     yield compare(what, found, "ours", "epoch", must=1.5, aim=1.0)
-    sides = {"norms": python("diff2_round.py", "norms", "20"), "rows": python("diff2_round.py", "rows", "3")}
-    what = "clipped differences, mlp, 6,000 images, by norms to rows of vmap"
-    yield compare(what, in_turn(sides, effort.repetitions), "norms", "rows")
+    rounds = {"norms": "20", "rows": "3", "vmap_64": "3", "vmap_300": "3"}
+    found = in_turn({side: python("diff2_round.py", side, count) for side, count in rounds.items()}, effort.repetitions)
+    what = "clipped differences, mlp, 6,000 images, by norms to"
+    yield compare(f"{what} rows of vmap", found, "norms", "rows")
+    for size in (64, 300):
+        yield compare(f"{what} torch.func as people write it, {size} at a time", found, "norms", f"vmap_{size}")
     sides = {"cnn": python("diff2_round.py", "cnn", "5"), "cnn_rows": python("diff2_round.py", "cnn_rows", "3")}
     what = "clipped differences, cnn, 1,000 images, linear layers by norms to rows of vmap"
     yield compare(what, in_turn(sides, effort.repetitions), "cnn", "cnn_rows")
