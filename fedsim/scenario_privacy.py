@@ -138,6 +138,13 @@ def unprotected(scenario: Tables) -> Iterator[Fault]:
     """Why a scenario guarantees nothing, though it has a part that adds noise."""
     key, kind, part = mechanisms(scenario)[0]
     mechanism = _found(kind, part.name)
+    owner = next(each for each in mechanism.__mro__ if "publications" in vars(each))
+    if owner.__module__ != mechanism.__module__:
+        accepted = (
+            f"a part whose own file says what it releases (publications): '{owner.__name__}' says it of itself, and "
+            f"what a class of another file changes is not in it; {NO_CLAIM}"
+        )
+        yield Fault(key, part.name, accepted, ("privacy.claim",))
     for fault in _unclaimed(kind, part):
         yield Fault(f"{key}.{fault.key}", fault.given, f"{fault.accepted}; {NO_CLAIM}", ("privacy.claim",))
     yield from _defenses(scenario, mechanism, kind, part.name)

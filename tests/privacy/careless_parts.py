@@ -18,8 +18,13 @@ from fedsim.errors import Fault
 from fedsim.flower import Flat
 from fedsim.losses.loss import Loss
 from fedsim.losses.regularizer import Regularizer
+from fedsim.optim.dp_sgd import DpSgd
+from fedsim.privacy.mechanism import Publication, Setting
+from fedsim.updates import Updates
 from strategies.analysis import Analysis
 from strategies.defense import Request, Round
+from strategies.diff2 import Diff2
+from strategies.dp_fedavg import DpFedAvg
 from strategies.estimator import Estimator
 
 
@@ -114,3 +119,36 @@ class Twice:
         self, round: int, sizes: NDArray[Any], per_round: int, generator: np.random.Generator
     ) -> NDArray[np.int64]:
         return np.asarray([2, 0, 2], dtype=np.int64)
+
+
+class Quieter(Diff2):
+    """A hundredth of the noise."""
+
+    def sigma_in(self, server_round: int, restart: bool) -> float:
+        return super().sigma_in(server_round, restart) / 100
+
+
+class Loose(DpFedAvg):
+    """Neither clips nor adds noise."""
+
+    def transform(self, updates: Updates, ctx: Round) -> Updates:
+        return updates
+
+    def combine(self, updates: Updates, ctx: Round) -> Tensor:
+        return updates.values.mean(0)
+
+
+class Hasty(DpSgd):
+    def set_up(self, setting: Setting) -> None:
+        super().set_up(setting)
+        self.noise_multiplier /= 1000
+
+
+class Louder(Diff2):
+    """Twice the noise, and says what it releases itself."""
+
+    def sigma_in(self, server_round: int, restart: bool) -> float:
+        return super().sigma_in(server_round, restart) * 2
+
+    def publications(self, setting: Setting, absent: int = 0) -> list[Publication]:
+        return super().publications(setting, absent)

@@ -45,6 +45,23 @@ def test_a_loss_that_mixes_examples_is_refused(base: dict[str, Any]) -> None:
     build(private(**{**base, "client": {**client, "loss": own("Doubled")}}))
 
 
+def test_what_a_class_of_another_file_releases_is_not_what_its_parent_says() -> None:
+    """Its noise, its clip or its calibration may be another: it has to say so itself."""
+    options = DIFF2["estimator"] | {"name": own("Quieter")}
+    changed: list[dict[str, Any]] = [
+        {**CENTRAL, "server": {"estimator": options}},
+        {**CLIENTS, "server": {"defenses": [own("Loose")]}},
+        {**LOCAL, "client": {**SGD, "optimizer": own("Hasty")}},
+    ]
+    for base in changed:
+        with pytest.raises(ScenarioError, match=r"a part whose own file says what it releases \(publications\)"):
+            build(private(**base))
+        build(private(**{**base, "privacy": {**base["privacy"], "claim": "none"}}))
+    guarantee = build(private(**{**CENTRAL, "server": {"estimator": {**options, "name": own("Louder")}}})).guarantee
+    assert guarantee is not None
+    assert not guarantee.none
+
+
 def test_where_whole_clients_are_protected_a_loss_may_mix() -> None:
     build(private(**CLIENTS, client={"per_round": 6, "loss": own("Mixing")}))
 

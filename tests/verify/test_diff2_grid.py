@@ -98,3 +98,24 @@ def test_the_committed_points_are_the_best_of_the_published_tuning(name: str, ro
         assert chosen == tuple(found[0][key] for key in fields)
         worst = [max(each["squared_norms"]) for each in found]
         assert worst == sorted(worst)
+
+
+def test_the_page_tells_what_the_files_say() -> None:
+    page = " ".join((RESULTS.parent / "papers" / "diff2.md").read_text("utf-8").split())
+
+    def best(name: str) -> dict[str, list[float]]:
+        """Of each method, by the seeds of the tuning."""
+        told = json.loads((RESULTS / f"{name}.json").read_text())["passes"]["all examples"]
+        return {method: told[method][0]["squared_norms"] for method in ("diff2", "dp_gd")}
+
+    def pair(values: list[float], style: str) -> str:
+        texts = (format(value, style).replace("e-0", "e-").replace("0.", ".") for value in values)
+        return " and ".join(texts)
+
+    main, diabetes, fashion = (best(f"diff2_grid{end}") for end in ("", "_diabetes", "_fashion_mnist"))
+    assert f"{pair(main['diff2'], '.1e')} for DIFF2, {pair(main['dp_gd'], '.1e')} for DP-GD" in page
+    leads = [theirs / ours for ours, theirs in zip(main["diff2"], main["dp_gd"], strict=True)]
+    assert f"the lead on all examples is {pair(leads, '.1f')} on seeds 100 and 101" in page
+    shares = [ours / theirs for ours, theirs in zip(diabetes["diff2"], diabetes["dp_gd"], strict=True)]
+    assert f"(DIFF2 / DP-GD {pair(shares, '.2f')})" in page
+    assert f"{pair(fashion['diff2'], '.4f')} against {pair(fashion['dp_gd'], '.4f')}" in page
