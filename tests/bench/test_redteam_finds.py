@@ -16,27 +16,6 @@ pytest.importorskip("optuna")
 pytestmark = pytest.mark.slow
 
 KRUM_KILLERS = ["alie", "min_max"]
-KRUM = """
-rounds = 30
-[data]
-partition = { name = "dirichlet", alpha = 100.0 }
-clients = 40
-[model]
-name = "mlp"
-hidden = [32]
-[client]
-per_round = 10
-epochs = 1
-optimizer = { name = "sgd", lr = 0.05, momentum = 0.9 }
-[adversary]
-fraction = 0.2
-knowledge = "omniscient"
-attacks = [{ name = "sign_flip" }]
-[evaluate]
-every = 5
-[server]
-defenses = [{ name = "krum", malicious = 2 }]
-"""
 
 
 def mute(text: str) -> None:
@@ -45,9 +24,7 @@ def mute(text: str) -> None:
 
 def test_krum_falls_to_small_steps_backwards(tmp_path: Path) -> None:
     """Xie et al., "Fall of Empires", UAI 2019: Krum keeps -ε·mean for small ε, which stands nearest to all."""
-    file = tmp_path / "krum.toml"
-    file.write_text(KRUM)
-    (verdict,) = redteam(file, [], 24, tmp_path / "out", tune=1, report=3, say=mute)
+    (verdict,) = redteam("redteam/krum", [], 24, tmp_path / "out", tune=1, report=3, say=mute)
     (worst,) = (part for part in verdict.adaptive.attempt.attacks if part["name"] != "label_flip")
     assert worst["name"] in ("ipm", "sign_flip")
     assert worst.get("epsilon", worst.get("scale")) < 0.5

@@ -1,0 +1,54 @@
+"""The table of docs/red-team.md is what the kept searches found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "red-team.md"
+KEPT = PAGE.parent / "results" / "redteam"
+
+pytestmark = pytest.mark.skipif(not KEPT.is_dir(), reason="needs docs/results/redteam")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def told(name: str) -> tuple[dict[str, Any], list[str]]:
+    """A search, and the cells of its row."""
+    (row,) = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith(f"| [{name}](")]
+    return json.loads((KEPT / f"{name}.json").read_text("utf-8")), [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in KEPT.glob("*.json")))
+def test_a_row_tells_what_its_search_found(name: str) -> None:
+    search, (_, threat, _, static, adaptive, gain) = told(name)
+    (defense,) = search["defenses"]
+    seeds = {1: "one", 2: "two", 3: "three"}
+    assert f"{search['budget']} trials on {seeds[len(search['tune'])]} seed, reported on" in threat
+    assert threat.endswith(f"reported on {seeds[len(search['report'])]}")
+    assert not set(search["tune"]) & set(search["report"])
+    for cell, found in ((static, defense["static"]), (adaptive, defense["adaptive"])):
+        if cell == "the same":
+            assert found["attacks"] == defense["static"]["attacks"]
+            continue
+        lost = f"{percent(found['lost_interval'][0])} points lost"
+        success = f"ASR {percent(found['measure'][0])} %" if search["goal"] == "asr" else ""
+        assert success in cell
+        assert lost in cell
+        assert all(f"`{part['name']}`" in cell or "trigger" in cell for part in found["attacks"])
+    middle, low, high = (percent(value) for value in defense["gain"])
+    if adaptive == "the same":
+        assert (gain, float(middle)) == ("none", 0)
+    else:
+        assert gain.startswith(f"{'' if middle.startswith('-') else '+'}{middle} ({low} to {high})")
+
+
+def test_every_kept_search_has_its_picture() -> None:
+    pages = {file.stem for file in KEPT.glob("*.html")}
+    assert pages == {file.stem for file in KEPT.glob("*.json")}
+    assert all("<svg" in (KEPT / f"{name}.html").read_text("utf-8") for name in pages)
