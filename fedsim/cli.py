@@ -124,10 +124,13 @@ def main() -> None:
     import signal
 
     def end(*_: object) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
-    # Schedulers and `timeout` end a job by SIGTERM: as with Ctrl-C, the round is finished and what goes on is said.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Schedulers and `timeout` end a job by SIGTERM: as with Ctrl-C, the round is finished and what goes on is said. A
+    # shell's background job ignores SIGINT, and is ended by SIGTERM all the same.
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN):
         signal.signal(signal.SIGTERM, end)
     app(prog_name="fedsim")
 

@@ -167,8 +167,9 @@ SMALL = {"rounds": 3, "data": {"clients": 4}, "model": {"name": "logistic"}, "cl
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("becomes", ["a result", "an error", "an error that follows it"])
+@pytest.mark.parametrize("background", [False, True])
 def test_what_a_signal_cut_off_is_neither_a_result_nor_a_failure(
-    becomes: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    background: bool, becomes: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fedsim.cli import main
 
@@ -196,12 +197,14 @@ def test_what_a_signal_cut_off_is_neither_a_result_nor_a_failure(
     runs = tmp_path / "runs"
     monkeypatch.setattr(sys, "argv", ["fedsim", "verify", "gns", "--runs", str(runs), "--out", str(tmp_path / "out")])
     monkeypatch.setattr("fedsim.verify.page.write_page", lambda runs, out: out)
-    before = signal.getsignal(signal.SIGTERM)
+    before = [(each, signal.getsignal(each)) for each in (signal.SIGTERM, signal.SIGINT)]
+    signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as ended:
             main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before:
+            signal.signal(each, handler)
     assert (ended.value.code, begun) == (130, [0]), "neither its second seed"
     assert not list(runs.glob("*"))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

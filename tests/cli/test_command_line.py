@@ -154,9 +154,17 @@ def test_a_call_without_a_file_is_a_bad_call() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_after_the_round_and_the_printed_command_goes_on(small: Path, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("background", [False, True])
+def test_ctrl_c_ends_after_the_round_and_the_printed_command_goes_on(
+    small: Path, tmp_path: Path, number: int, background: bool
+) -> None:
+    """In the background as well, where a shell has its jobs ignore SIGINT."""
     command = [sys.executable, "-m", "fedsim", "run", str(small), "--set", "rounds=100000", "--out", "long"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     rounds = tmp_path / "long" / "rounds.jsonl"
     while process.poll() is None and not (rounds.exists() and rounds.read_text().count("\n") > 2):
         time.sleep(0.02)
