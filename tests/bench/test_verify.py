@@ -198,16 +198,17 @@ def test_what_a_signal_cut_off_is_neither_a_result_nor_a_failure(
     monkeypatch.setattr(sys, "argv", ["fedsim", "verify", "gns", "--runs", str(runs), "--out", str(tmp_path / "out")])
     monkeypatch.setattr("fedsim.verify.page.write_page", lambda runs, out: out)
     before = [(each, signal.getsignal(each)) for each in (signal.SIGTERM, signal.SIGINT)]
-    signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
+    heard = signal.SIG_IGN if background else signal.default_int_handler
+    signal.signal(signal.SIGINT, heard)
     try:
         with pytest.raises(SystemExit) as ended:
             main()
+        assert signal.getsignal(signal.SIGINT) is heard
     finally:
         for each, handler in before:
             signal.signal(each, handler)
     assert (ended.value.code, begun) == (130, [0]), "neither its second seed"
     assert not list(runs.glob("*"))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     (row,) = verify(["gns"], runs)
     assert (begun, row.verdict, len(row.values)) == ([0, 0, 1], "holds", 2)
 
