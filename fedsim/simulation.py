@@ -259,7 +259,7 @@ class _Run:
 
     def play(self) -> None:
         """The rounds that are left."""
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             if self.next_round == 0:
                 self._measure_start()
                 self.next_round = 1
@@ -466,7 +466,7 @@ def whole_or_none() -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """Ctrl-C sets the event, so that the round is finished and recorded; a second one ends at once."""
     asked = threading.Event()
     if _whole.get() or threading.current_thread() is not threading.main_thread():
@@ -487,4 +487,4 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-__all__ = ["Result", "simulate", "whole_or_none"]
+__all__ = ["Result", "interruptible", "simulate", "whole_or_none"]

@@ -34,6 +34,7 @@ from fedsim.data import reading
 from fedsim.data.examples import DataInfo, Dataset, Examples
 from fedsim.errors import FedsimError, one_line
 from fedsim.launch import twin, twin_key
+from fedsim.simulation import interruptible
 
 LOOK = 1.0
 """Seconds between looks at cells that others play."""
@@ -90,22 +91,30 @@ def work_on_ray(
 ) -> None:
     """Play the cells on a cluster; what failed once comes last, once more.
 
+    After a Ctrl-C no cell is begun, and those that are played end after their round, wherever that is.
+
     Raises:
         FedsimError: no cluster at the address.
     """
     from fedsim.grids import ray as grid
 
-    with grid.cluster(address, runtime.cores()) as ray:
+    with grid.cluster(address, runtime.cores()) as ray, interruptible() as interrupted:
         shared = ray.put(_arrays())
         remote = ray.remote(num_cpus=1, max_retries=TRIES)(play_remote)
         token = store.out / f".seen-{session}"
         token.write_bytes(b"")
         flying: dict[Any, tuple[Cell, int, int]] = {}
         known: set[str] = set()
+        stopping = False
         try:
             while True:
+                if interrupted.is_set() and not stopping:
+                    stopping = True
+                    for each in flying:
+                        ray.cancel(each)
                 slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
-                waiting = _claim(cells, store, session, slots - len(flying), {c.key for c, *_ in flying.values()})
+                most = 0 if stopping else slots - len(flying)
+                waiting = _claim(cells, store, session, most, {c.key for c, *_ in flying.values()})
                 for cell, lock in waiting[0]:
                     number = store.begin(cell, session)
                     cell.state, cell.error = "running", ""
@@ -119,7 +128,7 @@ def work_on_ray(
                         trackers,
                     )
                     flying[remote.remote(task, shared)] = (cell, lock, number)
-                if not flying and not waiting[1]:
+                if not flying and (stopping or not waiting[1]):
                     return
                 ended, _ = ray.wait(list(flying), num_returns=1, timeout=LOOK) if flying else ([], [])
                 for each in ended:
@@ -130,6 +139,8 @@ def work_on_ray(
                         _unpack(done.content, store.out)
                         for said in done.said:
                             pass_on(said, known)
+                    except ray.exceptions.TaskCancelledError:
+                        cell.state = "interrupted"
                     except ray.exceptions.RayError as error:
                         cause = getattr(error, "cause", None)
                         cell.state, cell.error = "failed", one_line(error if cause is None else cause)
@@ -141,8 +152,9 @@ def work_on_ray(
                 if not ended and not flying:
                     time.sleep(LOOK)
         finally:
-            for cell, lock, _ in flying.values():
+            for cell, lock, number in flying.values():
                 cell.state = "interrupted"
+                store.end(cell, number)
                 os.close(lock)
             token.unlink(missing_ok=True)
 

@@ -102,6 +102,11 @@ def playing(out: Path) -> list[tuple[int, str]]:
     return [(pid, folder) for pid, folder in ask(out, query) if alive(pid)]
 
 
+def in_rounds(out: Path) -> list[str]:
+    """Folders of the cells that are being played and have a round behind them."""
+    return [folder for _, folder in playing(out) if (out / folder / "state.json").exists()]
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -302,15 +307,20 @@ def test_ctrl_c_and_a_scheduler_end_after_a_round_and_the_printed_command_goes_o
     command = [sys.executable, "-m", "fedsim", "bench", str(file), "--out", str(out), "--jobs", "2", "--quiet"]
     command += ["--runner", "ray"] if runner == "ray" else []
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    until(lambda: len(playing(out)) == 2, process)
+    until(lambda: len(in_rounds(out)) == 2, process)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert f"go on with: fedsim bench {file} --out {out} --jobs 2" in said.decode()
     assert not playing(out)
-    # Tasks on Ray are ended with their processes, which write nothing more; their locks are free, as asserted above.
-    ended = "interrupted" if runner == "local" else "running"
-    assert ask(out, "SELECT DISTINCT state FROM plays") == [(ended,)]
+    assert ask(out, "SELECT DISTINCT state FROM plays") == [("interrupted",)]
+    assert ask(out, "SELECT DISTINCT state FROM cells") == [("waiting",)]
+    begun = [out / folder for (folder,) in ask(out, "SELECT folder FROM cells JOIN plays USING (key)")]
+    assert len(begun) == 2
+    for folder in begun:  # no line behind the last whole round
+        state = json.loads((folder / "state.json").read_text())
+        assert state["round"] < 2000
+        assert (folder / "rounds.jsonl").stat().st_size == state["lengths"]["rounds.jsonl"]
 
 
 @pytest.mark.slow
