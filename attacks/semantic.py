@@ -46,6 +46,7 @@ class Semantic(Attack):
 
     cost = "examples; k-means of a class once"
     untargeted = False
+    takes = "numbers"
 
     target: Annotated[int, Field(ge=0)] = 0
     source: Annotated[int, Field(ge=0)] = 7

@@ -376,6 +376,8 @@ def data(file: File, sets: Sets = None) -> None:
         f"{scenario.data.dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test examples; "
         f"{len(sizes)} clients hold {sizes[0]} to {sizes[-1]} of them, median {sizes[len(sizes) // 2]}"
     )
+    for name, fact in dataset.facts.items():
+        typer.echo(f"{name}: {fact}")
     shown = min(len(sizes), SHOWN_CLIENTS)
     some = Shares(shares.indices[: shares.offsets[shown]], shares.offsets[: shown + 1])
     terminal.show(terminal.partition_table(partition_table(dataset, some).tolist(), labels_of(dataset)))

@@ -66,18 +66,21 @@ class Evaluator:
         """(n, classes) for a (d + b,) vector; differentiable by a vector that requires it, where gradients are on."""
         if torch.is_grad_enabled() and vector.requires_grad:
             views = self.layout.views(vector.to(self.device, self.dtype))
-            given = inputs.to(self.device, self.dtype)
-            return functional_call(self.module, views, (given,))  # type: ignore[no-any-return]
+            return functional_call(self.module, views, (self._given(inputs),))  # type: ignore[no-any-return]
         self.load(vector)
         with torch.no_grad():
-            return self.module(inputs.to(self.device, self.dtype))  # type: ignore[no-any-return]
+            return self.module(self._given(inputs))  # type: ignore[no-any-return]
+
+    def _given(self, inputs: Tensor) -> Tensor:
+        """Inputs where the model is, numbers in its precision, codes as they are."""
+        return inputs.to(self.device, self.dtype if inputs.is_floating_point() else None)
 
     def score(self, examples: Examples) -> tuple[int, float]:
         """Correct predictions (0 for regression) and the summed loss of the loaded model."""
 
         def block(start: int) -> tuple[int, float]:
             with torch.no_grad():
-                inputs = examples.inputs[start : start + self.batch_size].to(self.device, self.dtype)
+                inputs = self._given(examples.inputs[start : start + self.batch_size])
                 targets = examples.targets[start : start + self.batch_size].to(self.device)
                 outputs = torch.cat([self.module(piece) for piece in torch.split(inputs, self.at_once)])
                 if not self.num_classes:
@@ -112,7 +115,7 @@ class Evaluator:
         total = [torch.zeros(p.shape, dtype=torch.float64, device=self.device) for p in parameters]
         for start in range(0, len(rows), self.batch_size):
             block = train.take(rows[start : start + self.batch_size])
-            outputs = self.module(block.inputs.to(self.device, self.dtype))
+            outputs = self.module(self._given(block.inputs))
             targets = block.targets.to(self.device)
             losses = example_losses(outputs, targets if self.num_classes else targets.to(outputs), self.num_classes)
             weighted = (losses.double() * weights[start : start + self.batch_size]).sum()

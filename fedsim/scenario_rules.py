@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fedsim import registry, scenario_privacy
 from fedsim.errors import NOTHING, Fault, FedsimError, ScenarioError
@@ -18,6 +19,7 @@ def rules(scenario: Tables) -> Iterator[Fault]:
     yield from _training(scenario)
     yield from _unread_steps(scenario)
     yield from _targets(scenario)
+    yield from _inputs(scenario)
     yield from _adversary(scenario)
     yield from _needs_of_attacks(scenario)
     yield from _stock_strategy(scenario)
@@ -77,11 +79,7 @@ def _training(scenario: Tables) -> Iterator[Fault]:
 
 def _targets(scenario: Tables) -> Iterator[Fault]:
     """Parts that are not for such targets (``fit``), wherever it is known what these are."""
-    client, dataset = scenario.client, scenario.data.dataset
-    try:
-        info = registry.make("dataset", dataset.name, **dataset.options).info()
-    except FedsimError:
-        return
+    client, info = scenario.client, _info(scenario)
     if info is None:
         return
     named: list[tuple[str, str, Part | None]] = [
@@ -104,6 +102,42 @@ def _targets(scenario: Tables) -> Iterator[Fault]:
         except FedsimError as error:
             accepted = str(error).partition("accepted: ")[2] or str(error)
             yield Fault(key, part.name, accepted, ("data.dataset",))
+
+
+def _inputs(scenario: Tables) -> Iterator[Fault]:
+    """Parts that calculate with inputs (``takes = "numbers"``) where these are codes, or the other way round."""
+    client, dataset, info = scenario.client, scenario.data.dataset.name, _info(scenario)
+    if info is None:
+        return
+    there, other = ("codes", "numbers") if info.vocabulary else ("numbers", "codes")
+    if info.vocabulary and scenario.model.standardize is not None:
+        accepted = f"none: inputs of '{dataset}' are codes of a vocabulary, which have no mean"
+        yield Fault("model.standardize", scenario.model.standardize, accepted, ("data.dataset",))
+    named: list[tuple[str, str, str]] = [("model", "model", scenario.model.name)]
+    single = {"loss": client.loss, "adapter": client.adapter}
+    named += [(f"client.{kind}", kind, part.name) for kind, part in single.items() if part is not None]
+    named += [(f"server.defenses[{i}]", "defense", part.name) for i, part in enumerate(scenario.server.defenses)]
+    named += [(f"adversary.attacks[{i}]", "attack", part.name) for i, part in enumerate(scenario.adversary.attacks)]
+    named += [(f"observe.observers[{i}]", "observer", part.name) for i, part in enumerate(scenario.observe.observers)]
+    for key, kind, name in named:
+        try:
+            takes = getattr(registry.get(kind, name), "takes", there)
+        except FedsimError:
+            continue
+        if takes == other:
+            accepted = f"one for {_WORDS[there]}, as inputs of '{dataset}' are; this one takes {_WORDS[other]}"
+            yield Fault(f"{key}.name", name, accepted, ("data.dataset",))
+
+
+def _info(scenario: Tables) -> Any:
+    """What the data set says of itself before it is read; None where it cannot."""
+    try:
+        return registry.make("dataset", scenario.data.dataset.name, **scenario.data.dataset.options).info()
+    except FedsimError:
+        return None
+
+
+_WORDS = {"numbers": "numbers", "codes": "codes of a vocabulary"}
 
 
 def _adversary(scenario: Tables) -> Iterator[Fault]:

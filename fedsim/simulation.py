@@ -219,6 +219,7 @@ class _Run:
                 "title": self.scenario.title,
                 "runtime": runtime.describe(),
                 "engine": self.scenario.table()["engine"],
+                **({"facts": self.federation.dataset.facts} if self.federation.dataset.facts else {}),
             }
             write_json(self.folder / "run.json", described)
             write_bytes(self.folder / "scenario.toml", self.scenario.toml().encode())

@@ -57,6 +57,7 @@ class DeepSight(Defense):
 
     cost = "n·d + n²; n forward passes on random inputs"
     sees = "updates, their layout; the model and an input's shape for the DDifs"
+    takes = "numbers"
 
     samples: Annotated[int, Field(ge=1)] = 1000
     seeds: Annotated[int, Field(ge=1)] = 3

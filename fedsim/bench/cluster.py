@@ -78,7 +78,7 @@ class Done:
     said: tuple[str, ...]
 
 
-Arrays = dict[Hashable, tuple[tuple[Any, ...], DataInfo, dict[str, Any], str]]
+Arrays = dict[Hashable, tuple[tuple[Any, ...], DataInfo, dict[str, Any], str, dict[str, str]]]
 
 
 def work_on_ray(
@@ -240,7 +240,9 @@ def _arrays() -> Arrays:
     def of(data: Dataset) -> tuple[Any, ...]:
         return tuple(each.numpy() for part in (data.train, data.test) for each in (part.inputs, part.targets))
 
-    return {key: (of(data), data.info, data.columns, data.fingerprint) for key, data in reading.keep().items()}
+    return {
+        key: (of(data), data.info, data.columns, data.fingerprint, data.facts) for key, data in reading.keep().items()
+    }
 
 
 def _data_sets(shared: Arrays) -> dict[Hashable, Dataset]:
@@ -255,9 +257,10 @@ def _data_sets(shared: Arrays) -> dict[Hashable, Dataset]:
             return torch.from_numpy(np.asarray(array))
 
     found: dict[Hashable, Dataset] = {}
-    for key, (arrays, info, columns, fingerprint) in shared.items():
+    for key, (arrays, info, columns, fingerprint, facts) in shared.items():
         inputs, targets, test_inputs, test_targets = map(tensor, arrays)
-        found[key] = Dataset(Examples(inputs, targets), Examples(test_inputs, test_targets), info, columns, fingerprint)
+        train, test = Examples(inputs, targets), Examples(test_inputs, test_targets)
+        found[key] = Dataset(train, test, info, columns, fingerprint, facts)
     return found
 
 

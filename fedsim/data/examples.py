@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled examples: inputs (n, …) float in [0, 1] for images, targets (n,) int64 (classes) or float."""
+    """Labelled examples: inputs (n, …) float, in [0, 1] for images, or int32 codes; targets (n,) int64 (classes) or float."""
 
     inputs: Tensor
     targets: Tensor
@@ -40,12 +40,14 @@ class DataInfo:
         num_classes: classes of the target; 0 for regression.
         train: training examples, 0 if unknown.
         test: test examples, 0 if unknown.
+        vocabulary: codes that an input may hold, 0 and up; 0 where inputs are numbers to calculate with.
     """
 
     shape: tuple[int, ...]
     num_classes: int
     train: int = 0
     test: int = 0
+    vocabulary: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Dataset:
         info: shapes and sizes.
         columns: further columns of the training examples, (n,) each, for a natural partition.
         fingerprint: sha256 of the bytes of all examples, part of the run's key.
+        facts: what else the record of a run should say, in words by name, e.g. the hash of a text.
     """
 
     train: Examples
@@ -65,6 +68,7 @@ class Dataset:
     info: DataInfo
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
     fingerprint: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def _write(file: Path, data: Dataset, arrays: dict[str, NDArray[Any]]) -> None:
         OSError: the folder cannot be written, the disk is full.
     """
     told = {name: [array.dtype.str, array.shape, array.nbytes] for name, array in arrays.items()}
-    head = json.dumps({"info": asdict(data.info), "fingerprint": data.fingerprint, "arrays": told}).encode()
+    said = {"info": asdict(data.info), "fingerprint": data.fingerprint, "facts": data.facts, "arrays": told}
+    head = json.dumps(said).encode()
     checksum = zlib.crc32(head, len(head))
     file.parent.mkdir(parents=True, exist_ok=True)
     _sweep(file.parent)
@@ -177,7 +178,7 @@ def _mapped(file: Path) -> Dataset | None:
         os.utime(file)  # when it was last of use
     columns = {name[len("columns.") :]: array for name, array in arrays.items() if name.startswith("columns.")}
     info = DataInfo(**said["info"] | {"shape": tuple(said["info"]["shape"])})
-    return Dataset(train, test, info, columns, said["fingerprint"])
+    return Dataset(train, test, info, columns, said["fingerprint"], said["facts"])
 
 
 def _sweep(place: Path) -> None:

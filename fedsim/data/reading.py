@@ -1,4 +1,4 @@
-"""From arrays to a data set in memory: once per process, hashed, as float32 tensors."""
+"""From arrays to a data set in memory: once per process, hashed, as float32 tensors (codes: int32)."""
 
 from __future__ import annotations
 
@@ -84,6 +84,8 @@ def dataset_of(
     *,
     columns: Mapping[str, NDArray[Any]] | None = None,
     num_classes: int | None = None,
+    vocabulary: int = 0,
+    facts: Mapping[str, str] | None = None,
     where: str = "data set",
 ) -> Dataset:
     """A data set of arrays: bytes are scaled to [0, 1], integer targets are classes, the rest is regression.
@@ -95,10 +97,13 @@ def dataset_of(
         y_test: (m,) targets.
         columns: further columns of the training examples, (n,) each.
         num_classes: classes, by default the highest label and one.
+        vocabulary: where inputs are codes, how many there are; 0: inputs are numbers.
+        facts: as of :class:`Dataset`.
         where: what errors call the data set.
 
     Raises:
-        FedsimError: numbers of inputs and targets differ, shapes of training and test differ, labels below 0.
+        FedsimError: numbers of inputs and targets differ, shapes of training and test differ, labels below 0, codes
+            that are none of the vocabulary.
     """
     for part, x, y in (("training", x_train, y_train), ("test", x_test, y_test)):
         if len(x) != len(y) or y.ndim != 1:
@@ -116,10 +121,15 @@ def dataset_of(
         classes = max([num_classes or 0, *(int(y.max()) + 1 for y in both)])
     x_train, x_test = _with_channel(x_train), _with_channel(x_test)
     y_train, y_test = _plain_targets(y_train), _plain_targets(y_test)
-    train = Examples(_inputs(x_train), _tensor(y_train, y_train.dtype.type))
-    test = Examples(_inputs(x_test), _tensor(y_test, y_test.dtype.type))
-    info = DataInfo(tuple(train.inputs.shape[1:]), classes, len(train), len(test))
-    return Dataset(train, test, info, dict(columns or {}), fingerprint(x_train, y_train, x_test, y_test))
+    for x in (x_train, x_test) if vocabulary else ():
+        if len(x) and not 0 <= int(x.min()) <= int(x.max()) < vocabulary:
+            raise FedsimError(f"{where}: codes {x.min()} to {x.max()}; accepted: 0 to {vocabulary - 1}")
+    inputs = _codes if vocabulary else _inputs
+    train = Examples(inputs(x_train), _tensor(y_train, y_train.dtype.type))
+    test = Examples(inputs(x_test), _tensor(y_test, y_test.dtype.type))
+    info = DataInfo(tuple(train.inputs.shape[1:]), classes, len(train), len(test), vocabulary)
+    key = fingerprint(x_train, y_train, x_test, y_test)
+    return Dataset(train, test, info, dict(columns or {}), key, dict(facts or {}))
 
 
 def fingerprint(*arrays: NDArray[Any]) -> str:
@@ -142,6 +152,10 @@ def _plain_targets(array: NDArray[Any]) -> NDArray[Any]:
 def _inputs(array: NDArray[Any]) -> Tensor:
     tensor = _tensor(array, np.float32)
     return tensor.div_(255) if array.dtype == np.uint8 else tensor
+
+
+def _codes(array: NDArray[Any]) -> Tensor:
+    return _tensor(array, np.int32)
 
 
 def _tensor(array: NDArray[Any], dtype: type) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -43,6 +43,8 @@ class MongeAdapter:
         lr: first learning rate of Adam.
         sample: most examples of the server's root data that are sent.
     """
+
+    takes: ClassVar[str] = "numbers"
 
     gap_weight: Annotated[float, Field(ge=0)] = 1.0
     cost: CostName = "squared_euclidean"

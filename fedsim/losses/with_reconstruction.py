@@ -48,6 +48,7 @@ class WithReconstruction(Loss):
     """Cross-entropy of the labels beside the squared error of a decoder of the inputs."""
 
     objectives: ClassVar[int] = 2
+    takes: ClassVar[str] = "numbers"
 
     def set_up(self, shape: Sequence[int]) -> None:
         """The shape of an input, which the decoder gives back; called before the model is built."""

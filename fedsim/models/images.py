@@ -15,7 +15,7 @@ def at_least(smallest: int) -> Callable[[Any], Any]:
 
     def check(scenario: Any) -> Iterable[Fault]:
         info = known_info(scenario)
-        if info is not None and not _large_enough(info, smallest):
+        if info is not None and not info.vocabulary and not _large_enough(info, smallest):
             yield Fault("name", scenario.model.name, _accepted(info, smallest), ("data.dataset",))
         if scenario.engine.path == "stacked":
             accepted = (
@@ -24,7 +24,7 @@ def at_least(smallest: int) -> Callable[[Any], Any]:
             yield Fault("/engine.path", "stacked", accepted, ("model.name",))
 
     def decorate(function: Any) -> Any:
-        function.check = check
+        function.check, function.takes = check, "numbers"
         return function
 
     return decorate

@@ -5,12 +5,10 @@ Advani & Saxe, "High-dimensional dynamics of generalization error in neural netw
 
 from __future__ import annotations
 
-from math import prod
-
 from torch import nn
 
 from fedsim.data.examples import DataInfo
-from fedsim.models.mlp import outputs_of
+from fedsim.models.mlp import inputs_of, outputs_of
 from fedsim.registry import register
 
 
@@ -21,4 +19,7 @@ def linear(info: DataInfo) -> nn.Module:
     Args:
         info: shape of an input and number of classes.
     """
-    return nn.Sequential(nn.Flatten(), nn.Linear(prod(info.shape), outputs_of(info), bias=False))
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs_of(info, "linear"), outputs_of(info), bias=False))
+
+
+linear.takes = "numbers"  # type: ignore[attr-defined]

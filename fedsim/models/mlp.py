@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from fedsim.data.examples import DataInfo
+from fedsim.errors import FedsimError
 from fedsim.registry import register
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -47,7 +48,7 @@ def mlp(
             uniform distribution (AISTATS 2010, eq. 16), within √(6/(inputs + outputs)), biases 0.
     """
     layers: list[nn.Module] = [nn.Flatten()]
-    widths = [prod(info.shape), *hidden]
+    widths = [inputs_of(info, "mlp"), *hidden]
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
         if dropout:
@@ -68,7 +69,22 @@ def logistic(info: DataInfo) -> nn.Module:
     Args:
         info: shape of an input and number of classes.
     """
-    return nn.Sequential(nn.Flatten(), nn.Linear(prod(info.shape), outputs_of(info)))
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs_of(info, "logistic"), outputs_of(info)))
+
+
+mlp.takes = logistic.takes = "numbers"  # type: ignore[attr-defined]
+
+
+def inputs_of(info: DataInfo, model: str) -> int:
+    """Numbers of an input of this data set.
+
+    Raises:
+        FedsimError: it has none, but codes.
+    """
+    if info.vocabulary:
+        given = f"codes of a vocabulary of {info.vocabulary}"
+        raise FedsimError(f"model '{model}': given {given}; accepted: numbers (char_transformer takes codes)")
+    return prod(info.shape)
 
 
 def outputs_of(info: DataInfo) -> int:

@@ -24,7 +24,7 @@ from fedsim.data.examples import DataInfo
 from fedsim.data.partition import known_info
 from fedsim.data.planted import hermite
 from fedsim.errors import Fault
-from fedsim.models.mlp import outputs_of
+from fedsim.models.mlp import inputs_of, outputs_of
 from fedsim.optim.even_langevin import LARGEST
 from fedsim.optim.langevin import normalized
 from fedsim.registry import register
@@ -61,7 +61,7 @@ def single_index(info: DataInfo, *, exponent: Annotated[int, Field(ge=1)] = 3) -
         info: shape of an input and number of classes, each of which has a direction of its own.
         exponent: k, that of the data set ``planted``.
     """
-    direction = nn.Linear(prod(info.shape), outputs_of(info), bias=False)
+    direction = nn.Linear(inputs_of(info, "single_index"), outputs_of(info), bias=False)
     with torch.no_grad():
         direction.weight.copy_(normalized(direction.weight.normal_()))
     return nn.Sequential(nn.Flatten(), direction, Hermite(exponent))
@@ -86,4 +86,4 @@ def _either(names: tuple[str, ...]) -> str:
     return " or ".join(f"'{each}'" for each in names)
 
 
-single_index.check = _check  # type: ignore[attr-defined]
+single_index.check, single_index.takes = _check, "numbers"  # type: ignore[attr-defined]

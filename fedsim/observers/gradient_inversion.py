@@ -53,6 +53,7 @@ class GradientInversion(Observer):
 
     goal: ClassVar[str] = "a client's training images"
     cost: ClassVar[str] = "iterations · restarts · local steps backward passes"
+    takes: ClassVar[str] = "numbers"
 
     standpoint: Standpoint = "server"
     client: Annotated[int, Field(ge=0)] | None = None

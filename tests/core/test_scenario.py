@@ -96,7 +96,7 @@ ONE = [
     ("[data]\ndataset = ['digits']", "data.dataset", "given ['digits']; accepted: a name"),
     ("[data]\ndataset = 'idx'", "data.dataset.folder", "given nothing; accepted: a string (it has no default)"),
     ("[data]\nclients = 100000", "data.clients", "there are 1438 training examples"),
-    ("[model]\nname = ''", "model.name", "one of: cnn, "),
+    ("[model]\nname = ''", "model.name", "one of: char_transformer, cnn, "),
     ("[model]\nname = 3", "model.name", "given 3; accepted: a string"),
     ("model = 3", "model", "given 3; accepted: a table with the keys name, init"),
     ("model = 'mpl'", "model.name", "(did you mean 'mlp'?)"),
@@ -386,6 +386,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "edge_case": {"data.dataset": "fashion_mnist"},  # its foreign tail is the digits
     "cnn": {"data.dataset": "cifar10"},
     "lenet": {"data.dataset": "cifar10"},
+    "char_transformer": {"data.dataset": "python_library"},
+    "python_library": {"model": "char_transformer"},
     "vgg9": {"data.dataset": "cifar10"},
     "fltrust": {"data.root": 100},
     "softmax_radius": {"data.root": 100},

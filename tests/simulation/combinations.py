@@ -38,6 +38,7 @@ SMALL: dict[tuple[str, str], dict[str, Any]] = {
     ("attack", "sign_flip"): {},
     ("augmentation", "crop"): {"pad": 1},
     ("defense", "deepsight"): {"samples": 40, "seeds": 1},
+    ("model", "char_transformer"): {"width": 8, "depth": 1, "heads": 2},
     ("model", "cnn"): {"width": 4, "hidden": 8},
     ("model", "mlp"): {"hidden": [8]},
     ("model", "single_index"): {"exponent": 1},  # a cubic one diverges by any plain step
@@ -53,11 +54,11 @@ SMALL: dict[tuple[str, str], dict[str, Any]] = {
 }
 """Options that keep a part within seconds on a few examples, or the model within the numbers' range."""
 UNTRIED: dict[str, set[str]] = {
-    "dataset": {"blog_feedback", "california_housing", "cifar10", "gas_turbine", "huggingface"},
-    "model": {"resnet18", "vgg9"},
+    "dataset": {"blog_feedback", "california_housing", "cifar10", "gas_turbine", "huggingface", "python_library"},
+    "model": {"char_transformer", "resnet18", "vgg9"},
     "engine": {"ray"},
 }
-"""Not drawn: data that must be fetched, models of millions of parameters, a cluster."""
+"""Not drawn: data that must be fetched, models of millions of parameters, a cluster; text, see :class:`Text`."""
 SYNTHETIC = ["planted", "synthetic_classification", "synthetic_regression", "teacher_student"]
 KEPT = {"model.name", "data.dataset.name", "client.optimizer", "client.per_round", "data.clients"}
 """Taken away only where that alone helps."""
@@ -66,6 +67,8 @@ OPTIONAL = [
     *("privacy", "adversary", "client.regularizers", "client.adapter", "client.step_control", "client.optimizer"),
 ]
 BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length")
+COLUMNS = {"cmnist": "domain", "rotated_mnist": "domain", "python_library": "package"}
+"""Of a natural partition."""
 SIZES = ("examples", "test", "dimensions", "inputs", "features")
 """Options of data sets that make runs long."""
 GUESTS = ["flwr:FedAvg", "flwr:FedAdam", "flwr:FedMedian", "flwr:Krum"]
@@ -115,6 +118,7 @@ class Files:
             "npz": {"path": str(self.folder / "pictures.npz")},
             **dict.fromkeys(("idx", "mnist", "fashion_mnist", "cmnist"), folder),
             "rotated_mnist": {**folder, "examples": 40},
+            "python_library": {"packages": ["html", "json"], "characters": 1600, "context": 8, "stride": 8},
         }
         return own.get(name, {})
 
@@ -188,8 +192,8 @@ class Draw:
         partition = self.part("partition") if self.chance(0.6) else self.part("partition", ["iid", "dirichlet"])
         if self.chance(0.1):
             partition = self.part("partition", DIVISIONS)
-        if partition["name"] == "natural" and dataset["name"] in ("cmnist", "rotated_mnist"):
-            partition["column"] = "domain"
+        if partition["name"] == "natural":
+            partition["column"] = COLUMNS.get(dataset["name"], partition["column"])
         table = {"dataset": dataset, "partition": partition, "clients": CLIENTS, "root": self.one([0, 20, 20])}
         if partition["name"] == "natural":
             table["clients"] = 2
@@ -295,6 +299,17 @@ class Draw:
             else:
                 break
         return tables
+
+
+class Text(Draw):
+    """Dice for a data set of codes, in most cases with the model that takes them."""
+
+    def part(self, kind: str, among: typing.Sequence[str] = ()) -> dict[str, Any]:
+        if kind == "dataset" and not among:
+            among = ["python_library"]
+        if kind == "model" and self.chance(0.9):
+            among = ["char_transformer"]
+        return super().part(kind, among)
 
 
 class Raw(Draw):

@@ -13,7 +13,7 @@ import torch
 from fedsim.errors import DataMissing, ScenarioError
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from tests.simulation.combinations import Draw, Files, Raw
+from tests.simulation.combinations import Draw, Files, Raw, Text
 
 GROUPS, CASES = 8, 25
 LEAST = 0.6
@@ -96,6 +96,11 @@ def test_combinations_run_or_are_refused(group: int, files: Files) -> None:
 def test_options_that_nobody_chose_run_or_are_refused(files: Files) -> None:
     drawn = [Raw(5000 + case, files).scenario() for case in range(CASES)]
     judge([outcome(tables, TOO_FAR) for tables in drawn], drawn)
+
+
+def test_parts_on_text_run_or_are_refused(files: Files) -> None:
+    drawn = [Text(7000 + case, files).scenario() for case in range(CASES)]
+    judge([outcome(tables) for tables in drawn], drawn)
 
 
 def test_parts_of_several_papers_are_one_scenario(files: Files) -> None:
