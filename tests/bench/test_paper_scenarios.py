@@ -19,6 +19,7 @@ PAPERS: dict[str, tuple[tuple[str, ...], str, set[str]]] = {
     "softmax radius, the clients'": (("softmax_radius_control",), "softmax_radius", {"sgd"}),
     "harmonic": (("harmonic",), "harmonic", {"cross_entropy"}),
     "prototypes by class": (("harmonic_average",), "prototype_average", {"fedavg"}),
+    "language": (("harmonic_language",), "harmonic", {"cross_entropy"}),
     "coherence, the server's": (("coherence",), "rm3", {"fedavg"}),
     "planted": (("langevin_planted",), "normalized_sgd", {"spherical_sgd"}),
     "planted, even": (("langevin_planted_even",), "even_sgd", {"spherical_sgd"}),

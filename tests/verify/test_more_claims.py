@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.federation import build
 from fedsim.losses import fit_monge_map
+from fedsim.scenario import Scenario
+from fedsim.simulation import simulate
 from fedsim.verify import coherence_examples, generalization_width, harmonic_language, monge_costs, softmax_sweep
 from fedsim.verify.claim import Measured, claims_of
 from fedsim.verify.runner import derived_rows
@@ -38,25 +41,51 @@ def test_a_line_starts_at_the_loss_and_has_the_bound_of_the_linear_model() -> No
     assert bound == pytest.approx(2 * math.pi / float((moved.amax(1) - moved.amin(1)).max()), rel=1e-4)
 
 
-def test_the_text_is_the_same_twice_and_its_hash_is_of_it() -> None:
-    texts, digest = harmonic_language.library()
-    again, same = harmonic_language.library()
-    assert (digest, list(texts)) == (same, list(harmonic_language.PACKAGES))
-    assert all(torch.equal(texts[name], again[name]) for name in texts)
-    assert all(int(text.min()) >= 0 and int(text.max()) < harmonic_language.VOCABULARY for text in texts.values())
-    assert min(map(len, texts.values())) > 20_000
+SMALL = {"name": "python_library", "packages": ["html", "json"], "characters": 1600, "context": 8, "stride": 8}
 
 
-@pytest.mark.parametrize("distance", harmonic_language.HEADS.values())
-def test_a_character_does_not_see_what_follows(distance: str) -> None:
-    torch.manual_seed(0)
-    model = harmonic_language.Language(distance)
-    codes = torch.randint(97, (2, 12))
-    later = codes.clone()
-    later[:, 8:] = (later[:, 8:] + 1) % 97
-    with torch.no_grad():
-        assert torch.allclose(model(codes)[:, :8], model(later)[:, :8], atol=1e-4)
-        assert not torch.allclose(model(codes)[:, 8:], model(later)[:, 8:], atol=1e-2)
+def language(name: str) -> Scenario:
+    """A cell of the language scenario in small."""
+    changes = {"data.dataset": SMALL, "data.clients": 2, "client.per_round": 2, "client.batch_size": 8}
+    model = {"name": "char_transformer", "width": 8, "depth": 1, "heads": 2}
+    small = {"rounds": 4, "client.steps": 2, "evaluate.every": 2, "model": model}
+    return harmonic_language.cells()[name].changed(**changes, **small)
+
+
+def test_language_has_a_cell_for_each_head() -> None:
+    distances = {name: cell.client.loss.options.get("distance") for name, cell in harmonic_language.cells().items()}
+    assert distances == {"cross_entropy": None, "cosine": "cosine", "euclidean": "euclidean"}
+
+
+def test_models_are_kept_on_the_way_of_one_run() -> None:
+    found, spread = harmonic_language.federated(language("cosine"))
+    whole = simulate(language("cosine"))
+    assert found.digest == whole.digest
+    norms = [
+        norm
+        for last, result in ((2, simulate(language("cosine").changed(rounds=2))), (4, whole))
+        for norm in harmonic_language.gradient_norms(build(language("cosine")), result, last)
+    ]
+    assert len(norms) == 2 * 2 * harmonic_language.BATCHES
+    assert spread == pytest.approx(np.std(norms) / np.mean(norms))
+
+
+def test_language_is_measured_by_the_runs_own_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {name: language(name) for name in harmonic_language.HEADS}
+    monkeypatch.setattr(harmonic_language, "cells", lambda: small)
+    found = harmonic_language.language(1)
+    claim = next(each for each in claims_of("harmonic") if each.key == "language")
+    assert set(claim.rows) == set(found.values)
+    lines = simulate(small["euclidean"].changed(seed=1)).lines
+    assert found.values["euclidean_perplexity"] == pytest.approx(math.exp(lines[-1]["loss"]))
+    assert found.series["language euclidean"] == [line["train_loss"] for line in lines[1:]]
+    assert "sha256" in found.facts["text"]
+
+
+def test_embeddings_along_one_line_are_explained_by_it() -> None:
+    line = torch.arange(20.0)[:, None] * torch.randn(1, 12)
+    assert harmonic_language.explained(line + 5.0) == pytest.approx(1.0)
+    assert harmonic_language.explained(torch.eye(16)) == pytest.approx(8 / 15)
 
 
 def test_what_no_example_reaches_stays() -> None:
