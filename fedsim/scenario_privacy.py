@@ -268,6 +268,21 @@ def _participation(scenario: Tables, mechanism: Any, name: str) -> Iterator[Faul
             f"{NO_CLAIM}"
         )
         yield Fault("server.sampler", sampler.name, accepted, ("privacy.unit",))
+    counted = not getattr(mechanism, "full_participation", True) and not getattr(mechanism, "bounds_aggregate", False)
+    if counted and scenario.adversary.selection == "forced" and scenario.attackers and not _asks_all(scenario):
+        accepted = (
+            "'pool': where draws are replaced, clients take part in other rounds than are accounted, and the cohort is "
+            f"not the sample that is; {NO_CLAIM}"
+        )
+        yield Fault("adversary.selection", "forced", accepted, ("server.sampler",))
+
+
+def _asks_all(scenario: Tables) -> bool:
+    """Whether every client takes part in every round."""
+    sampler = scenario.server.sampler
+    if sampler.name == "poisson":
+        return sampler.options.get("rate") == 1
+    return scenario.cohort >= scenario.data.clients
 
 
 def _measurements(scenario: Tables) -> Iterator[Fault]:

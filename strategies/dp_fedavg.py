@@ -141,9 +141,6 @@ class DpFedAvg(Defense):
         claimed = privacy.claim != "none" and (calibrated or bool(privacy.noise))
         if rate == 1 or not (calibrated or claimed):
             return
-        if claimed and scenario.adversary.selection == "forced" and scenario.attackers:
-            accepted = "'pool': where draws are replaced, the cohort is not the sample that is accounted"
-            yield Fault("/adversary.selection", "forced", accepted, ("server.sampler",))
         if sampling == "without_replacement" and (privacy.accountant, privacy.neighbours) != ("rdp", "replace_one"):
             accepted = (
                 "'rdp' with neighbours 'replace_one', which alone accounts cohorts of a fixed size; or "

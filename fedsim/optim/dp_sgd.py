@@ -66,8 +66,6 @@ class DpSgd:
 
     def check(self, scenario: Any) -> Iterable[Fault]:
         """Whether a claim for examples, with the clients' own noise, can hold; what would touch raw gradients."""
-        from fedsim.scenario_privacy import claims
-
         privacy, client = scenario.privacy, scenario.client
         if privacy.unit != "example":
             yield Fault("/privacy.unit", privacy.unit, "'example': each example's gradient is clipped by itself")
@@ -92,10 +90,6 @@ class DpSgd:
         if client.step_control is not None:
             accepted = "none: it would scale each step by raw examples, after the noise"
             yield Fault("/client.step_control", client.step_control.name, accepted)
-        forced = scenario.adversary.selection == "forced" and scenario.attackers
-        if forced and scenario.cohort < scenario.data.clients and claims(scenario):
-            accepted = "'pool': where draws are replaced, clients take part in other rounds than are accounted"
-            yield Fault("/adversary.selection", "forced", accepted, ("client.optimizer",))
         if scenario.engine.precision == "bfloat16":
             yield Fault("/engine.precision", "bfloat16", "'float32' or 'float64', in which clipped norms are exact")
         if scenario.engine.path not in ("auto", "reference"):

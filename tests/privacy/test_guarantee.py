@@ -238,6 +238,33 @@ def test_a_subclass_inherits_no_declaration() -> None:
     assert Sly.privacy_stage() == "unbounded"
 
 
+FORCED: dict[str, Any] = {"adversary": {"count": 1, "attacks": ["sign_flip"], "selection": "forced"}}
+DP_FEDAVG = {"defenses": ["dp_fedavg"]}
+CLIENT = {"noise": [1.0], "unit": "client"}
+LOCAL_STEPS: dict[str, Any] = {"server": {}, "privacy": {"noise": [1.0], "trust": "local"}}
+HALF = {"name": "poisson", "rate": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"server": {**DP_FEDAVG, "sampler": HALF}, "privacy": CLIENT}, True),
+        ({"server": {**DP_FEDAVG, "sampler": {**HALF, "rate": 1.0}}, "privacy": CLIENT}, False),
+        ({"server": {**DP_FEDAVG, "sampler": HALF}, "privacy": {**CLIENT, "claim": "none"}}, False),
+        ({"server": {"defenses": ["reclip"]}, "client": {"per_round": 2}, "privacy": CLIENT}, False),
+        ({**LOCAL_STEPS, "client": {"per_round": 2, "optimizer": "dp_sgd"}}, True),
+        ({**LOCAL_STEPS, "client": {"per_round": 4, "optimizer": "dp_sgd"}}, False),
+    ],
+)
+def test_draws_are_replaced_only_where_no_epsilon_counts_them(changes: dict[str, Any], refused: bool) -> None:
+    if not refused:
+        private(**FORCED, **changes)
+        return
+    with pytest.raises(ScenarioError, match="clients take part in other rounds than are accounted") as error:
+        private(**FORCED, **changes)
+    assert [fault.key for fault in error.value.faults] == ["adversary.selection"]
+
+
 @pytest.mark.parametrize("accountant", ["pld", "gdp"])
 def test_noise_that_costs_more_than_promised_is_refused_before_anything_is_written(
     accountant: str, tmp_path: Any
