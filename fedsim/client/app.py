@@ -18,7 +18,7 @@ from torch import Tensor
 from attacks.attack import Attack, overrides
 from fedsim import rng, runtime
 from fedsim.client import reference
-from fedsim.client.adapted import ADAPT, adapt_of, learn_adapter
+from fedsim.client.adapted import ADAPT, adapt_of, learn_adapter, learn_adapters
 from fedsim.client.chunk import Chunk, Engine, rank
 from fedsim.client.evaluation import measure
 from fedsim.client.hooks import LOCAL, Hooks
@@ -36,6 +36,7 @@ from fedsim.flower import Flat, error_reply
 log = logging.getLogger("fedsim")
 
 NodeHandler = Callable[[Node, RecordDict], RecordDict]
+ManyHandler = Callable[[Sequence[Node], Sequence[RecordDict]], list[RecordDict | Exception]]
 TRAIN = ("train", "train.default")
 RELEASED = "fedsim.released"
 CHUNK = 32
@@ -70,6 +71,9 @@ class FederatedClient(ClientApp):
         self.handlers: dict[str, NodeHandler] = {"query.partition": _partition, LEARN: learn, **(handlers or {})}
         if workload.adapter is not None:
             self.handlers[ADAPT] = learn_adapter
+        self.together: dict[str, ManyHandler] = {}
+        if hasattr(workload.adapter, "fit_together") and workload.path != "reference":
+            self.together[ADAPT] = learn_adapters
         self.hooks = Hooks(self.attacks)
         self.separate = any(overrides(each, hook) for each in self.attacks for hook in LOCAL)
         self.poisoners = [each for each in self.attacks if overrides(each, "poison")]
@@ -122,21 +126,31 @@ class FederatedClient(ClientApp):
         replies: dict[int, Message] = {}
         orders: list[Order] = []
         received: dict[int, Tensor] = {}
+        asked: dict[str, dict[int, Node]] = {}
         for position, (message, context) in enumerate(zip(messages, contexts, strict=True)):
+            kind = message.metadata.message_type
             try:
-                if message.metadata.message_type in self.unasked:
+                if kind in self.unasked:
                     raise FedsimError("an answer to this would leave without noise")
                 self._count(message, context)
-                if message.metadata.message_type in TRAIN:
+                if kind in TRAIN:
                     order = self.reader.order(position, message, context, received)
                     if self._drops_out(order.client, order.round):
                         replies[position] = error_reply(message, "dropped out")
                     else:
                         orders.append(order)
+                    continue
+                node = self._node(message, context, received)
+                if (kind.startswith("train.") or kind in self.exchanged) and self._drops_out(node.client, node.round):
+                    replies[position] = error_reply(message, "dropped out")
+                elif kind in self.together:
+                    asked.setdefault(kind, {})[position] = node
                 else:
-                    replies[position] = self._answer(message, context, received)
+                    replies[position] = self._answer(message, node)
             except Exception as error:
                 replies[position] = error_reply(message, self._told(error))
+        for kind, nodes in asked.items():
+            replies.update(self._answers(kind, nodes, messages))
         for group in alike(orders, self.separate):
             for order, outcome in zip(group, self._train(group), strict=True):
                 message = messages[order.position]
@@ -272,22 +286,34 @@ class FederatedClient(ClientApp):
         content = RecordDict({"arrays": Flat(vector, self.workload.layout), "metrics": metrics})
         return Message(as_asked(message, content), reply_to=message)
 
-    def _answer(self, message: Message, context: Context, received: dict[int, Tensor]) -> Message:
+    def _node(self, message: Message, context: Context, received: dict[int, Tensor]) -> Node:
         content, client = message.content, client_of(context)
-        config = config_of(content)
-        round = int(cast(int, config.get("server-round", 0)))
+        round = int(cast(int, config_of(content).get("server-round", 0)))
         vector = self.reader.vector(content, received) if arrays_of(content) is not None else None
-        node = Node(self, client, round, vector, context.state, self.reader.compromised(content, client, round, vector))
+        compromised = self.reader.compromised(content, client, round, vector)
+        return Node(self, client, round, vector, context.state, compromised)
+
+    def _answer(self, message: Message, node: Node) -> Message:
         kind = message.metadata.message_type
-        if (kind.startswith("train.") or kind in self.exchanged) and self._drops_out(client, round):
-            return error_reply(message, "dropped out")
         if kind in ("evaluate", "evaluate.default"):
             answer = RecordDict({"metrics": measure(node)})
         elif kind in self.handlers:
-            answer = self.handlers[kind](node, content)
+            answer = self.handlers[kind](node, message.content)
         else:
             raise ValueError(f"no handler '{kind}'; handlers: train, evaluate, {', '.join(self.handlers)}")
         return Message(as_asked(message, answer), reply_to=message)
+
+    def _answers(self, kind: str, nodes: Mapping[int, Node], messages: Sequence[Message]) -> dict[int, Message]:
+        """The replies of clients, by the positions of their messages, whose handler takes them all at once."""
+        found = {}
+        answers = self.together[kind](list(nodes.values()), [messages[position].content for position in nodes])
+        for position, answer in zip(nodes, answers, strict=True):
+            message = messages[position]
+            if isinstance(answer, Exception):
+                found[position] = error_reply(message, self._told(answer))
+            else:
+                found[position] = Message(as_asked(message, answer), reply_to=message)
+        return found
 
 
 def _by_memory(work: list[tuple[Order, Job]]) -> list[list[tuple[Order, Job]]]:

@@ -9,16 +9,17 @@ Uscidda & Cuturi, "The Monge gap: a regularizer to learn all transport maps", IC
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.errors import Fault
 from fedsim.losses.monge_map import MongeMap, fit_monge_map
+from fedsim.losses.monge_maps import Learner, fit_monge_maps
 from fedsim.losses.sinkhorn import CostName
 from fedsim.registry import register
 from fedsim.scenario_privacy import claims
@@ -26,6 +27,8 @@ from fedsim.scenario_privacy import claims
 adapter = partial(register, "adapter")
 
 Count = Annotated[int, Field(ge=1)]
+Start = tuple[MongeMap, Tensor, Tensor, int]
+"""What a client's fit is given: its map at the start, its inputs, the reference, the seed of its batches."""
 
 
 @adapter("monge_gap")
@@ -84,20 +87,22 @@ class MongeAdapter:
             seed: of the batches.
         """
         source, target = inputs.flatten(1), reference.flatten(1)
-        fit_monge_map(
-            model,
-            source,
-            target,
-            gap_weight=self.gap_weight,
-            cost=self.cost,
-            method=self.method,
-            epsilon=self.epsilon,
-            steps=self.steps,
-            batch_size=min(self.batch_size, len(source), len(target)),
-            lr=self.lr,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        return {name: each.detach() for name, each in model.named_parameters()}
+        size = min(self.batch_size, len(source), len(target))
+        generator = torch.Generator().manual_seed(seed)
+        fit_monge_map(model, source, target, batch_size=size, generator=generator, **self._options())
+        return _learned(model)
+
+    def fit_together(self, starts: Sequence[Start]) -> list[dict[str, Tensor]]:
+        """The maps of many clients, each from what :meth:`fit` is given, to rounding as by it."""
+        learners = [
+            Learner(model, inputs.flatten(1), reference.flatten(1), torch.Generator().manual_seed(seed))
+            for model, inputs, reference, seed in starts
+        ]
+        fit_monge_maps(learners, batch_size=self.batch_size, **self._options())
+        return [_learned(each.model) for each in learners]
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("gap_weight", "cost", "method", "epsilon", "steps", "lr")}
 
     def apply(self, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """T(x), in the shape of x (n, …)."""
@@ -107,3 +112,7 @@ class MongeAdapter:
         with torch.no_grad():
             mapped: Tensor = torch.func.functional_call(model, {k: v.to(flat) for k, v in state.items()}, (flat,))
         return mapped.view(inputs.shape)
+
+
+def _learned(model: nn.Module) -> dict[str, Tensor]:
+    return {name: each.detach() for name, each in model.named_parameters()}

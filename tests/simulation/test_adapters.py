@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import torch
 from flwr.app import RecordDict
 
 from fedsim import registry
-from fedsim.client.adapted import RECORD, learn_adapter
+from fedsim.client.adapted import ADAPT, RECORD, REFERENCE, learn_adapter
 from fedsim.client.app import FederatedClient
 from fedsim.client.node import Node
+from fedsim.client.workload import Workload
 from fedsim.data.examples import Examples
 from fedsim.errors import ScenarioError
 from fedsim.federation import build
-from fedsim.flower import as_record
+from fedsim.flower import as_record, as_tensors
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from fedsim.testing.federation import CLASSES, initial, workload
+from fedsim.testing.federation import CLASSES, SHAPE, initial, messages, workload
 from tests.simulation.test_same_bits import interrupted
 
 ADAPTER: dict[str, Any] = {"name": "monge_gap", "steps": 10, "hidden": [8], "batch_size": 24}
@@ -87,6 +89,63 @@ def test_shifted_features_come_back_to_the_reference() -> None:
 
     assert right(before) < 0.9
     assert right(after) > 0.95
+
+
+def learned(load: Workload, *groups: Sequence[int]) -> tuple[dict[int, torch.Tensor], dict[int, str]]:
+    """Each client's map, flat, and what those said that failed, where each group is asked at once."""
+    app, reference = FederatedClient(load), torch.randn(9, *SHAPE, generator=torch.Generator().manual_seed(5))
+    maps, failed = {}, {}
+    for group in groups:
+        sent, contexts = messages(load, initial(load), group, kind=ADAPT)
+        for message in sent:
+            message.content[REFERENCE] = as_record({"inputs": reference.to(load.dtype)})
+        for client, context, reply in zip(group, contexts, app.many(sent, contexts), strict=True):
+            if not reply.has_content():
+                failed[client] = reply.error.reason
+            elif RECORD in context.state:
+                record = context.state.array_records[RECORD]
+                maps[client] = torch.cat([each.flatten() for each in as_tensors(record).values()])
+    return maps, failed
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-5)])
+def test_the_maps_of_a_chunk_are_those_of_a_client_at_a_time(precision: str, tolerance: float) -> None:
+    """To rounding; and bit for bit those of any other chunk. Who fails, fails alone."""
+    part = registry.make("adapter", "monge_gap", steps=2, hidden=[5], epsilon=4.0)
+
+    def load(path: str) -> Workload:
+        return workload((10, 7, 0, 1, 20), adapter=part, path=path, precision=precision)
+
+    together, failed = learned(load("auto"), range(5))
+    in_pairs, _ = learned(load("auto"), [0, 3], [4, 2], [1])
+    alone, failed_alone = learned(load("reference"), range(5))
+    assert list(together) == list(alone) == [0, 1, 4]
+    assert failed == failed_alone
+    assert list(failed) == [3]
+    assert "holds 1 example" in failed[3]
+    for client, found in together.items():
+        assert torch.equal(found, in_pairs[client])
+        torch.testing.assert_close(found, alone[client], rtol=tolerance, atol=tolerance)
+
+
+def test_what_cannot_be_learned_together_is_learned_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = registry.make("adapter", "monge_gap", steps=1, hidden=[5], epsilon=0.5)
+    load = workload((10, 7, 20), adapter=part)
+    wanted, _ = learned(load, range(3))
+    fit = type(part).fit_together
+
+    def seven_fails(self: object, starts: Sequence[Any]) -> Any:
+        if any(len(inputs) == 7 for _, inputs, _, _ in starts):
+            raise ValueError("costs that are not finite")
+        return fit(self, starts)
+
+    monkeypatch.setattr(type(part), "fit_together", seven_fails)
+    found, failed = learned(load, range(3))
+    assert failed == {1: "ValueError: costs that are not finite"}
+    assert all(torch.equal(found[client], wanted[client]) for client in (0, 2))
+    assert "the maps of 3 clients failed" in caplog.text
 
 
 PRIVATE = {"privacy": {"epsilon": 3.0, "trust": "local"}, "evaluate.clients": 0}
