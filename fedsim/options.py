@@ -56,12 +56,13 @@ class Option:
 
 
 def options(part: Any) -> list[Option]:
-    """The options of a part, in the order in which it declares them.
+    """The options of a part, in the order in which it declares them; a base says what those mean that it declares.
 
     Raises:
         FedsimError: a type of an option is not known where the part stands.
     """
-    meanings = _meanings(inspect.getdoc(part) or "")
+    owners = reversed(part.__mro__) if inspect.isclass(part) else (part,)
+    meanings = {name: said for each in owners for name, said in _meanings(inspect.getdoc(each) or "").items()}
     if inspect.isclass(part) and "__dataclass_fields__" in vars(part):
         hints = _hints(part, part)
         found = []

@@ -6,10 +6,10 @@ does not is the mean of θθᵀ:
     M = (1/T) Σ_t θ_t θ_tᵀ        θ_1, …, θ_T all iterates of the walk, no burn-in
     estimate: v, the top eigenvector of M;    v ← sign⟨v, θ_0⟩ · v
 
-The walks are those of ``normalized_sgd`` and ``spherical_langevin``, see :mod:`fedsim.optim.langevin`. The sign of v is
-the paper's to leave open. In a federation it must be one for all clients, whose ±v would cancel in the server's mean:
-here it is that of the half space of θ_0, the model that all of them received. What the server takes the mean of are
-d numbers a client, the eigenvectors, and not the d × d of its M.
+The walks are those of ``normalized_sgd`` and ``spherical_langevin``, with their options, see
+:mod:`fedsim.optim.langevin`. The sign of v is the paper's to leave open. In a federation it must be one for all
+clients, whose ±v would cancel in the server's mean: here it is that of the half space of θ_0, the model that all of
+them received. What the server takes the mean of are d numbers a client, the eigenvectors, and not the d × d of its M.
 
 Wei, Damian & Lee, "Langevin dynamics with weight averaging", ICLR 2026 (arXiv:2603.06028).
 """
@@ -26,8 +26,16 @@ from torch import Tensor
 from fedsim import registry
 from fedsim.blocks import exact
 from fedsim.errors import Fault, FedsimError
-from fedsim.optim.elementwise import NonNegative, Positive, optimizer
-from fedsim.optim.langevin import Averaging, ClientAveraging, NormalizedSGD, SphericalLangevin, top_eigenvector
+from fedsim.optim.elementwise import optimizer
+from fedsim.optim.langevin import (
+    Averaging,
+    ClientAveraging,
+    ClientNormalizedSGD,
+    ClientSphericalLangevin,
+    NormalizedSGD,
+    SphericalLangevin,
+    top_eigenvector,
+)
 
 LARGEST = 2000
 """d of which M, d × d numbers in float64, is kept."""
@@ -120,14 +128,8 @@ class ClientSecondMoment(ClientAveraging):
 
 
 @optimizer("even_sgd")
-class ClientEvenSGD(ClientSecondMoment):
-    """SGD on the unit sphere, for planted directions of even exponent; uploads the top eigenvector of its mean θθᵀ.
-
-    Args:
-        lr: learning rate η.
-    """
-
-    lr: Positive = 0.1
+class ClientEvenSGD(ClientSecondMoment, ClientNormalizedSGD):
+    """SGD on the unit sphere, for planted directions of even exponent; uploads the top eigenvector of its mean θθᵀ."""
 
     def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> EvenSGD:
         """The optimizer of these parameters, its learning rate times ``scale``."""
@@ -135,16 +137,8 @@ class ClientEvenSGD(ClientSecondMoment):
 
 
 @optimizer("even_spherical_langevin")
-class ClientEvenSphericalLangevin(ClientSecondMoment):
-    """Langevin dynamics on the sphere, for planted directions of even exponent; uploads the top eigenvector of θθᵀ.
-
-    Args:
-        lr: step size h, c/d with c in [.1, .3].
-        inverse_temperature: ε.
-    """
-
-    lr: Positive = 0.01
-    inverse_temperature: NonNegative = 10.0
+class ClientEvenSphericalLangevin(ClientSecondMoment, ClientSphericalLangevin):
+    """Langevin dynamics on the sphere, for planted directions of even exponent; uploads the top eigenvector of θθᵀ."""
 
     def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> EvenSphericalLangevin:
         """The optimizer of these parameters, its step size times ``scale``."""

@@ -101,6 +101,35 @@ def test_a_share_stays_a_float_and_a_count_an_int() -> None:
         assert (built.keep, type(built.keep)) == (keep, type(keep))
 
 
+def test_what_a_base_declares_it_explains(apart: pytest.MonkeyPatch) -> None:
+    class Base:
+        """A base.
+
+        Args:
+            a: as the base says.
+            b: as the base says.
+        """
+
+        a: int = 1
+        b: int = 2
+
+    registry.register("attack", "base")(Base)
+
+    @registry.register("attack", "own")
+    class Own(Base):
+        """One.
+
+        Args:
+            b: as it says itself.
+        """
+
+        b: int = 3
+
+    found = [(each.name, each.default, each.meaning) for each in registry.options(Own)]
+    assert found == [("a", 1, "as the base says."), ("b", 3, "as it says itself.")]
+    assert (Base.name, Own.name) == ("base", "own")  # type: ignore[attr-defined]
+
+
 def test_options_of_classes_and_functions(apart: pytest.MonkeyPatch) -> None:
     @registry.register("attack", "table")
     class Table:

@@ -183,3 +183,12 @@ def test_what_it_cannot_hold_is_refused(kind):
     with pytest.raises(FedsimError, match="lr"):
         kind([nn.Parameter(torch.zeros(2))], lr=-0.1)
     assert getattr(optim, kind.__name__) is kind
+
+
+@pytest.mark.parametrize(
+    ("even", "walk"), [("even_sgd", "normalized_sgd"), ("even_spherical_langevin", "spherical_langevin")]
+)
+def test_options_are_those_of_the_walk(even, walk):
+    part, of_walk = registry.get("optimizer", even), registry.get("optimizer", walk)
+    assert issubclass(part, of_walk)
+    assert registry.options(part) == registry.options(of_walk)
