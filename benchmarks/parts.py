@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 import fedsim
 from fedsim.losses.harmonic import Distance
+from fedsim.scenario_file import override, read
 
 BEGIN, END = "<!-- parts: begin -->", "<!-- parts: end -->"
 VERSIONS = ("fedsim-flwr", "torch", "numpy")
@@ -55,17 +56,21 @@ FEATURES: dict[str, Any] = {
     "client": {"per_round": 20, "batch_size": 32, "optimizer": SGD},
     "engine": {"workers": 1},
 }
-PLANTED: dict[str, Any] = {
-    "data": {"dataset": {"name": "planted", "dimensions": 50, "examples": 5760}, "clients": 20},
-    "model": {"name": "single_index"},
-    "client": {
-        "per_round": 20,
-        "batch_size": 32,
-        "loss": "correlation",
-        "optimizer": {"name": "spherical_sgd", "lr": 0.1},
+NAMED = {key: value for key, value in read("papers/langevin_planted").items() if key not in ("title", "matrix")}
+PLANTED = override(
+    NAMED,
+    {
+        "data.dataset.examples": 5760,
+        "data.clients": 20,
+        "client": {
+            "per_round": 20,
+            "batch_size": 32,
+            "epochs": None,
+            "optimizer": {"name": "spherical_sgd", "lr": 0.1},
+        },
+        "engine.workers": 1,
     },
-    "engine": {"workers": 1},
-}
+)
 EVEN = {"data.dataset.exponent": 4, "model.exponent": 4}
 LINEAR = {**FEATURES, "model": {"name": "logistic"}, "client": {"per_round": 20}}
 LEARNING = "adapter monge_gap, a first round of 10 steps"

@@ -14,25 +14,19 @@ from fedsim.errors import ScenarioError
 from fedsim.federation import build
 from fedsim.optim.langevin import normalized, normalized_sgd
 from fedsim.scenario import Scenario
+from fedsim.scenario_file import override, read
 from fedsim.simulation import simulate
 
-TABLES: dict[str, Any] = {
-    "rounds": 1,
-    "data": {
-        "dataset": {"name": "planted", "dimensions": 10, "examples": 1000, "test": 50},
-        "partition": {"name": "iid"},
-        "clients": 5,
+NAMED = {key: value for key, value in read("papers/langevin_planted").items() if key not in ("title", "matrix")}
+TABLES = override(
+    NAMED,
+    {
+        "data.dataset": {"dimensions": 10, "examples": 1000, "test": 50},
+        "data.clients": 5,
+        "client": {"per_round": 5, "epochs": 2, "optimizer": {"name": "normalized_sgd", "lr": 0.3}},
+        "engine.workers": 1,
     },
-    "model": {"name": "single_index"},
-    "client": {
-        "per_round": 5,
-        "epochs": 2,
-        "batch_size": 1,
-        "loss": "correlation",
-        "optimizer": {"name": "normalized_sgd", "lr": 0.3},
-    },
-    "engine": {"workers": 1},
-}
+)
 FOURTH = {"data.dataset.exponent": 4, "model.exponent": 4}
 
 
