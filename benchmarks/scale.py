@@ -3,7 +3,7 @@
 The population, the cohort and the model grow one at a time, each size in a process of its own (scale_round.py); then a
 matrix of cells is played by one and by two processes; matrices of 100 and 1,000 cells of one round
 are planned, played and summed up; and with ``--cluster`` on one and on two nodes of a simulated Ray cluster, each node
-with one processor. It writes docs/results/scale.json, the table in docs/scale.md and its figure.
+with one processor, three times in turn. It writes docs/results/scale.json, the table in docs/scale.md and its figure.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ WIDTHS = (16, 64, 256, 1024, 4096)
 DEFENSES = ("fedavg", "krum")
 JOBS = (1, 2)
 NODES = (1, 2)
+REPEATS = 3
+"""How often cells a minute are measured, one process and two in turn."""
 MATRICES = (100, 1_000)
 MATRIX = """
 rounds = {rounds}
@@ -103,6 +106,18 @@ def width(rounds: int, quick: bool) -> Iterator[Line]:
     for defense in DEFENSES:
         for size in WIDTHS[: 2 if quick else None]:
             yield growth("width", size, rounds, width=size, defense=defense)
+
+
+def in_turn(measures: Sequence[Callable[[], Line]], quick: bool) -> Iterator[Line]:
+    """Each measured once, then each again: the run of the middle throughput, with the least and the greatest."""
+    found: list[list[Line]] = [[] for _ in measures]
+    for _ in range(1 if quick else REPEATS):
+        for measure, lines in zip(measures, found, strict=True):
+            lines.append(measure())
+    for lines in found:
+        rates = sorted(each["steady"] for each in lines)
+        middle = next(each for each in lines if each["steady"] == rates[len(rates) // 2])
+        yield middle | {"least": rates[0], "greatest": rates[-1], "runs": len(rates)}
 
 
 def cells(what: str, size: int, quick: bool, flags: Sequence[str]) -> Line:
@@ -195,14 +210,15 @@ def nodes(count: int) -> Iterator[str]:
 
 
 def jobs(rounds: int, quick: bool) -> Iterator[Line]:
-    for size in JOBS:
-        yield cells("jobs", size, quick, ["--jobs", str(size)])
+    yield from in_turn([partial(cells, "jobs", size, quick, ["--jobs", str(size)]) for size in JOBS], quick)
 
 
 def on_cluster(rounds: int, quick: bool) -> Iterator[Line]:
-    for size in NODES:
+    def of(size: int) -> Line:
         with nodes(size) as address:
-            yield cells("nodes", size, quick, ["--runner", "ray", "--address", address])
+            return cells("nodes", size, quick, ["--runner", "ray", "--address", address])
+
+    yield from in_turn([partial(of, size) for size in NODES], quick)
 
 
 def matrices(rounds: int, quick: bool) -> Iterator[Line]:
@@ -210,6 +226,14 @@ def matrices(rounds: int, quick: bool) -> Iterator[Line]:
         yield matrix(10 if quick else size)
 
 
+LATER = {
+    "population": "Clients in all",
+    "cohort": "Clients a round",
+    "width": "Parameters",
+    "jobs": "Processes",
+    "cells": "Matrices",
+    "nodes": "Ray nodes",
+}
 SERIES = {
     "population": population,
     "cohort": cohort,
@@ -224,13 +248,21 @@ def number(seconds: float) -> str:
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def table(lines: list[Line], machine: dict[str, Any]) -> str:
-    """The numbers for docs/scale.md."""
+def told(machine: dict[str, Any], what: str = "") -> str:
+    """When, on what, beside what load."""
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("flwr", "torch", "numpy", "ray"))
-    text = [
-        f"Measured on {time.strftime('%Y-%m-%d')} on {machine['processor']}, {machine['cores']} cores, "
+    return (
+        f"{what}Measured on {machine['date']} on {machine['processor']}, {machine['cores']} cores, "
         f"{machine['system']}, Python {machine['python']}; {versions}. "
-        f"Load average before it began: {machine['load']:.1f}. [The numbers](results/scale.json).",
+        f"Load average before it began: {machine['load']:.1f}."
+    )
+
+
+def table(lines: list[Line], machine: dict[str, Any], again: dict[str, dict[str, Any]]) -> str:
+    """The numbers for docs/scale.md."""
+    text = [
+        f"{told(machine)} [The numbers](results/scale.json).",
+        *(line for name, where in again.items() for line in ("", told(where, f"{LATER[name]}: "))),
         "",
         "![ms per round over population, cohort and parameters; cells per minute](scale.png)",
     ]
@@ -242,11 +274,15 @@ def table(lines: list[Line], machine: dict[str, Any]) -> str:
             size = line["parameters"] if what == "width" else line["size"]
             parts = " | ".join(number(line[part]) for part in ("seconds", "train", "aggregate", "start"))
             text.append(f"| {size:,} | {line['defense']} | {parts} | {line['peak_mib']:.0f} MiB |")
-    text += ["", "| cells played by | cells | cells a minute | the start included |", "|---|---:|---:|---:|"]
+    text += ["", "| cells played by | cells | cells a minute | least to greatest | the start included |"]
+    text.append("|---|---:|---:|---:|---:|")
     names = {"jobs": ("process", "processes"), "nodes": ("Ray node", "Ray nodes")}
     for line in (each for each in lines if each["what"] in names):
         name = names[line["what"]][line["size"] > 1]
-        text.append(f"| {line['size']} {name} | {line['cells']} | {line['steady']:.0f} | {line['whole']:.0f} |")
+        spread = f"{line['least']:.0f} to {line['greatest']:.0f}, {line['runs']} runs" if "runs" in line else "one run"
+        text.append(
+            f"| {line['size']} {name} | {line['cells']} | {line['steady']:.0f} | {spread} | {line['whole']:.0f} |"
+        )
     many = [each for each in lines if each["what"] == "cells"]
     if many:
         text += [
@@ -307,7 +343,7 @@ def main() -> None:
     from fedsim import runtime
 
     # What else ran on the machine when it began: figures from a busy one say so.
-    machine = runtime.describe() | {"load": os.getloadavg()[0]}
+    machine = runtime.describe() | {"load": os.getloadavg()[0], "date": time.strftime("%Y-%m-%d")}
     lines: list[Line] = []
     for name, series in SERIES.items():
         if name not in chosen.only or (name == "nodes" and not chosen.cluster):
@@ -315,10 +351,20 @@ def main() -> None:
         for line in series(6 if chosen.quick else 30, chosen.quick):
             print(json.dumps(line), file=sys.stderr, flush=True)
             lines.append(line)
-    print(table(lines, machine))
+    again: dict[str, dict[str, Any]] = {}
+    if set(chosen.only) < set(SERIES):  # the others stay as they were measured
+        kept = json.loads(NUMBERS.read_text(encoding="utf-8"))
+        new = {line["what"] for line in lines}
+        lines = [*(line for line in kept["lines"] if line["what"] not in new), *lines]
+        lines.sort(key=lambda line: list(SERIES).index(line["what"]))
+        again = {**kept.get("again", {}), **dict.fromkeys(new, machine)}
+        machine = kept["machine"]
+    text = table(lines, machine, again)
+    print(text)
     if not chosen.dry:
-        NUMBERS.write_text(json.dumps({"machine": machine, "lines": lines}, indent=1) + "\n", encoding="utf-8")
-        write(table(lines, machine), PAGE)
+        numbers = {"machine": machine, "again": again, "lines": lines}
+        NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        write(text, PAGE)
         draw(lines, FIGURE)
 
 
