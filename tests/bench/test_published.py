@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -108,3 +109,15 @@ def test_a_published_cell_runs_again(number: int, tmp_path: Path, monkeypatch: p
         published = interval([each[name] for each in setting.cells])
         if values and not math.isnan(published.low):
             assert published.low <= sum(values) / len(values) <= published.high, name
+
+
+def test_the_page_s_sentence_on_the_quick_benchmark_is_that_of_its_cells() -> None:
+    """docs/results/quick.csv is what ``fedsim results runs/quick --csv`` said of the run of which the page speaks."""
+    page = " ".join((PUBLISHED.parent / "benchmark.md").read_text("utf-8").split())
+    frame = pd.read_csv(PUBLISHED.parent / "quick.csv")
+    assert len(frame) == 6 * 8 * 3 * 2
+    assert set(frame["state"]) == {"finished"}
+    first = ranking(frame)
+    first = first[first["place"] == 1]["defense"]
+    (said,) = re.findall(r"The quick benchmark .*? ranks (.*?) first, as a tie", page)
+    assert set(re.findall(r"`(\w+)`", said)) == {re.sub(r" \([^)]*\)", "", each) for each in first}

@@ -159,22 +159,19 @@ def test_a_panel_without_results_says_so() -> None:
 
 
 HALF_AN_HOUR = 1800.0
-BY_SEED = ("synthetic", "synthetic_fedavg")
-"""Two of Hessian alignment's take a quarter of an hour a seed, as CMNIST does, and are run by seed."""
+BY_SEED = ("synthetic", "synthetic_fedsgd", "synthetic_fedavg")
+"""Three of Hessian alignment's take about ten minutes a seed, as CMNIST does, and are run by seed."""
 
 
-UNKNOWN = {
-    "hessian_alignment.synthetic_fedsgd",
-    *(f"hessian_alignment.cmnist_{each}" for each in ("erm", "hgp", "diagonal", "fedsgd_hgp", "fedavg_hgp")),
-    *(f"hessian_alignment.cmnist_{each}" for each in ("fedsgd_diagonal", "fedavg_diagonal")),
-}
-"""Claims of which no time is published, or more than half an hour by the clock of a machine that did other things."""
+UNKNOWN = {f"hessian_alignment.cmnist_{each}" for each in ("fedsgd_diagonal", "fedavg_diagonal")}
+"""Claims of which no time is published but more than half an hour by the clock of a machine that did other things."""
 
 
 def too_long(each: Published, default: int) -> bool:
-    """Whether the claim's seeds take more than half an hour; by the processor's seconds where they are known, which a
-    busy machine does not stretch, and by seed where one takes ten minutes."""
-    return sum((each.processor or each.seconds)[:default]) > HALF_AN_HOUR
+    """Whether the claim's seeds take more than half an hour: by the clock and by the processor's seconds, of which a busy
+    machine stretches the one and two workers count twice in the other; by seed where one takes ten minutes."""
+    known = [times[:default] for times in (each.seconds, each.processor) if times]
+    return min(sum(times) for times in known) > HALF_AN_HOUR
 
 
 def untold(each: Published) -> bool:
