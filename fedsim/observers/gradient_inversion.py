@@ -2,7 +2,10 @@
 
 It takes the first update that it sees of its client, simulates the client's local steps on images of its own, and
 moves these until the simulated update points where the observed one does (:mod:`fedsim.observers.inversion`). Under
-secure summation, or where it sees the models alone, it takes the aggregate for the one gradient of all that trained.
+secure summation, or where it sees the models alone, it takes the aggregate for the one gradient of all that trained;
+its length, from which labels are counted, is told without the learning rates: the clients' or the estimator's, and the
+server's where its optimizer is plain SGD. Another optimizer of the server is not undone: the change of the models is
+then neither as long as the gradient nor points where it does, and only the labels of the clients' messages are right.
 The images are judged by their peak signal-to-noise ratio (PSNR), each against the true one that the best assignment
 gives it; beside it stands what blind guessing reaches, the mean image of the test set.
 
@@ -173,7 +176,7 @@ class GradientInversion(Observer):
             return [], None, None
         clients = list(seen.truth.answered)
         images = sum(len(self.watched.visited(client, seen.round)) for client in clients)
-        change = seen.after - seen.before if seen.total is None else sign * seen.total
+        change = (seen.after - seen.before if seen.total is None else sign * seen.total) / self._rate(seen)
         if not images or images > self.images or not bool(change[:d].any()):
             state["why"] = f"the aggregate was of {images} examples, and images = {self.images}"
             return [], None, None
@@ -199,6 +202,16 @@ class GradientInversion(Observer):
             workload.proximal,
             workload.clip_norm,
         )
+
+    def _rate(self, seen: Seen) -> float:
+        """How far the aggregate goes along the gradient of all that trained, by the learning rates alone."""
+        scenario = self.watched.scenario
+        client, estimator, server = scenario.client.optimizer, scenario.server.estimator, scenario.server.optimizer
+        if estimator is not None:
+            return 1.0 if seen.total is not None else float(estimator.options.get("lr", 1.0))
+        plain = server.name == "sgd" and not server.options.get("momentum")
+        known = plain and seen.total is None
+        return float(client.options["lr"]) * (float(server.options.get("lr", 1.0)) if known else 1.0)
 
     def _feasible(self, steps: Steps) -> bool:
         return 0 < len(steps.sizes) <= MOST_STEPS and 0 < steps.images <= self.images

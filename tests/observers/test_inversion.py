@@ -158,3 +158,26 @@ def test_a_private_servers_observer_has_the_aggregate_alone() -> None:
     found = inverted({"images": 64}, privacy={"epsilon": "inf", "trust": "central"}, **tables)
     assert found["sees"] == "the global models"
     assert found["clients"] == [0, 1]
+
+
+BEHIND_AN_ESTIMATOR = {"estimator": {"name": "diff2", "restart": 1, "c1": 10.0, "c2": 10.0, "lr": 0.05}}
+AGGREGATES: dict[str, dict[str, Any]] = {
+    "sum, diff2": {"server": BEHIND_AN_ESTIMATOR, "privacy": {"epsilon": "inf", "trust": "distributed"}},
+    "models, diff2": {"server": BEHIND_AN_ESTIMATOR, "privacy": {"epsilon": "inf", "trust": "central"}},
+    "models, training": {"server": {"optimizer": {"name": "sgd", "lr": 0.3}}},
+}
+
+
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_labels_of_an_aggregate_are_counted_whatever_the_learning_rates(name: str) -> None:
+    tables = AGGREGATES[name]
+    training = {"steps": 1, "batch_size": 64, "optimizer": {"name": "sgd", "lr": 0.05}}
+    found = inverted(
+        {"images": 64, "iterations": 8, "standpoint": "server" if "privacy" in tables else "client"},
+        data={"dataset": "digits", "clients": 2, "holdout": 0.99},
+        client={"per_round": 2, **({} if "diff2" in name else training)},
+        **tables,
+    )
+    assert found["sees"] == ("the sum of the clients' messages" if "sum" in name else "the global models")
+    assert found["images"] > 8
+    assert found["labels_right"] == 1
