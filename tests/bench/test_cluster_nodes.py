@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,42 @@ from matrices import matrix
 ROUNDS = 800
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Three nodes on this machine; the head has no processor, so that all cells are on the other two."""
+@contextmanager
+def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Nodes on this machine; the head has no processor, so that all cells are on the other two."""
     pytest.importorskip("ray")
     import_ray()
     from ray.cluster_utils import Cluster
 
-    folder = tempfile.mkdtemp(prefix="nodes-", dir="/tmp")  # Ray's sockets need a short path.
-    monkeypatch.setenv("RAY_TMPDIR", folder)
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        for _ in range(2):
-            nodes.add_node(num_cpus=1)
+    # Ray's sockets need a short path.
+    with tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            for _ in range(2):
+                nodes.add_node(num_cpus=1)
+            yield nodes
+        finally:
+            nodes.shutdown()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with three_nodes(monkeypatch) as nodes:
         yield nodes
-    finally:
-        nodes.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_nodes_that_do_not_start_leave_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    import_ray()
+
+    def refuse(**options: Any) -> None:
+        raise OSError("no node")
+
+    monkeypatch.setattr("ray.cluster_utils.Cluster", refuse)
+    with pytest.raises(OSError, match="no node"), three_nodes(monkeypatch):
+        pass
+    assert not Path(os.environ["RAY_TMPDIR"]).exists()
 
 
 def ask(out: Path, query: str) -> list[tuple[Any, ...]]:
