@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,17 @@ def played(row: str, seed: int, out: Path) -> tuple[Line, dict[str, Any]]:
 
 
 def told(values: Sequence[float], form: str, unit: str = "") -> str:
-    """A mean, over several seeds with Student's 95 % interval."""
-    from fedsim.analysis.statistics import t_interval
+    """A mean, over several seeds with the least and the greatest."""
+    middle, low, high = (number(each, form) for each in (statistics.fmean(values), min(values), max(values)))
+    return f"{middle}{unit}" if len(values) == 1 else f"{middle}{unit} ({low} to {high})"
 
-    found = t_interval(values)
-    middle, low, high = (number(each, form) for each in (found.mean, found.low, found.high))
-    return f"{middle}{unit}" if math.isnan(found.low) else f"{middle}{unit} ({low} to {high})"
+
+def pooled(counts: Sequence[int], members: int) -> str:
+    """The share of all seeds' members that was found, with Wilson's 95 % interval."""
+    from fedsim.analysis.statistics import wilson
+
+    share, low, high = (100 * each for each in (sum(counts) / members, *wilson(sum(counts), members)))
+    return f"{share:.0f} % ({low:.0f} % to {high:.0f} %)"
 
 
 def number(value: float, form: str) -> str:
@@ -89,15 +94,9 @@ def cells(lines: Sequence[Line]) -> list[str]:
     """A row of the table, of its runs."""
     inversions = [line["gradient_inversion"] for line in lines]
     members = [line["membership_inference"] for line in lines]
-    rates = [each["rates"][0] for each in members]
+    counts = [round(each["rates"][0]["tpr"] * each["members"]) for each in members]
     spent = [(a["epsilon"], b["epsilon"]) for a, b in zip(inversions, members, strict=True)]
     best = max(each["psnr_best"] for each in inversions)
-    shares = [100 * each["tpr"] for each in rates]
-    if len(rates) == 1:
-        (only,) = rates
-        found = f"{shares[0]:.0f} % ({100 * only['tpr_low']:.0f} % to {100 * only['tpr_high']:.0f} %)"
-    else:
-        found = told(shares, ".0f", " %")
     first, last = spent[0]
     return [
         lines[0]["row"],
@@ -105,7 +104,7 @@ def cells(lines: Sequence[Line]) -> list[str]:
         f"{told([each['psnr'] for each in inversions], '.1f', ' dB')}, the best {best:.1f} dB",
         told([each["psnr_blind"] for each in inversions], ".1f", " dB"),
         told([each["auc"] for each in members], ".3f"),
-        found,
+        pooled(counts, sum(each["members"] for each in members)),
         "none" if first is None else f"{first:.1f} after the first round, {last:.0f} after the last",
     ]
 
@@ -116,20 +115,21 @@ def table(kept: dict[str, Any]) -> str:
     seeds = sorted({line["seed"] for line in lines})
     machine = kept["machine"]
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("fedsim-flwr", "torch", "numpy"))
-    few, many = (lines[place]["membership_inference"] for place in (0, -1))
-    sample = f"{few['members']} members and {few['others']} others ({many['members']} of each with DIFF2)"
-    interval = (
-        f"Seed {seeds[0]} alone; shares of members with Wilson's 95 % interval, over {sample}"
+    few, many = (len(seeds) * lines[place]["membership_inference"]["members"] for place in (0, -1))
+    what = (
+        f"Seed {seeds[0]} alone; shares of members"
         if len(seeds) == 1
-        else f"Means over the seeds {', '.join(map(str, seeds))} with Student's 95 % interval; {sample}"
+        else f"Means over the seeds {', '.join(map(str, seeds))} (least to greatest); shares of all seeds' members"
     )
+    sample = f"{few} members and as many others ({many} of each with DIFF2)"
     return "\n".join(
         [
             HEAD,
             "|---|---|---|---|---|---|---|",
             *("| " + " | ".join(cells([line for line in lines if line["row"] == row])) + " |" for row in ROWS),
             "",
-            f"{interval}. {machine['processor']}, Python {machine['python']}; {versions}. "
+            f"{what} with Wilson's 95 % interval, over {sample}. "
+            f"{machine['processor']}, Python {machine['python']}; {versions}. "
             "[The numbers](results/privacy_attacks.json).",
         ]
     )
@@ -137,7 +137,7 @@ def table(kept: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="runs of each row (default: 0)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of each row (default: 0 1 2)")
     parser.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="folder of the runs' folders")
     parser.add_argument("--dry", action="store_true", help="print, and write into no file")
     chosen = parser.parse_args()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import fedsim
+from fedsim.analysis.statistics import wilson
 from fedsim.bench.cell import Cell
 from fedsim.scenario import Scenario
 
@@ -59,11 +60,18 @@ def test_every_row_is_what_its_runs_found() -> None:
         assert first(auc) == pytest.approx(mean([each["auc"] for each in members]), abs=0.00051)
         rates = [each["rates"][0] for each in members]
         assert first(found) == pytest.approx(100 * mean([each["tpr"] for each in rates]), abs=0.51)
+        total = sum(each["members"] for each in members)
+        low, high = wilson(sum(round(each["rates"][0]["tpr"] * each["members"]) for each in members), total)
+        assert found.endswith(f"({100 * low:.0f} % to {100 * high:.0f} %)")
         if len(lines) == 1:
-            low, high = (round(100 * rates[0][name]) for name in ("tpr_low", "tpr_high"))
-            assert found.endswith(f"({low} % to {high} %)")
+            assert (low, high) == pytest.approx((rates[0]["tpr_low"], rates[0]["tpr_high"]))
+        else:
+            accuracies = [100 * line["accuracy"] for line in lines]
+            assert accuracy.endswith(f"({min(accuracies):.1f} to {max(accuracies):.1f})")
+            quotients = [each["auc"] for each in members]
+            assert auc.endswith(f"({min(quotients):.3f} to {max(quotients):.3f})".replace("0.", "."))
         assert all(each["asked"] == 0.01 >= each["fpr"] for each in rates)
-        epsilons = inversions[0]["epsilon"], members[0]["epsilon"]
+        ((*epsilons,),) = {(a["epsilon"], b["epsilon"]) for a, b in zip(inversions, members, strict=True)}
         words = "{:.1f} after the first round, {:.0f} after the last"
         assert spent == ("none" if None in epsilons else words.format(*epsilons))
     assert {len(lines) > 1 for lines in runs.values()} == {"Means over the seeds" in PAGE.read_text("utf-8")}
