@@ -50,6 +50,8 @@ def played(row: str, seed: int, out: Path) -> tuple[Line, dict[str, Any]]:
     file, sets = ROWS[row]
     scenario = Scenario.load(file, {"seed": seed}, sets)
     result = fedsim.run(scenario, out=out / folder(row, seed), resume=True)
+    if not result.finished:
+        raise SystemExit(f"{out / folder(row, seed)}: interrupted; the same command goes on with it")
     described = json.loads((out / folder(row, seed) / "run.json").read_text())
     inversion, membership = (
         next(found for found in result.observations if found["observer"] == name)
