@@ -108,8 +108,8 @@ def synthetic(seed: int) -> Measured:
 
 
 _spread_fedsgd = (
-    "seeds 0 to 2: HGP .63, .57, .58 where the centre has .64, .60, .60, diagonal .62, .55, .55 where it has .64, .58, .58: "
-    "the same spread by seed as at the centre, and two to four points below it; the known figure tells one seed"
+    "seeds 0 to 2: HGP .63, .57, .58 where the centre has .64, .60, .60, diagonal .62, .55, .55 where it has .64, .58, "
+    ".58: the same spread by seed as at the centre, and two to four points below it; the known figure tells one seed"
 )
 
 

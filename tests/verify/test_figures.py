@@ -168,8 +168,8 @@ UNKNOWN = {f"hessian_alignment.cmnist_{each}" for each in ("fedsgd_diagonal", "f
 
 
 def too_long(each: Published, default: int) -> bool:
-    """Whether the claim's seeds take more than half an hour: by the clock and by the processor's seconds, of which a busy
-    machine stretches the one and two workers count twice in the other; by seed where one takes ten minutes."""
+    """Whether the claim's seeds take more than half an hour, by seed where one takes ten minutes: by the clock, which a
+    busy machine stretches, and by the processor's seconds, in which two workers count twice."""
     known = [times[:default] for times in (each.seconds, each.processor) if times]
     return min(sum(times) for times in known) > HALF_AN_HOUR
 
