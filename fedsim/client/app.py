@@ -29,6 +29,7 @@ from fedsim.client.orders import Order, Reader, alike, arrays_of, as_asked, clie
 from fedsim.client.paths import choose
 from fedsim.client.received import LEARN, learn
 from fedsim.client.replica import Replica
+from fedsim.client.searched import VECTORS
 from fedsim.client.workload import Workload
 from fedsim.errors import FedsimError
 from fedsim.flower import Flat, error_reply
@@ -116,7 +117,8 @@ class FederatedClient(ClientApp):
             return min(n, 2 * -(-n // CHUNK))
         if self.path.engine is None:
             return n
-        row = self.workload.layout.d * self.workload.dtype.itemsize * self.workload.objective.objectives
+        vectors = VECTORS if self.workload.searches else self.workload.objective.objectives
+        row = self.workload.layout.d * self.workload.dtype.itemsize * vectors
         largest = max(1, CHUNK_BYTES // max(1, row))
         return min(n, max(2 * -(-n // CHUNK), -(-n // largest)))
 
@@ -214,7 +216,8 @@ class FederatedClient(ClientApp):
         if self.path.engine is None:
             outcomes.update((order.position, self._loop(order, job)) for order, job in work)
         else:
-            for alike_work in _by_memory(work):
+            # An optimizer that searches keeps a single number for each row: all clients train in one tensor.
+            for alike_work in ([work] if work else []) if self.workload.searches else _by_memory(work):
                 outcomes.update(self._together(alike_work))
         return [outcomes[order.position] for order in orders]
 

@@ -7,7 +7,7 @@ In each step, neighbours whose batches have the same size go through the engine 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from fedsim.client.job import Job, as_index, augment
 from fedsim.client.memory import collect, restore
 from fedsim.client.objective import Aside, References
 from fedsim.client.randomness import step_noise
+from fedsim.client.searched import Batch, Searched
 from fedsim.client.workload import Workload
 
 
@@ -228,7 +229,9 @@ class Chunk:
     def train(self) -> tuple[Tensor, list[float]]:
         """(k, d) deltas and mean training losses, in the order of the jobs."""
         rate = self._plain_rate()
-        if rate is None:
+        if self.workload.searches:
+            self._search()
+        elif rate is None:
             self._with_optimizer()
         else:
             self._descend(rate)
@@ -294,6 +297,40 @@ class Chunk:
                 self._control(before, seen)
             self._after(step, active)
         stepper.leave()
+
+    def _search(self) -> None:
+        optimizer = self.workload.optimizer.build_rows([job.memory for job in self.jobs], self.vector.device)
+        for step, here in enumerate(self.runs):
+            inputs, targets, position = *self.batches.step(step), 0
+            batches = []
+            for run in here:
+                x, y, position = self._cut(inputs, targets, position, run)
+                batches.append(Batch(run.start, x, y))
+            active = here[-1].stop
+            further = self._further(step, active)
+            searched = Searched(self.engine, batches, self.aside, self.rows.dtype, further)  # type: ignore[arg-type]
+            self.rows[:active] = optimizer.step(searched, self.rows[:active])
+            self.totals[:active] += searched.losses
+            self._after(step, active)
+        if self.workload.optimizer_state == "persist":
+            for row, job in enumerate(self.jobs):
+                job.memory = optimizer.memory(row)
+
+    def _further(self, step: int, active: int) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """The attacks' objectives and the proximal term, for an optimizer that evaluates the objectives itself."""
+        if not self.hooks.objectives and not self.proximal:
+            return None
+        at = self._local_step(step, active)
+
+        def total(losses: Tensor, rows: Tensor, parameters: Tensor) -> Tensor:
+            held = tuple(at.clients[row] for row in rows.tolist()) if at.clients else ()
+            for each in self.hooks.objectives:
+                losses = each.objective(losses, parameters, replace(at, last=at.last[rows], clients=held))
+            if self.proximal:
+                losses = losses + 0.5 * self.proximal * (parameters - self.vector).square().sum(1)
+            return losses
+
+        return total
 
     @torch.no_grad()
     def _control(self, before: Tensor, seen: Sequence[tuple[slice, Tensor]]) -> None:

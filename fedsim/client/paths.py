@@ -5,7 +5,8 @@
 - vmap: everything else.
 
 The first and the last take the gradients of single examples or of several objectives apart, too, for optimizers that
-combine them (:mod:`fedsim.client.apart`).
+combine them (:mod:`fedsim.client.apart`). For an optimizer that evaluates the batches' objectives itself and takes
+products with their Hessians (:mod:`fedsim.client.searched`) vmap serves the first as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from fedsim.client.chunk import Engine
 from fedsim.client.objective import Aside, class_mask
 from fedsim.client.randomness import replace_dropout, uses_global_generator
+from fedsim.client.searched import Batch, Searched
 from fedsim.client.stacked import Stacked
 from fedsim.client.vmapped import Vmapped
 from fedsim.client.workload import Workload
@@ -88,6 +90,10 @@ def _compute(workload: Workload) -> torch.dtype | None:
 
 
 def _stacked(workload: Workload) -> tuple[Path | None, str]:
+    if workload.searches:
+        why = f"the optimizer '{workload.optimizer.name}' takes products with the Hessian, which no twin gives"
+        return None, why
+
     def engine() -> Stacked:
         examples = workload.apart == "examples"
         return Stacked(workload.fresh_module(), workload.layout, workload.objective, _compute(workload), examples)
@@ -107,7 +113,7 @@ def _vmap(workload: Workload) -> Vmapped:
 
 def _row_obstacle(workload: Workload) -> str:
     """Why one (k, d) tensor cannot hold k clients, or nothing."""
-    if not getattr(workload.optimizer, "row_wise", False):
+    if not getattr(workload.optimizer, "row_wise", False) and not workload.searches:
         return (
             f"the optimizer '{getattr(workload.optimizer, 'name', type(workload.optimizer).__name__)}' is not row-wise"
         )
@@ -154,7 +160,12 @@ def _refusal(workload: Workload, engine: Engine) -> str:
         batch = batch[0].flatten(2), batch[1]
     aside = _aside(workload, batch[1])
     try:
-        if workload.apart:
+        if workload.searches:
+            searched = Searched(engine, [Batch(0, *batch)], aside, workload.dtype)  # type: ignore[arg-type]
+            rows = rows.double()
+            searched.evaluate(torch.arange(2, device=rows.device), rows)
+            searched.products(torch.arange(2, device=rows.device), rows)(rows)
+        elif workload.apart:
             parts = rows.new_zeros(
                 2, workload.objective.objectives if workload.apart == "objectives" else 2, len(rows[0])
             )

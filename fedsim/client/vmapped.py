@@ -71,6 +71,7 @@ class Vmapped:
         if objective.objectives == 1:
             apart = vmap(grad(example, has_aux=True), in_dims=(None, 0, 0, None))
         self.parts: Any = vmap(apart, in_dims=(0, 0, 0, masked))
+        self.together: Any = vmap(total, in_dims=(0, 0, 0, masked, None))
 
     def views(self, rows: Tensor) -> Views:
         """Named parameters as views into (r, d) rows."""
@@ -97,6 +98,14 @@ class Vmapped:
             into.copy_(found[name])
         summed: Tensor = losses.detach().sum(1)
         return summed * inputs.shape[1] if self.objective.objectives > 1 else summed
+
+    def totals(self, weights: Views, inputs: Tensor, targets: Tensor, aside: Aside = NOTHING) -> tuple[Tensor, Tensor]:
+        """(r,) objectives in evaluation mode, differentiable twice by the parameters; (r,) their losses."""
+        self.module.eval()
+        try:
+            return self.together(weights, inputs, targets, aside.present, aside.references)  # type: ignore[no-any-return]
+        finally:
+            self.module.train()
 
     def logits(self, rows: Tensor, inputs: Tensor) -> Tensor:
         """(r, B, …) outputs for (r, d) rows, differentiable."""

@@ -135,6 +135,11 @@ class Workload:
         return "objectives" if several else ""
 
     @property
+    def searches(self) -> bool:
+        """Whether the optimizer evaluates the objectives of many clients' batches itself."""
+        return hasattr(self.optimizer, "build_rows")
+
+    @property
     def examples(self) -> Examples:
         """The training set on the workload's device; read-only."""
         with self._lock:

@@ -15,7 +15,7 @@ Semenov, Jaggi & Doikov, "Gradient-Normalized Smoothness for Optimization with A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -26,6 +26,7 @@ from fedsim.errors import Fault, FedsimError
 from fedsim.optim import gns
 from fedsim.optim.elementwise import NonNegative, Positive, optimizer
 from fedsim.optim.gns_curvature import zero
+from fedsim.optim.gns_rows import GAMMA, RowsGNS
 
 Kind = Literal["exact", "zero"]
 
@@ -222,9 +223,17 @@ class ClientGNS:
         if engine.precision == "bfloat16":
             accepted = "'float32' or 'float64' with client.optimizer = 'gns': differences of losses are compared"
             yield Fault("/engine.precision", engine.precision, accepted, ("client.optimizer",))
-        if engine.path not in ("auto", "reference"):
-            yield Fault("/engine.path", engine.path, "'auto' or 'reference': it trains a client at a time")
+        if engine.path == "stacked":
+            accepted = "'auto', 'vmap' or 'reference' with client.optimizer = 'gns': it takes products with the Hessian"
+            yield Fault("/engine.path", engine.path, accepted, ("client.optimizer",))
 
     def build(self, parameters: Sequence[Tensor], scale: float = 1.0) -> GNS:
         """The optimizer of these parameters; there is no learning rate to scale."""
         return GNS(list(parameters), self.gamma, self.curvature, self.tolerance, self.accuracy)
+
+    def build_rows(self, memories: Sequence[Mapping[str, Tensor]], device: torch.device) -> RowsGNS:
+        """The optimizer of k clients at once, with what each remembers."""
+        gammas = [float(memory.get(GAMMA, self.gamma)) for memory in memories]
+        return RowsGNS(
+            torch.tensor(gammas, dtype=torch.float64, device=device), self.curvature, self.tolerance, self.accuracy
+        )

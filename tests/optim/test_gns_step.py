@@ -147,7 +147,7 @@ def test_nothing_to_compare_is_refused():
 def on_a_client(**more):
     load = workload((14,), precision="float64", optimizer=registry.make("optimizer", "gns"), **more)
     app = FederatedClient(load)
-    assert app.path.name == "reference"
+    assert app.path.name == "vmap"
     return load, deltas(app, initial(load), [0])[0]
 
 

@@ -81,8 +81,8 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         "engine.precision.*gns",
     ),
     "a second-order step on a fast path": (
-        {"client.optimizer": "gns", "engine.path": "vmap"},
-        "engine.path.*'reference'",
+        {"client.optimizer": "gns", "engine.path": "stacked"},
+        "engine.path.*'vmap' or 'reference'",
     ),
     "an unknown loss": ({"client.loss": "harmonica"}, "client.loss.name.*harmonic"),
     "an unknown distance": ({"client.loss": {"name": "harmonic", "distance": "far"}}, "client.loss.distance"),

@@ -39,6 +39,12 @@ CASES: dict[str, dict[str, Any]] = {
     "mlp": {},
     "everything": {**EVERYTHING, "server": {"optimizer": {"name": "adam", "lr": 0.01}, "sampler": "by_size"}},
     "buffers": {"model": {"name": f"{__file__}:small_net"}, "server": {"defenses": ["multi_metrics", "median"]}},
+    "second order": {
+        "model": {"name": "logistic"},
+        "client.optimizer": {"name": "gns"},
+        "client.optimizer_state": "persist",
+        "client.straggler": 0.3,
+    },
     "vmap": {"engine.path": "vmap", "server": {"defenses": ["nnm", {"name": "centered_clipping"}]}},
     "reference": {
         "engine.path": "reference",
