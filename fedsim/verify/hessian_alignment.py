@@ -212,7 +212,7 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
         if axes.has_data():
             axes.axhline(0.75, color="0.7", linewidth=1)
             axes.set_ylim(0, 0.9)
-            axes.legend(fontsize=6)
+            axes.legend(fontsize=5, ncols=3 if axes is middle else 1, loc="upper center")
     right.set_gid("left_out")
     series = curves_of(found, "left_out")
     for name in series:
