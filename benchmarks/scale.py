@@ -340,6 +340,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SERIES), default=list(SERIES), help="series to measure")
     parser.add_argument("--dry", action="store_true", help="print, and write into no file")
     chosen = parser.parse_args()
+    if chosen.only == ["nodes"] and not chosen.cluster:
+        parser.error("--only nodes: needs --cluster")
+    if chosen.quick and not chosen.dry:
+        parser.error("--quick: needs --dry; what is published is measured whole")
     from fedsim import runtime
 
     # What else ran on the machine when it began: figures from a busy one say so.
@@ -352,7 +356,7 @@ def main() -> None:
             print(json.dumps(line), file=sys.stderr, flush=True)
             lines.append(line)
     again: dict[str, dict[str, Any]] = {}
-    if set(chosen.only) < set(SERIES):  # the others stay as they were measured
+    if {line["what"] for line in lines} < set(SERIES):  # the others stay as they were measured
         kept = json.loads(NUMBERS.read_text(encoding="utf-8"))
         new = {line["what"] for line in lines}
         lines = [*(line for line in kept["lines"] if line["what"] not in new), *lines]

@@ -222,7 +222,7 @@ class Evaluate(Section):
     gradient_norm: bool = False
     """Whether the norm of the gradient of the clients' mean loss, over all training examples, is measured."""
     batch_size: Annotated[int, Field(ge=1)] = 1000
-    """Test examples in one forward pass."""
+    """Test examples in a block, whose losses are added at once."""
 
 
 def _device(name: str) -> str:

@@ -132,7 +132,7 @@ def work_on_ray(
                     return
                 ended, _ = ray.wait(list(flying), num_returns=1, timeout=LOOK) if flying else ([], [])
                 for each in ended:
-                    cell, lock, number = flying.pop(each)
+                    cell, lock, number = flying[each]
                     try:
                         done: Done = ray.get(each)
                         cell.state, cell.error = done.state, done.error
@@ -145,6 +145,7 @@ def work_on_ray(
                         cause = getattr(error, "cause", None)
                         cell.state, cell.error = "failed", one_line(error if cause is None else cause)
                     store.end(cell, number)
+                    del flying[each]
                     os.close(lock)
                     wait_again(cell, store, session)
                     cell.row = summary(cell)

@@ -16,11 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsim import runtime
+from fedsim.analysis.statistics import t_interval
 from fedsim.bench import ranking
+from fedsim.bench.cell import Cell
 from fedsim.cli import app
 from fedsim.report.standings import NAME, Setting, Standings, interval
 from fedsim.rerun import BOUND
-from fedsim.scenario import Scenario
+from fedsim.scenario import Scenario, cells, read
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "leaderboard"
 LAST = 5
@@ -81,10 +83,23 @@ def test_the_page_s_counts_are_those_of_the_published_numbers() -> None:
     for defense, attack in (
         ("multi_metrics (keep 0.3)", boosted),
         ("multi_metrics (keep 0.3)", "alie"),
+        ("multi_metrics (keep 0.3)", "min_max"),
         ("fedid", boosted),
     ):
         passed, rows = kept.loc[(defense, attack)]
         assert f"{passed} of {rows}" in page
+
+
+def test_the_page_s_numbers_on_min_max_are_those_of_the_published_cells() -> None:
+    page = " ".join((PUBLISHED.parent / "benchmark.md").read_text("utf-8").replace("−", "-").split())
+    frame = Standings.read(PUBLISHED).frame
+    lost = 100 * frame[frame["attack"] == "min_max"].pivot_table(index="seed", columns="defense", values="utility_lost")
+    plain = lost["fedavg"]
+    assert f"{plain.mean():.1f} with no defense" in page
+    for defense in ("multi_metrics (keep 0.3)", "median", "trimmed_mean (trim 0.2)"):
+        more = t_interval(lost[defense] - plain)
+        assert f"{lost[defense].mean():.1f}" in page
+        assert f"{more.mean:.1f} ({more.low:.1f} to {more.high:.1f})" in page
 
 
 @pytest.mark.slow
@@ -117,6 +132,8 @@ def test_the_page_s_sentence_on_the_quick_benchmark_is_that_of_its_cells() -> No
     frame = pd.read_csv(PUBLISHED.parent / "quick.csv").astype({"marks": object}).fillna({"marks": ""})
     assert len(frame) == 6 * 8 * 3 * 2
     assert set(frame["state"]) == {"finished"}
+    made = {Cell.of(0, 0, values, each, Path()).key for values, each in cells(read("bench/quick"), "bench/quick")}
+    assert set(frame["key"]) <= made, "the scenario is another one now: run it again"
     first = ranking(frame)
     first = first[first["place"] == 1]["defense"]
     (said,) = re.findall(r"The quick benchmark .*? ranks (.*?) first, as a tie", page)

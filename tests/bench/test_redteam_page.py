@@ -36,8 +36,12 @@ def test_a_row_tells_what_its_search_found(name: str) -> None:
         if cell == "the same":
             assert found["attacks"] == defense["static"]["attacks"]
             continue
-        lost = f"{percent(found['lost_interval'][0])} points lost"
-        success = f"ASR {percent(found['measure'][0])} %" if search["goal"] == "asr" else ""
+        lost, *spread = found["lost_interval"]
+        lost = f"{percent(lost)} points lost"
+        success, least, greatest = found["measure"]
+        success = f"ASR {percent(success)} % ({percent(max(0, least))} to {percent(min(1, greatest))})"
+        if search["goal"] == "damage":
+            lost, success = f"{lost} ({percent(spread[0])} to {percent(spread[1])})", ""
         assert success in cell
         assert lost in cell
         assert all(f"`{part['name']}`" in cell or "trigger" in cell for part in found["attacks"])
