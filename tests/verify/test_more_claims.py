@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.data.examples import DataInfo, Dataset, Examples
 from fedsim.federation import build
 from fedsim.losses import fit_monge_map
 from fedsim.scenario import Scenario
@@ -127,3 +128,15 @@ def test_fedsgd_stands_beside_our_own_central_run() -> None:
     assert (diagonal.mean, diagonal.verdict) == (pytest.approx(0.01), "holds")
     assert derived_rows("hessian_alignment", {})[0].verdict == "not run"
     assert derived_rows("gns", {}) == []
+
+
+def test_tables_of_pairs_know_what_follows() -> None:
+    g = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 4, (4000, 3), generator=g, dtype=torch.int32)
+    train = Examples(codes, (codes[:, -1].long() + 1) % 4)
+    single, pairs = harmonic_language.by_tables(Dataset(train, train, DataInfo((3,), 4, 4000, 4000, 4)))
+    assert single == pytest.approx(4.0, rel=0.01)
+    p = (1000 + 20 / 4) / 1020
+    assert pairs == pytest.approx(1 / p, rel=0.01), (
+        "a table that follows from the last code is certain, but for the prior"
+    )
