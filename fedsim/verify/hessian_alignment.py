@@ -118,7 +118,9 @@ _spread_fedsgd = (
         "hgp": Expected("test accuracy, HGP", ".651", 0.55, 0.65, differs=_spread_fedsgd),
         "diagonal": Expected("test accuracy, exact diagonal", ".650", 0.52, 0.65, differs=_spread_fedsgd),
         "hgp_gap": Expected("HGP: difference from central", "within 3 points", None, 0.03),
-        "diagonal_gap": Expected("exact diagonal: difference from central", "within 3 points", None, 0.03),
+        "diagonal_gap": Expected(
+            "exact diagonal: difference from central (.020, .037, .031 by seed)", "within 3 points", None, 0.03
+        ),
     },
     source=f"the analogue by FedSGD, client = domain, Adam on the server, 501 rounds; {_setting}",
     quick=False,

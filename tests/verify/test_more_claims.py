@@ -137,6 +137,4 @@ def test_tables_of_pairs_know_what_follows() -> None:
     single, pairs = harmonic_language.by_tables(Dataset(train, train, DataInfo((3,), 4, 4000, 4000, 4)))
     assert single == pytest.approx(4.0, rel=0.01)
     p = (1000 + 20 / 4) / 1020
-    assert pairs == pytest.approx(1 / p, rel=0.01), (
-        "a table that follows from the last code is certain, but for the prior"
-    )
+    assert pairs == pytest.approx(1 / p, rel=0.01), "certain, but for the prior"
