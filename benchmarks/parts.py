@@ -74,7 +74,11 @@ PLANTED = override(
 EVEN = {"data.dataset.exponent": 4, "model.exponent": 4}
 LINEAR = {**FEATURES, "model": {"name": "logistic"}, "client": {"per_round": 20}}
 LEARNING = "adapter monge_gap, a first round of 10 steps"
-"""The part that is measured in the first round."""
+TOGETHER = f"{LEARNING}, to a client at a time"
+FIRST = (LEARNING, TOGETHER)
+"""What is measured in the first round."""
+ADAPTED = {"client.adapter": {"name": "monge_gap", "steps": 10}}
+ALONE = {"engine.path": "reference"}
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 PARTS: dict[str, Case] = {
     "hessian_alignment, hgp": (IMAGES, {}, {"client.regularizers": [ALIGNED]}),
@@ -120,6 +124,11 @@ PARTS: dict[str, Case] = {
     ),
     "optimizer spherical_sgd, to sgd": (PLANTED, {"client.optimizer": {"name": "sgd", "lr": 0.001}}, {}),
     "optimizer gns": (LINEAR | {"client": FEATURES["client"]}, {}, {"client.optimizer": "gns"}),
+    "optimizer gns, to a client at a time": (
+        LINEAR | {"client": FEATURES["client"]},
+        {"client.optimizer": "gns", **ALONE},
+        {"client.optimizer": "gns"},
+    ),
     "server optimizer diffgrad, to adam": (
         IMAGES,
         {"server.optimizer": {"name": "adam", "lr": 0.01}},
@@ -158,8 +167,9 @@ PARTS: dict[str, Case] = {
     "analysis coherence, clients": (IMAGES, {}, {"server.analysis": ["coherence"]}),
     "analysis coherence, examples": (IMAGES, {}, {"server.analysis": [{"name": "coherence", "examples": True}]}),
     "analysis generalization": (NUMBERS, {}, {"server.analysis": ["generalization"]}),
-    LEARNING: (FEATURES, {}, {"client.adapter": {"name": "monge_gap", "steps": 10}}),
-    "adapter monge_gap, learned already": (FEATURES, {}, {"client.adapter": {"name": "monge_gap", "steps": 10}}),
+    LEARNING: (FEATURES, {}, ADAPTED),
+    TOGETHER: (FEATURES, {**ADAPTED, **ALONE}, ADAPTED),
+    "adapter monge_gap, learned already": (FEATURES, {}, ADAPTED),
     **{
         f"estimator gns, {curvature}, to a local epoch": (
             FEATURES | {"model": {"name": "logistic"}},
@@ -243,7 +253,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found = []
     for name in chosen.only:
-        found.append({"part": name, **measure(PARTS[name], chosen.repetitions, name == LEARNING)})
+        found.append({"part": name, **measure(PARTS[name], chosen.repetitions, name in FIRST)})
         print(json.dumps(found[-1]), flush=True)
     if chosen.write:
         file = Path(__file__).resolve().parent.parent / "BENCHMARKS.md"
