@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,18 +72,25 @@ def played(row: str, seed: int, out: Path) -> tuple[Line, dict[str, Any]]:
     return line, described["runtime"]
 
 
-def told(values: Sequence[float], form: str, unit: str = "") -> str:
-    """A mean, over several seeds with the least and the greatest."""
-    middle, low, high = (number(each, form) for each in (statistics.fmean(values), min(values), max(values)))
-    return f"{middle}{unit}" if len(values) == 1 else f"{middle}{unit} ({low} to {high})"
+def told(values: Sequence[float], form: str, unit: str = "", limit: float | None = None) -> str:
+    """A mean, over several seeds with Student's 95 % interval, which is kept from 0 to a limit where there is one."""
+    from fedsim.analysis.statistics import t_interval
+
+    mean, low, high, seeds = t_interval(values)
+    if seeds == 1:
+        return f"{number(mean, form)}{unit}"
+    if limit is not None:
+        low, high = max(0.0, low), min(limit, high)
+    return f"{number(mean, form)}{unit} ({number(low, form)} to {number(high, form)})"
 
 
-def pooled(counts: Sequence[int], members: int) -> str:
-    """The share of all seeds' members that was found, with Wilson's 95 % interval."""
-    from fedsim.analysis.statistics import wilson
-
-    share, low, high = (100 * each for each in (sum(counts) / members, *wilson(sum(counts), members)))
-    return f"{share:.0f} % ({low:.0f} % to {high:.0f} %)"
+def share(members: Sequence[Line]) -> str:
+    """The members that were found: over several seeds as any other measure, of one seed with Wilson's interval."""
+    rates = [each["rates"][0] for each in members]
+    found = told([100 * each["tpr"] for each in rates], ".0f", " %", 100.0)
+    if len(rates) > 1:
+        return found
+    return f"{found} ({100 * rates[0]['tpr_low']:.0f} to {100 * rates[0]['tpr_high']:.0f})"
 
 
 def number(value: float, form: str) -> str:
@@ -96,17 +102,16 @@ def cells(lines: Sequence[Line]) -> list[str]:
     """A row of the table, of its runs."""
     inversions = [line["gradient_inversion"] for line in lines]
     members = [line["membership_inference"] for line in lines]
-    counts = [round(each["rates"][0]["tpr"] * each["members"]) for each in members]
     spent = [(a["epsilon"], b["epsilon"]) for a, b in zip(inversions, members, strict=True)]
     best = max(each["psnr_best"] for each in inversions)
     first, last = spent[0]
     return [
         lines[0]["row"],
-        told([100 * line["accuracy"] for line in lines], ".1f", " %"),
+        told([100 * line["accuracy"] for line in lines], ".1f", " %", 100.0),
         f"{told([each['psnr'] for each in inversions], '.1f', ' dB')}, the best {best:.1f} dB",
         told([each["psnr_blind"] for each in inversions], ".1f", " dB"),
-        told([each["auc"] for each in members], ".3f"),
-        pooled(counts, sum(each["members"] for each in members)),
+        told([each["auc"] for each in members], ".3f", limit=1.0),
+        share(members),
         "none" if first is None else f"{first:.1f} after the first round, {last:.0f} after the last",
     ]
 
@@ -117,20 +122,21 @@ def table(kept: dict[str, Any]) -> str:
     seeds = sorted({line["seed"] for line in lines})
     machine = kept["machine"]
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("fedsim-flwr", "torch", "numpy"))
-    few, many = (len(seeds) * lines[place]["membership_inference"]["members"] for place in (0, -1))
+    few, many = (lines[place]["membership_inference"]["members"] for place in (0, -1))
     what = (
-        f"Seed {seeds[0]} alone; shares of members"
+        f"Seed {seeds[0]} alone; shares of members with Wilson's 95 % interval"
         if len(seeds) == 1
-        else f"Means over the seeds {', '.join(map(str, seeds))} (least to greatest); shares of all seeds' members"
+        else f"Means over the seeds {', '.join(map(str, seeds))} with Student's 95 % interval over them, "
+        "cut off at what a share or an AUC can be"
     )
-    sample = f"{few} members and as many others ({many} of each with DIFF2)"
+    sample = f"{few} members and as many others a seed ({many} of each with DIFF2)"
     return "\n".join(
         [
             HEAD,
             "|---|---|---|---|---|---|---|",
             *("| " + " | ".join(cells([line for line in lines if line["row"] == row])) + " |" for row in ROWS),
             "",
-            f"{what} with Wilson's 95 % interval, over {sample}. "
+            f"{what}; {sample}. "
             f"{machine['processor']}, Python {machine['python']}; {versions}. "
             "[The numbers](results/privacy_attacks.json).",
         ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import pytest
 
 import fedsim
-from fedsim.analysis.statistics import wilson
+from fedsim.analysis.statistics import t_interval, wilson
 from fedsim.bench.cell import Cell
 from fedsim.scenario import Scenario
 
 PAGE = Path(__file__).parents[2] / "docs" / "privacy-attacks.md"
+SCRIPT = PAGE.parents[1] / "benchmarks" / "privacy_attacks.py"
 KEPT = PAGE.parent / "results" / "privacy_attacks.json"
 
 pytestmark = pytest.mark.skipif(not KEPT.is_file(), reason="needs docs/results/privacy_attacks.json")
@@ -45,6 +48,12 @@ def mean(values: list[float]) -> float:
     return statistics.fmean(values)
 
 
+def over_seeds(values: list[float], form: str, limit: float = math.inf) -> str:
+    """What a cell of several seeds has behind its mean: Student's interval, a share's or an AUC's up to its limit."""
+    _, low, high, _ = t_interval(values)
+    return f"({max(0.0, low):{form}} to {min(limit, high):{form}})"
+
+
 def test_every_row_is_what_its_runs_found() -> None:
     runs, table = kept(), shown()
     assert list(table) == list(runs)
@@ -60,21 +69,34 @@ def test_every_row_is_what_its_runs_found() -> None:
         assert first(auc) == pytest.approx(mean([each["auc"] for each in members]), abs=0.00051)
         rates = [each["rates"][0] for each in members]
         assert first(found) == pytest.approx(100 * mean([each["tpr"] for each in rates]), abs=0.51)
-        total = sum(each["members"] for each in members)
-        low, high = wilson(sum(round(each["rates"][0]["tpr"] * each["members"]) for each in members), total)
-        assert found.endswith(f"({100 * low:.0f} % to {100 * high:.0f} %)")
         if len(lines) == 1:
-            assert (low, high) == pytest.approx((rates[0]["tpr_low"], rates[0]["tpr_high"]))
+            low, high = 100 * rates[0]["tpr_low"], 100 * rates[0]["tpr_high"]
+            assert found.endswith(f"({low:.0f} to {high:.0f})")
         else:
-            accuracies = [100 * line["accuracy"] for line in lines]
-            assert accuracy.endswith(f"({min(accuracies):.1f} to {max(accuracies):.1f})")
-            quotients = [each["auc"] for each in members]
-            assert auc.endswith(f"({min(quotients):.3f} to {max(quotients):.3f})".replace("0.", "."))
+            assert accuracy.endswith(over_seeds([100 * line["accuracy"] for line in lines], ".1f", 100))
+            assert over_seeds([each["psnr"] for each in inversions], ".1f") in rebuilt
+            assert auc.endswith(over_seeds([each["auc"] for each in members], ".3f", 1).replace("0.", "."))
+            assert found.endswith(over_seeds([100 * each["tpr"] for each in rates], ".0f", 100))
         assert all(each["asked"] == 0.01 >= each["fpr"] for each in rates)
         ((*epsilons,),) = {(a["epsilon"], b["epsilon"]) for a, b in zip(inversions, members, strict=True)}
         words = "{:.1f} after the first round, {:.0f} after the last"
         assert spent == ("none" if None in epsilons else words.format(*epsilons))
-    assert {len(lines) > 1 for lines in runs.values()} == {"Means over the seeds" in PAGE.read_text("utf-8")}
+    several = {len(lines) > 1 for lines in runs.values()}
+    assert several == {"with Student's 95 % interval over them" in PAGE.read_text("utf-8")}
+
+
+@pytest.mark.skipif(not SCRIPT.is_file(), reason="needs benchmarks/ (not in an installed fedsim)")
+def test_one_seed_alone_has_wilsons_interval_over_its_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    script = importlib.import_module("privacy_attacks")
+    for name, (line, *_) in kept().items():
+        members = line["membership_inference"]["members"]
+        successes = round(line["membership_inference"]["rates"][0]["tpr"] * members)
+        low, high = (100 * each for each in wilson(successes, members))
+        row, accuracy, *_, found, _ = script.cells([line])
+        assert row == name
+        assert accuracy == f"{100 * line['accuracy']:.1f} %"
+        assert found == f"{100 * successes / members:.0f} % ({low:.0f} to {high:.0f})"
 
 
 def test_noise_ends_both_attacks_and_defenses_leave_the_first() -> None:
