@@ -3,11 +3,13 @@
 It takes the first update that it sees of its client, simulates the client's local steps on images of its own, and
 moves these until the simulated update points where the observed one does (:mod:`fedsim.observers.inversion`). Under
 secure summation, or where it sees the models alone, it takes the aggregate for the one gradient of all that trained;
-its length, from which labels are counted, is told without the learning rates: the clients' or the estimator's, and the
-server's where its optimizer is plain SGD. Another optimizer of the server is not undone: the change of the models is
-then neither as long as the gradient nor points where it does, and only the labels of the clients' messages are right.
-The images are judged by their peak signal-to-noise ratio (PSNR), each against the true one that the best assignment
-gives it; beside it stands what blind guessing reaches, the mean image of the test set.
+its length, from which labels are counted, is told without the learning rates: the clients' in that round or the
+estimator's, and the server's where its optimizer is plain SGD. Another optimizer of the server is not undone: the
+change of the models is then neither as long as the gradient nor points where it does, and only the labels of the
+clients' messages are right. Nor is what shortens an update undone, ``client.clip_norm`` or a defense that shortens the
+aggregate: the counts of the labels are then too flat. The images are judged by their peak signal-to-noise ratio
+(PSNR), each against the true one that the best assignment gives it; beside it stands what blind guessing reaches, the
+mean image of the test set.
 
 Geiping, Bauermeister, Dröge & Moeller, "Inverting Gradients: How easy is it to break privacy in federated learning?",
 NeurIPS 2020, arXiv:2003.14053.
@@ -23,6 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedsim import registry
 from fedsim.errors import NOTHING, Fault, FedsimError
 from fedsim.losses.loss import last_linear
 from fedsim.observers.inversion import Steps, inferred_labels, local_change, matched, psnr, reconstruct
@@ -168,7 +171,7 @@ class GradientInversion(Observer):
         if sight(self.watched.scenario, self.standpoint) == "messages":
             for client in seen.truth.answered if self.client is None else [self.client]:
                 if client in seen.messages and client not in seen.truth.malicious:
-                    steps = self._steps(len(self.watched.workload.rows(client)))
+                    steps = self._steps(len(self.watched.workload.rows(client)), seen.round)
                     if self._feasible(steps) and len(self.watched.visited(client, seen.round)):
                         return [client], sign * seen.messages[client].vector[:d], steps
             who = "no honest client" if self.client is None else f"client {self.client}"
@@ -182,8 +185,8 @@ class GradientInversion(Observer):
             return [], None, None
         return clients, change[:d], Steps([images], images)
 
-    def _steps(self, examples: int) -> Steps:
-        """What a client with so many examples does in a round."""
+    def _steps(self, examples: int, round: int = 1) -> Steps:
+        """What a client with so many examples does in a round; how many steps and images is the same in all rounds."""
         workload, scenario = self.watched.workload, self.watched.scenario
         if self.watched.estimator is not None:
             return Steps([examples], examples)
@@ -194,7 +197,7 @@ class GradientInversion(Observer):
         return Steps(
             sizes,
             min(examples, sum(sizes)),
-            float(options["lr"]),
+            float(options["lr"]) * self._scale(round),
             float(options.get("momentum", 0.0)),
             float(options.get("dampening", 0.0)),
             float(options.get("weight_decay", 0.0)),
@@ -211,7 +214,14 @@ class GradientInversion(Observer):
             return 1.0 if seen.total is not None else float(estimator.options.get("lr", 1.0))
         plain = server.name == "sgd" and not server.options.get("momentum")
         known = plain and seen.total is None
-        return float(client.options["lr"]) * (float(server.options.get("lr", 1.0)) if known else 1.0)
+        local = float(client.options["lr"]) * self._scale(seen.round)
+        return local * (float(server.options.get("lr", 1.0)) if known else 1.0)
+
+    def _scale(self, round: int) -> float:
+        """Factor on the clients' learning rate in a round."""
+        scenario = self.watched.scenario
+        schedule = registry.make("lr_schedule", scenario.client.lr_schedule.name, **scenario.client.lr_schedule.options)
+        return float(schedule.factor(round, scenario.rounds))
 
     def _feasible(self, steps: Steps) -> bool:
         return 0 < len(steps.sizes) <= MOST_STEPS and 0 < steps.images <= self.images

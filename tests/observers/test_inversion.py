@@ -181,3 +181,26 @@ def test_labels_of_an_aggregate_are_counted_whatever_the_learning_rates(name: st
     assert found["sees"] == ("the sum of the clients' messages" if "sum" in name else "the global models")
     assert found["images"] > 8
     assert found["labels_right"] == 1
+
+
+SCHEDULED: dict[str, dict[str, Any]] = {"a client's message": {}, "models alone": {"standpoint": "client"}}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_labels_are_counted_whatever_the_schedule(name: str) -> None:
+    found = inverted(
+        {"images": 64, "iterations": 8, "round": 4, **SCHEDULED[name]},
+        rounds=4,
+        data={"dataset": "digits", "clients": 2, "holdout": 0.98},
+        client={
+            "per_round": 2,
+            "steps": 1,
+            "batch_size": 64,
+            "optimizer": {"name": "sgd", "lr": 0.05},
+            "lr_schedule": {"name": "exponential", "gamma": 0.3},
+        },
+    )
+    models = found["sees"] == "the global models"
+    assert models == (name == "models alone")
+    assert (found["round"], found["labels_right"]) == (4, 1)
+    assert found["images"] > 8
