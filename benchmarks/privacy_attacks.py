@@ -25,6 +25,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     "SGD behind `krum`": ("observe", ['server.defenses=[{ name = "krum", malicious = 0 }]']),
     "DP-SGD": ("observe", ['client.optimizer="dp_sgd"', "privacy.epsilon=4", 'privacy.trust="local"']),
     "DIFF2, forty such clients (`observe_diff2`)": ("observe_diff2", []),
+    "DIFF2 without noise (`observe_diff2`, ε = ∞)": ("observe_diff2", ['privacy.epsilon="inf"']),
 }
 """A row's name → its scenario and what ``--set`` changes of it."""
 HEAD = (
@@ -117,9 +118,10 @@ def cells(lines: Sequence[Line]) -> list[str]:
 
 
 def table(kept: dict[str, Any]) -> str:
-    """The numbers for docs/privacy-attacks.md."""
+    """The numbers for docs/privacy-attacks.md; a row without runs is left out."""
     lines: list[Line] = kept["lines"]
     seeds = sorted({line["seed"] for line in lines})
+    runs = {row: [line for line in lines if line["row"] == row] for row in ROWS}
     machine = kept["machine"]
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("fedsim-flwr", "torch", "numpy"))
     few, many = (lines[place]["membership_inference"]["members"] for place in (0, -1))
@@ -134,7 +136,7 @@ def table(kept: dict[str, Any]) -> str:
         [
             HEAD,
             "|---|---|---|---|---|---|---|",
-            *("| " + " | ".join(cells([line for line in lines if line["row"] == row])) + " |" for row in ROWS),
+            *("| " + " | ".join(cells(found)) + " |" for found in runs.values() if found),
             "",
             f"{what}; {sample}. "
             f"{machine['processor']}, Python {machine['python']}; {versions}. "

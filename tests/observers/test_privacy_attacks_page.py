@@ -85,10 +85,32 @@ def test_every_row_is_what_its_runs_found() -> None:
     assert several == {"with Student's 95 % interval over them" in PAGE.read_text("utf-8")}
 
 
-@pytest.mark.skipif(not SCRIPT.is_file(), reason="needs benchmarks/ (not in an installed fedsim)")
-def test_one_seed_alone_has_wilsons_interval_over_its_members(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    if not SCRIPT.is_file():
+        pytest.skip("needs benchmarks/ (not in an installed fedsim)")
     monkeypatch.syspath_prepend(SCRIPT.parent)
-    script = importlib.import_module("privacy_attacks")
+    return importlib.import_module("privacy_attacks")
+
+
+def test_the_table_is_the_scripts_and_leaves_out_what_was_not_run(script: Any) -> None:
+    assert script.table(json.loads(KEPT.read_text("utf-8"))) in PAGE.read_text("utf-8")
+    assert list(kept()) == [row for row in script.ROWS if row in kept()]
+
+
+def test_diff2_has_a_control_without_noise_or_the_page_says_that_it_has_none(script: Any) -> None:
+    (control,) = (row for row in script.ROWS if "without noise" in row)
+    file, sets = script.ROWS[control]
+    scenario = Scenario.load(file, {}, sets)
+    assert scenario.server.estimator is not None
+    assert (scenario.server.estimator.name, scenario.privacy.epsilon) == ("diff2", "inf")
+    private = next(lines for lines in kept().values() if lines[0]["scenario"] == file and not lines[0]["sets"])
+    accuracy = 100 * mean([line["accuracy"] for line in private])
+    words = f"without its control, the same run without noise: at {accuracy:.1f} % accuracy"
+    assert (control in kept()) != (words in " ".join(PAGE.read_text("utf-8").split()))
+
+
+def test_one_seed_alone_has_wilsons_interval_over_its_members(script: Any) -> None:
     for name, (line, *_) in kept().items():
         members = line["membership_inference"]["members"]
         successes = round(line["membership_inference"]["rates"][0]["tpr"] * members)
@@ -102,6 +124,8 @@ def test_one_seed_alone_has_wilsons_interval_over_its_members(monkeypatch: pytes
 def test_noise_ends_both_attacks_and_defenses_leave_the_first() -> None:
     """What the page says of its table."""
     for name, lines in kept().items():
+        if "without noise" in name:
+            continue
         for line in lines:
             inversion, membership = line["gradient_inversion"], line["membership_inference"]
             private = inversion["epsilon"] is not None
