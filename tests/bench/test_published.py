@@ -21,6 +21,7 @@ from fedsim.bench import ranking
 from fedsim.bench.cell import Cell
 from fedsim.cli import app
 from fedsim.errors import DataMissing
+from fedsim.federation import make
 from fedsim.report.standings import NAME, Setting, Standings, interval
 from fedsim.rerun import BOUND
 from fedsim.scenario import Scenario, cells, read
@@ -144,9 +145,10 @@ def test_the_quick_benchmark_s_cells_are_those_of_the_scenario(dataset: str) -> 
     frame = pd.read_csv(PUBLISHED.parent / "quick.csv")
     found = [each for each in cells(read("bench/quick"), "bench/quick") if each[1].data.dataset.name == dataset]
     try:
-        made = {Cell.of(0, 0, values, each, Path()).key for values, each in found}
+        make("dataset", found[0][1].data.dataset).load()
     except DataMissing:
         pytest.skip(f"needs {dataset}, whose content is in the keys (make data)")
+    made = {Cell.of(0, 0, values, each, Path()).key for values, each in found}
     kept = set(frame[frame["dataset"] == dataset]["key"])
     assert kept
     assert kept <= made, "the scenario is another one now: run it again"
