@@ -134,6 +134,7 @@ class Claim:
         seeds: how many by default; 1 where nothing is drawn, or where a run takes ten minutes.
         exact: nothing is drawn: more seeds would give the same.
         quick: part of ``--quick``.
+        parts: modules that this claim hangs on beyond those that its paper names in ``PARTS``.
     """
 
     paper: str
@@ -144,6 +145,7 @@ class Claim:
     seeds: int = 3
     exact: bool = False
     quick: bool = True
+    parts: tuple[str, ...] = ()
 
 
 def curves_of(found: Mapping[str, Sequence[Measured]], key: str) -> dict[str, list[float]]:
@@ -168,16 +170,18 @@ def claim(
     exact: bool = False,
     quick: bool = True,
     paper: str = "",
+    parts: tuple[str, ...] = (),
 ) -> Callable[[Callable[[int], Measured]], Callable[[int], Measured]]:
     """Decorator: the function ``(seed) -> Measured`` becomes a claim under its own name.
 
     Args:
-        rows: as of :class:`Claim`; likewise source, seeds, exact and quick.
+        rows: as of :class:`Claim`; likewise source, seeds, exact, quick and parts.
         source: see there.
         seeds: see there.
         exact: see there.
         quick: see there.
         paper: whose claim it is; by default that of the file's name.
+        parts: see there.
 
     Raises:
         FedsimError: the file has such a claim already.
@@ -187,7 +191,7 @@ def claim(
         name, key = paper or function.__module__.rpartition(".")[2], function.__name__
         if (name, key) in _claims and _claims[name, key].measure.__code__ != function.__code__:
             raise FedsimError(f"verify: {name} has two claims '{key}'")
-        _claims[name, key] = Claim(name, key, function, rows, source, 1 if exact else seeds, exact, quick)
+        _claims[name, key] = Claim(name, key, function, rows, source, 1 if exact else seeds, exact, quick, parts)
         return function
 
     return decorate

@@ -96,6 +96,7 @@ def wrong_labels(seed: int) -> Measured:
     seeds=3,
     quick=False,
     paper="monge_gap",
+    parts=("fedsim.losses.monge_adapter", "fedsim.losses.monge_maps"),
 )
 def personal_maps(seed: int) -> Measured:
     """Both adapters of the scenario's matrix."""

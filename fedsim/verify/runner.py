@@ -1,7 +1,7 @@
 """Runs claims, keeps each result in a file of its own, and picks up what is there already.
 
 A result counts only for the code that gave it: its file names the hash of what the claim's function reaches in this
-room, of the files that the paper's ``PARTS`` names, and of fedsim's version.
+room, of the files that the paper's ``PARTS`` and the claim's ``parts`` name, and of fedsim's version.
 """
 
 from __future__ import annotations
@@ -167,4 +167,4 @@ def load(paper: str) -> ModuleType:
 
 def code_of(module: ModuleType, each: Claim) -> str:
     """Fingerprint of what gives the claim's results."""
-    return fingerprint(each.measure, getattr(module, "PARTS", ()))
+    return fingerprint(each.measure, (*getattr(module, "PARTS", ()), *each.parts))

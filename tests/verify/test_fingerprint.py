@@ -6,12 +6,14 @@ import importlib
 import importlib.util
 import linecache
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from fedsim.verify import fingerprint as room
+from fedsim.verify import runner
 from fedsim.verify.fingerprint import fingerprint
 
 SOURCE = '''
@@ -94,3 +96,13 @@ def test_imports_within_the_room_and_parts_count(tmp_path: Path, monkeypatch: py
     assert not any("load_digits" in text for text in room._reached(module.measured))
     assert fingerprint(module.measured) != fingerprint(module.measured, ("fedsim.rng",))
     room._definitions.cache_clear()
+
+
+def test_a_claim_s_own_parts_count_for_it_alone() -> None:
+    module = runner.load("harmonic")
+    language, cost = (
+        next(each for each in runner.claims_of("harmonic") if each.key == key) for key in ("language", "cost")
+    )
+    assert language.parts
+    assert runner.code_of(module, language) != runner.code_of(module, replace(language, parts=()))
+    assert runner.code_of(module, cost) == fingerprint(cost.measure, module.PARTS)
