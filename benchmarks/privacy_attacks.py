@@ -24,6 +24,10 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     ),
     "SGD behind `krum`": ("observe", ['server.defenses=[{ name = "krum", malicious = 0 }]']),
     "DP-SGD": ("observe", ['client.optimizer="dp_sgd"', "privacy.epsilon=4", 'privacy.trust="local"']),
+    "DP-SGD without noise (ε = ∞)": (
+        "observe",
+        ['client.optimizer="dp_sgd"', 'privacy.epsilon="inf"', 'privacy.trust="local"'],
+    ),
     "DIFF2, forty such clients (`observe_diff2`)": ("observe_diff2", []),
     "DIFF2 without noise (`observe_diff2`, ε = ∞)": ("observe_diff2", ['privacy.epsilon="inf"']),
 }

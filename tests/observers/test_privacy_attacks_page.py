@@ -98,16 +98,14 @@ def test_the_table_is_the_scripts_and_leaves_out_what_was_not_run(script: Any) -
     assert list(kept()) == [row for row in script.ROWS if row in kept()]
 
 
-def test_diff2_has_a_control_without_noise_or_the_page_says_that_it_has_none(script: Any) -> None:
-    (control,) = (row for row in script.ROWS if "without noise" in row)
-    file, sets = script.ROWS[control]
-    scenario = Scenario.load(file, {}, sets)
-    assert scenario.server.estimator is not None
-    assert (scenario.server.estimator.name, scenario.privacy.epsilon) == ("diff2", "inf")
-    private = next(lines for lines in kept().values() if lines[0]["scenario"] == file and not lines[0]["sets"])
-    accuracy = 100 * mean([line["accuracy"] for line in private])
-    words = f"without its control, the same run without noise: at {accuracy:.1f} % accuracy"
-    assert (control in kept()) != (words in " ".join(PAGE.read_text("utf-8").split()))
+@pytest.mark.parametrize("private", ["DP-SGD", "DIFF2"])
+def test_each_private_row_has_the_same_run_without_noise_as_its_control(script: Any, private: str) -> None:
+    (row,) = (name for name in kept() if name.startswith(private) and "without noise" not in name)
+    (control,) = (name for name in kept() if name.startswith(f"{private} without noise"))
+    scenario, noisy = (Scenario.load(script.ROWS[each][0], {}, script.ROWS[each][1]) for each in (control, row))
+    assert scenario.privacy.epsilon == "inf"
+    assert scenario.changed(**{"privacy.epsilon": noisy.privacy.epsilon}) == noisy
+    assert all(line["gradient_inversion"]["epsilon"] in (None, math.inf, "inf") for line in kept()[control])
 
 
 def test_one_seed_alone_has_wilsons_interval_over_its_members(script: Any) -> None:

@@ -7,7 +7,10 @@ import torch
 from torch.nn import functional
 
 from fedsim import federation
-from fedsim.measures import AT_ONCE
+from fedsim.data.examples import DataInfo, Examples
+from fedsim.measures import AT_ONCE, Evaluator
+from fedsim.models.cnn import cnn
+from fedsim.updates import Layout
 from tests.simulation.test_runs import small
 
 
@@ -26,3 +29,18 @@ def test_pieces_are_the_whole(batch_size: int) -> None:
         outputs = evaluator.module(test.inputs)
     assert correct == int((outputs.argmax(1) == test.targets).sum())
     assert loss == pytest.approx(float(functional.cross_entropy(outputs, test.targets, reduction="sum")), rel=1e-6)
+
+
+def test_a_convolutions_outputs_do_not_hang_on_the_size_of_a_piece() -> None:
+    """To the bit: a model that is scored in pieces has the digests of one that is scored at once."""
+    torch.manual_seed(0)
+    module = cnn(DataInfo((1, 28, 28), 10))
+    evaluator = Evaluator(module, Layout.of(module), 1000, 1, torch.device("cpu"), torch.float32)
+    inputs, seen = torch.rand(2 * AT_ONCE + 100, 1, 28, 28), []
+    evaluator.module.register_forward_hook(lambda module, given, outputs: seen.append(outputs))
+    evaluator.score(Examples(inputs, torch.zeros(len(inputs), dtype=torch.long)))
+    evaluator.close()
+    assert [len(each) for each in seen] == [AT_ONCE, AT_ONCE, 100]
+    pieces = torch.cat(seen)
+    with torch.no_grad():
+        assert torch.equal(pieces, evaluator.module(inputs))
