@@ -61,6 +61,22 @@ def test_each_map_is_the_one_of_a_fit_alone(options: dict[str, Any], dtype: torc
             torch.testing.assert_close(found.model.state_dict()[name], value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["exact", "entropic"])
+def test_fifty_steps_end_at_the_map_of_a_fit_alone(method: str) -> None:
+    """Rounding that grows from step to step stays rounding, and momentum is each map's own."""
+    options: dict[str, Any] = {"steps": 50, "batch_size": 25, "lr": 0.02, "method": method}
+    together, wanted = learners(), learners()
+    fit_monge_maps(together, **options)
+    for found, each in zip(together, wanted, strict=True):
+        start = torch.cat([value.detach().flatten() for value in each.model.parameters()])
+        alone(each, **options)
+        end = torch.cat([value.detach().flatten() for value in each.model.parameters()])
+        assert (end - start).abs().max() > 0.1
+        for name, value in each.model.state_dict().items():
+            torch.testing.assert_close(found.model.state_dict()[name], value, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_map_has_the_same_bits_whoever_learns_beside_it(dtype: torch.dtype) -> None:
     options: dict[str, Any] = {"steps": 2, "batch_size": 25, "method": "entropic"}
