@@ -9,7 +9,7 @@ import pytest
 
 from fedsim.scenario import Scenario, cells, override, read
 
-SIZES = {"quick": (6, 8, 3, 2), "standard": (12, 16, 5, 1), "published": (6, 10, 3, 1)}
+SIZES = {"quick": (6, 8, 3, 2), "standard": (12, 16, 5, 1), "published": (6, 8, 3, 1)}
 
 
 def parts(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
