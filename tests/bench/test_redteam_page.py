@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+
+from fedsim.scenario import Scenario
 
 PAGE = Path(__file__).parents[2] / "docs" / "red-team.md"
 KEPT = PAGE.parent / "results" / "redteam"
@@ -56,3 +59,19 @@ def test_every_kept_search_has_its_picture() -> None:
     pages = {file.stem for file in KEPT.glob("*.html")}
     assert pages == {file.stem for file in KEPT.glob("*.json")}
     assert all("<svg" in (KEPT / f"{name}.html").read_text("utf-8") for name in pages)
+
+
+def test_the_radii_s_table_is_that_of_the_kept_cells() -> None:
+    """docs/results/redteam/norm_bound_radii.csv is what ``fedsim results --csv`` said of the command on the page."""
+    cells = pd.read_csv(KEPT / "norm_bound_radii.csv")
+    plain = float(cells[cells["defense"] == "fedavg"]["calm_accuracy"].iloc[0])
+    lines = PAGE.read_text("utf-8").splitlines()
+    start = lines.index("| radius | ε of `pgd` | clipped | ASR | accuracy lost |") + 2
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start : start + len(cells)]]
+    options = Scenario.load("papers/norm_bound_small_norm").adversary.attacks[-1].options
+    for (radius, epsilon, clipped, asr, lost), (_, cell) in zip(rows, cells.iterrows(), strict=True):
+        assert cell["defense"] == ("fedavg" if radius == "none" else f"norm_bound (radius {radius})")
+        assert float(epsilon) == options["epsilon"]
+        assert ("malicious updates, to" in clipped) == (radius != "none" and float(radius) < float(epsilon))
+        assert (asr, lost) == (f"{percent(cell['asr'])} %", f"{percent(plain - cell['accuracy'])} points")
+    assert f"The ASR without attack is at most {percent(cells['floor'].max())} %" in PAGE.read_text("utf-8")
