@@ -365,7 +365,7 @@ def spike(lr: float, controlled: bool, seed: int = 0) -> float:
         adam.zero_grad()
         nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
         if controlled:
-            control.step(inputs=inputs)
+            control.step(inputs=inputs[batch])
         else:
             adam.step()
     with torch.no_grad():
