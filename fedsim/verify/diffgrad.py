@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.optim.diffgrad import DiffGrad
-from fedsim.verify.claim import Expected, Measured, claim, curves_of
+from fedsim.verify.claim import Expected, Measured, Row, claim, curves_of
 
 PARTS = ("fedsim.optim.diffgrad",)
 MORE = ("fedsim.verify.diffgrad_by_hand", "fedsim.verify.fashion")
@@ -130,7 +130,14 @@ def oracle(seed: int) -> Measured:
 
 @claim(
     {
-        "friction": Expected("mean ξ on a network, hardly more than the ½ of the aliased bug", ".502", 0.5, 0.52),
+        "friction": Expected(
+            "mean ξ on a network, hardly more than the ½ of the aliased bug",
+            ".502",
+            0.5008,
+            0.5014,
+            differs="half as far from ½: ξ − ½ is a quarter of how much a gradient changes, and with this network and "
+            "these batches it changes by .004 a step; on the convolutional networks (`activations`) .502 is met",
+        ),
         "beside_half": Expected("test accuracy less that of Adam at lr/2, digits", "close", -0.03, 0.03),
     },
     source="the step is Adam's at lr·ξ; ours on digits, MLP 64-64-10, 10 epochs",
@@ -158,6 +165,26 @@ def network(seed: int) -> Measured:
             mean = sum(seen) / len(seen)
         accuracies[name] = float((model(test_inputs).argmax(1) == test_labels).double().mean())
     return Measured({"friction": mean, "beside_half": accuracies["diffgrad"] - accuracies["half"]})
+
+
+_beyond = {
+    "network": "mean ξ on digits less the ½ of the aliased bug",
+    "fashion_central": "mean ξ, central, less that of the aliased variant",
+    "fashion_federated": "mean ξ in a client's last step less that of the aliased variant",
+    "activations": "mean ξ over the four networks less the ½ of the aliased bug",
+}
+
+
+def derived(found: Mapping[str, Sequence[Measured]]) -> list[Row]:
+    """ξ beyond the aliased bug's, which is so close to it that bounds on ξ would let the bug through."""
+    rows = []
+    for key, said in _beyond.items():
+        friction = "friction_diffgrad" if key.startswith("fashion") else "friction"
+        values = [each.values for each in found.get(key, ())]
+        off = [each[friction] - each.get("friction_aliased", 0.5) for each in values if friction in each]
+        where = "the change of the gradient is seen; aliased, ξ is ½ from its second step on"
+        rows.append(Row("diffgrad", f"{key}.beyond", Expected(said, "> 0", 1e-4), where, off))
+    return rows
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:

@@ -117,7 +117,10 @@ def beside_controls(seed: int, examples: int, epochs: int) -> Measured:
 @claim(
     {name: Expected(f"test accuracy, {name.replace('_', ' ')}", "–") for name in METHODS}
     | {
-        "friction_diffgrad": Expected("mean ξ of diffGrad", ".502", 0.5, 0.52),
+        "friction_diffgrad": Expected("mean ξ of diffGrad", ".502", 0.5003, 0.5008, differs=(
+            "a quarter as far from ½: ξ − ½ is a quarter of how much a gradient changes, which hangs on network, batch "
+            "and length of training: here it changes by .002 a step, on convolutional networks (`activations`) by .007"
+        )),
         "friction_aliased": Expected("mean ξ of the aliased variant", ".5", 0.5, 0.502),
         "gap": Expected("diffGrad less Adam at lr/2", "diffGrad better in the paper", -0.02, 0.02, differs=(
             "no difference beyond the seeds: ξ hardly leaves ½, so that diffGrad is Adam at lr/2"
@@ -135,7 +138,13 @@ def fashion_central(seed: int) -> Measured:
 @claim(
     {name: Expected(f"test accuracy, {name.replace('_', ' ')}", "–") for name in METHODS}
     | {
-        "friction_diffgrad": Expected("mean ξ of diffGrad in a client's last step", ".502", 0.5, 0.52),
+        "friction_diffgrad": Expected(
+            "mean ξ of diffGrad in a client's last step",
+            ".502",
+            0.5009,
+            0.5016,
+            differs="three fifths as far from ½, for the reason given in the centre: a gradient changes by .005 a step",
+        ),
         "friction_aliased": Expected("mean ξ of the aliased variant in it", ".5", 0.5, 0.502),
         "gap": Expected("diffGrad less Adam at lr/2", "–", -0.03, 0.03),
     },
@@ -185,7 +194,7 @@ def in_federation(seed: int, rounds: int, clients: int) -> Measured:
         for method, text in (("diffgrad", "diffGrad"), ("adam", "Adam"), ("adam_half", "Adam at lr/2"))
     }
     | {
-        "friction": Expected("mean ξ over the four networks", ".502", 0.5, 0.52),
+        "friction": Expected("mean ξ over the four networks", ".502", 0.501, 0.503),
         "worst": Expected("largest difference of diffGrad from Adam at lr/2", "diffGrad better in the paper", 0, 0.03,
                           differs="with every activation it is Adam at lr/2, within what a seed changes"),
     },

@@ -79,7 +79,7 @@ def _run(seed: int, rounds: int, steps: int, lr: float) -> Scenario:
 
 @claim(
     {
-        "gap": Expected("FedSGD's weights against closed-form gradient descent", "1e-10", None, 1e-10),
+        "gap": Expected("FedSGD's weights against closed-form gradient descent", "≤ 1e-10", None, 1e-10),
         "drift_5": Expected("relative difference of test error, 5 local steps a round, α = 1", "≤ 4 %", None, 0.04),
         "drift_20": Expected("the same with 20 local steps", "11 to 32 %", 0.11, 0.32),
         "off": Expected(

@@ -97,7 +97,7 @@ def held_against(seed: int, curvature: str) -> tuple[float, int, list[int]]:
         name: Expected(
             f"largest difference of a parameter, 20 unequal clients against the algorithm on the pooled data, "
             f"{name.replace('_', ' ')}",
-            "1e-10",
+            "≤ 1e-10",
             None,
             1e-10,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from fedsim.losses import HarmonicHead
 from fedsim.losses.harmonic import Distance, distances, harmonic_logits
-from fedsim.verify.claim import Expected, Measured, claim, curves_of, seed_mean
+from fedsim.verify.claim import Expected, Measured, Row, claim, curves_of, seed_mean
 from fedsim.verify.digits import split
 
 PARTS = ("fedsim.losses.harmonic",)
@@ -102,11 +103,23 @@ HEADS: dict[str, tuple[str, float | None, str]] = {
     "mahalanobis": ("mahalanobis", 8.0, ".970"),
     "euclidean_1": ("euclidean", 1.0, ".831"),
 }
+_beside = {
+    "squared_euclidean": "half a point less, .924 to .926 by seed, two or three digits of 540: split and start of the "
+    "figure are not told. Cross-entropy has as much as this head, where the figures have it behind by .006",
+    "cosine": "one to two points more, .963 to .970 by seed, on our split: the head that the second paper prefers is "
+    "ahead of cross-entropy by .04 in place of .026",
+}
 
 
 @claim(
     {
-        name: Expected(f"accuracy, {name.replace('_', ' ')}", figure, float(figure) - 0.025, float(figure) + 0.025)
+        name: Expected(
+            f"accuracy, {name.replace('_', ' ')}",
+            figure,
+            float(figure) - 0.025,
+            float(figure) + 0.025,
+            differs=_beside.get(name, ""),
+        )
         for name, (_, _, figure) in HEADS.items()
     },
     source="digits, a linear head, AdamW 1e-3, batches of 64, 40 epochs",
@@ -132,7 +145,15 @@ def digits_table(seed: int) -> Measured:
 
 @claim(
     {
-        "harmonic": Expected("accuracy of a linear harmonic head, squared Euclidean, %", "92.49", 91.9, 93.5),
+        "harmonic": Expected(
+            "accuracy of a linear harmonic head, squared Euclidean, %",
+            "92.49",
+            91.9,
+            92.45,
+            differs="92.11, 92.22 and 92.27 by seed: length of training and the falling rate are ours. Under them "
+            "cross-entropy, which is convex here, comes to the notebook's figure: we believe that the data are the "
+            "same, and that it is the harmonic head that hangs on how it is trained",
+        ),
         "euclidean": Expected("the same, Euclidean: half of that exponent", "–"),
         "cross_entropy": Expected("accuracy of a linear head by cross-entropy, %", "92.50", 91.5, 93.5),
     },
@@ -164,6 +185,22 @@ def mnist_linear(seed: int) -> Measured:
         with torch.no_grad():
             values[name] = 100 * float((head(x_test).argmax(1) == y_test).double().mean())
     return Measured(values)
+
+
+def derived(found: Mapping[str, Sequence[Measured]]) -> list[Row]:
+    """Both heads on MNIST, paired by seed: each beside its own figure does not tell which is ahead."""
+    values = [each.values for each in found.get("mnist_linear", ())]
+    ahead = [
+        each["cross_entropy"] - each["harmonic"] for each in values if {"cross_entropy", "harmonic"} <= each.keys()
+    ]
+    want = Expected(
+        "cross-entropy less the harmonic head, points, paired by seed",
+        ".01",
+        0.1,
+        0.5,
+        differs=".38, .27 and .23 by seed: cross-entropy is ahead where the notebook has them level",
+    )
+    return [Row("harmonic", "mnist_linear.ahead", want, "MNIST linear, as above", ahead)]
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:

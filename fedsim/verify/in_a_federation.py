@@ -70,10 +70,10 @@ def turned_labels(seed: int) -> Measured:
 @claim(
     {
         "sgd": Expected("SGD on the clients: clean test accuracy", "–"),
-        "winsorized": Expected("winsorized gradients, 4 %, less SGD", "above 0", 0.0),
+        "winsorized": Expected("winsorized gradients, 4 %, less SGD: three seeds cannot tell it from 0", "above 0"),
         "rm3": Expected("RM3 less SGD", "above 0", 0.0),
         "m3": Expected("M3 less SGD", "above 0", 0.0),
-        "ra3": Expected("RA3 less SGD", "above 0", 0.0),
+        "ra3": Expected("RA3, the control of RM3 with means in place of medians, less SGD", "–"),
     },
     source="papers/coherence_noise: half of all labels wrong, ten clients, 40 rounds; ours",
     seeds=3,
@@ -112,7 +112,9 @@ def personal_maps(seed: int) -> Measured:
 
 @claim(
     {
-        "average": Expected("overlap of the clients' averages, k = 3, d = 50, n = 25,000", ".964", 0.95),
+        "average": Expected(
+            "overlap of the clients' averages, k = 3, d = 50, n = 25,000", "≥ .95 (.964 in one run)", 0.95
+        ),
         "last": Expected("overlap of their last iterates", ".309", high=0.4),
     },
     source="papers/langevin_planted: normalized SGD on the sphere, ten clients, one round",
@@ -129,7 +131,7 @@ def planted(seed: int) -> Measured:
 
 @claim(
     {
-        "eigenvectors": Expected("overlap of the clients' top eigenvectors, k = 4, d = 30, n = 9,000", "–", 0.95),
+        "eigenvectors": Expected("overlap of the clients' top eigenvectors, k = 4, d = 30, n = 9,000", "≥ .99", 0.99),
         "last": Expected("overlap of their last iterates", "far below", high=0.6),
     },
     source="papers/langevin_planted_even: the same walks for an even exponent, ten clients, one round",

@@ -51,14 +51,20 @@ def spike(lr: float, controlled: bool, seed: int) -> tuple[float, list[float]]:
         return float((model(test_inputs).argmax(1) == test_labels).double().mean()), losses
 
 
-_plain = {1e-4: (0.947, 0.85, 1.0), 1e-3: (0.117, 0.0, 0.25), 1e-2: (0.100, 0.0, 0.2)}
+_plain = {1e-4: (0.947, 0.85, 1.0), 1e-3: (0.117, 0.0, 0.11), 1e-2: (0.100, 0.0, 0.2)}
+_chance = (
+    ".081 to .092 by seed, which is 29 to 33 of 360 images: we believe that one class is left for all of them, here as "
+    "there, and that which one it is, and how many of the images are of it, is the draw's"
+)
 _controlled = {1e-4: ".969", 1e-3: ".958", 1e-2: ".975"}
 
 
 @claim(
     {f"controlled_{lr:g}": Expected(f"accuracy with the control, η_0 = {lr:g}", _controlled[lr], 0.95) for lr in RATES}
     | {
-        f"plain_{lr:g}": Expected(f"accuracy without, η_0 = {lr:g}", f"{value:.3f}", low, high)
+        f"plain_{lr:g}": Expected(
+            f"accuracy without, η_0 = {lr:g}", f"{value:.3f}", low, high, differs=_chance if lr == 1e-3 else ""
+        )
         for lr, (value, low, high) in _plain.items()
     },
     source="experiments/lrspike: the rate ×1000 from step 50",

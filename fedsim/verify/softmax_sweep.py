@@ -59,7 +59,14 @@ def _line(model: nn.Module, x: Tensor, y: Tensor, temperature: float) -> tuple[f
 
 @claim(
     {
-        "below": Expected("share of steps with r < 1 that fail (the loss ends above its start)", "0 %", None, 0.02),
+        "below": Expected(
+            "share of steps with r < 1 that fail (the loss ends above its start)",
+            "0 %",
+            0.002,
+            0.011,
+            differs="7, 4 and 6 steps of 930 by seed, all at r between .67 and 1: r < 1 says that the loss is its own "
+            "series, not that a step is short enough for the slope to decide: where the loss bends it overshoots",
+        ),
         "above": Expected("share of steps with 1 ≤ r < 10 that fail", "–"),
         "far": Expected("share of steps with r ≥ 10 that fail", "most", 0.5),
         "broken_below": Expected(

@@ -90,7 +90,7 @@ def federation(method: str, seed: int, rounds: int, gamma: float = 0.5) -> dict[
         for method, label in (("sam_gs", "SAM-GS"), ("sum", "Adam on the sum"), ("labels", "Adam on the labels alone"))
         for what, text in (("accuracy", "test accuracy"), ("error", "reconstruction error"))
     }
-    | {"gap": Expected("accuracy of SAM-GS less that of Adam on the sum", "no lower", -0.05)},
+    | {"gap": Expected("accuracy of SAM-GS less that of Adam on the sum: three seeds cannot tell", "no lower")},
     source="labels and reconstruction on each client: digits, 10 clients of two labels, 20 rounds of 2 epochs; ours",
     quick=False,
     paper="sam_gs",

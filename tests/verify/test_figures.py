@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fedsim.verify import PAPERS, sam_gs, verify
-from fedsim.verify.claim import Claim, Expected, Measured, claims_of
-from fedsim.verify.page import name_empty, write_page
+from fedsim.verify.claim import Claim, Expected, Measured, Row, claims_of
+from fedsim.verify.page import Shown, name_empty, strays, write_page
 from fedsim.verify.published import Published, load_published
 from fedsim.verify.runner import load
 
@@ -103,6 +104,18 @@ def test_bars_are_means_over_seeds_as_in_the_table() -> None:
     seeds = [Measured({"erm": value, "hgp": 0.6, "diagonal": 0.6}) for value in (0.1, 0.3)]
     bars = drawn("hessian_alignment", {"synthetic": seeds}).get_axes()[0].patches
     assert [bar.get_height() for bar in bars] == pytest.approx([0.2, 0.6, 0.6])
+
+
+def test_seeds_that_alone_would_fail_are_named() -> None:
+    made = Claim("gns", "k", Measured, {"x": Expected("c", "≤ 4 %", None, 0.04), "y": Expected("c", "–")}, "here")
+    values = [{"x": 0.0398, "y": 1.0}, {"x": 0.0427, "y": 2.0}, {"x": 0.0358, "y": 3.0}]
+    rows = [Row("gns", f"k.{name}", made.rows[name], "here", [each[name] for each in values]) for name in "xy"]
+    published = Published("", 3, {}, {}, values=values)
+    assert strays(Shown(made, rows, published)) == ["- `k.x`: accepted in the mean; alone seed 1 has 0.0427"]
+    older = [replace(row, values=(), published=(0.0394, "as it was")) for row in rows]
+    assert strays(Shown(made, older, published)) == ["- `k.x`: accepted in the mean; alone seed 1 has 0.0427"]
+    failed = [replace(row, values=[0.05]) for row in rows]
+    assert strays(Shown(made, failed, None)) == []
 
 
 def test_what_is_published_is_drawn_as_where_it_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

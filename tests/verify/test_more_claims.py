@@ -12,10 +12,18 @@ import torch
 from fedsim.data.examples import DataInfo, Dataset, Examples
 from fedsim.federation import build
 from fedsim.losses import fit_monge_map
+from fedsim.optim.diffgrad import DiffGrad
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from fedsim.verify import coherence_examples, generalization_width, harmonic_language, monge_costs, softmax_sweep
-from fedsim.verify.claim import Measured, claims_of
+from fedsim.verify import (
+    coherence_examples,
+    diffgrad,
+    generalization_width,
+    harmonic_language,
+    monge_costs,
+    softmax_sweep,
+)
+from fedsim.verify.claim import Measured, Row, claims_of
 from fedsim.verify.runner import derived_rows
 from fedsim.verify.softmax_models import NAMES, architecture
 
@@ -138,3 +146,32 @@ def test_tables_of_pairs_know_what_follows() -> None:
     assert single == pytest.approx(4.0, rel=0.01)
     p = (1000 + 20 / 4) / 1020
     assert pairs == pytest.approx(1 / p, rel=0.01), "certain, but for the prior"
+
+
+def test_the_friction_of_the_aliased_bug_is_told_from_diffgrads() -> None:
+    """Means of ξ are so near ½ that bounds on them hold for the bug as well; what is beyond ½ does not."""
+    network = next(each for each in claims_of("diffgrad") if each.key == "network")
+    ours, aliased = {"friction": 0.5011}, {"friction": 0.50001}
+    fashion = {"friction_diffgrad": 0.50055, "friction_aliased": 0.5}
+    found = {"network": [Measured(ours)], "fashion_central": [Measured(fashion)]}
+    assert [row.verdict for row in derived_rows("diffgrad", found)] == ["holds", "holds", "not run", "not run"]
+    bug = {"network": [Measured(aliased)], "fashion_central": [Measured(fashion | {"friction_diffgrad": 0.50005})]}
+    assert [row.verdict for row in derived_rows("diffgrad", bug)][:2] == ["fails", "fails"]
+    assert Row("diffgrad", "k", network.rows["friction"], "s", [0.50001]).verdict == "fails"
+
+
+def test_the_aliased_bug_has_a_half_on_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffgrad, "DiffGrad", partial(DiffGrad, aliased=True))
+    row = derived_rows("diffgrad", {"network": [diffgrad.network(0)]})[0]
+    assert (row.key, row.verdict) == ("network.beyond", "fails")
+
+
+def test_a_control_and_a_start_stand_beside_what_they_are_held_against() -> None:
+    starts = [Measured({}, {"real": [7.3, 6.0], "random": [1.5, 1.0]}), Measured({}, {"real": [5.3], "random": [1.3]})]
+    wrong = [Measured({"rm3": 0.024, "ra3": 0.020}), Measured({"rm3": 0.022, "ra3": 0.024})]
+    real, random, beyond = derived_rows("coherence", {"over_training": starts, "wrong_labels": wrong})
+    assert (real.values, random.values) == ([7.3, 5.3], [1.5, 1.3])
+    assert (beyond.mean, beyond.verdict) == (pytest.approx(0.001), "holds")
+    heads = [Measured({"harmonic": 92.2, "cross_entropy": 92.5}), Measured({"harmonic": 92.3, "cross_entropy": 92.5})]
+    (ahead,) = derived_rows("harmonic", {"mnist_linear": heads})
+    assert (ahead.mean, ahead.verdict) == (pytest.approx(0.25), "differs")
