@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.optim.diffgrad import DiffGrad
-from fedsim.verify.claim import Expected, Measured, Row, claim, curves_of
+from fedsim.verify.claim import Expected, Measured, Row, claim, curves_of, seed_mean
 
 PARTS = ("fedsim.optim.diffgrad",)
 MORE = ("fedsim.verify.diffgrad_by_hand", "fedsim.verify.fashion")
-SIZE = (9, 5)
+SIZE = (11, 5.5)
 BETAS = (0.95, 0.999)
 Build = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -167,6 +167,7 @@ def network(seed: int) -> Measured:
     return Measured({"friction": mean, "beside_half": accuracies["diffgrad"] - accuracies["half"]})
 
 
+ALIAS = ("diffgrad", "aliased")
 _beyond = {
     "network": "mean ξ on digits less the ½ of the aliased bug",
     "fashion_central": "mean ξ, central, less that of the aliased variant",
@@ -188,7 +189,7 @@ def derived(found: Mapping[str, Sequence[Measured]]) -> list[Row]:
 
 
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
-    """The paths on the three functions; below, Fashion-MNIST central and federated."""
+    """The paths on the three functions; Fashion-MNIST central and federated; mean ξ and the four activations."""
     series = curves_of(found, "functions")
     above, below = figure.subfigures(2, 1)
     for axes, name, function in zip(above.subplots(1, 3), ("f1", "f2", "f3"), (f1, f2, f3), strict=True):
@@ -201,7 +202,8 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
                 path = torch.tensor(series[f"{name} {method}"])
                 axes.plot(path, [float(function(x)) for x in path], ".", markersize=3, label=method)
             axes.legend(fontsize=6)
-    for axes, key in zip(below.subplots(1, 2), ("fashion_central", "fashion_federated"), strict=True):
+    *courses, frictions, networks = below.subplots(1, 4)
+    for axes, key in zip(courses, ("fashion_central", "fashion_federated"), strict=True):
         axes.set_gid(key)
         series = curves_of(found, key)
         for method, values in series.items():
@@ -213,3 +215,29 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
         axes.set(title=f"Fashion-MNIST, {key.partition('_')[2]}", xlabel=where, ylabel="test accuracy")
         if series:
             axes.legend(fontsize=6)
+    draw_means(frictions, networks, found)
+
+
+def draw_means(frictions: Any, networks: Any, found: dict[str, list[Measured]]) -> None:
+    """Mean ξ − ½ beside the figure's .002; the activations' accuracies: bars over seeds, as in the table."""
+    shown = {f"{key} {name}".strip(): (key, name) for key in ("fashion_central", "fashion_federated") for name in ALIAS}
+    shown = {"network": ("network", ""), **shown, "activations": ("activations", "")}
+    means = {label: seed_mean(found, key, f"friction_{name}".rstrip("_")) for label, (key, name) in shown.items()}
+    known = {label.replace("_", " "): 1000 * (mean - 0.5) for label, mean in means.items() if mean is not None}
+    frictions.set_gid("network fashion_central fashion_federated activations")
+    if known:
+        frictions.barh(list(known), list(known.values()), height=0.5)
+        frictions.axvline(2, color="k", linewidth=1)
+    frictions.invert_yaxis()
+    frictions.tick_params(axis="y", labelsize=6)
+    frictions.set(title="mean ξ less ½ (line: .502)", xlabel="thousandths")
+    names = ("relu", "leaky_relu", "elu", "selu")
+    for offset, method in zip((-0.27, 0.0, 0.27), ("diffgrad", "adam_half", "adam"), strict=True):
+        heights = [seed_mean(found, "activations", f"{name}_{method}") for name in names]
+        if None not in heights:
+            networks.bar([k + offset for k in range(4)], heights, 0.25, label=method.replace("_half", ", lr/2"))
+    networks.set_gid("activations")
+    networks.set(title="CNN, test accuracy", ylim=(0.7, 0.85))
+    if networks.patches:
+        networks.set_xticks(range(4), [name.replace("_", "\n") for name in names], fontsize=6)
+        networks.legend(fontsize=6)

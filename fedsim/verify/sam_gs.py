@@ -182,11 +182,15 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
         if name != "round":
             skew.plot(series["round"], values, linewidth=1, label=name)
     skew.set(title="server rule, label skew", xlabel="round", ylabel="accuracy")
-    for name, values in curves_of(found, "two_objectives").items():
-        axes = main if name.endswith("accuracy") else error
-        axes.plot(values, linewidth=1, label=name.rpartition(" ")[0])
-    main.set(title="two objectives: labels", xlabel="round")
-    error.set(title="two objectives: reconstruction", xlabel="round")
+    colours: dict[str, str] = {}
+    for number, result in enumerate(found.get("two_objectives", ())):
+        for name, values in result.series.items():
+            method, what = name.rsplit(" ", 1)
+            colour = colours.setdefault(method, f"C{len(colours)}")
+            axes = main if what == "accuracy" else error
+            axes.plot(values, color=colour, linewidth=1, label=None if number else method)
+    main.set(title="two objectives: labels, each seed", xlabel="round")
+    error.set(title="reconstruction, each seed", xlabel="round")
     for axes in (skew, main, error):
         if axes.lines:
             axes.legend(fontsize=6)

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fedsim.verify import PAPERS, sam_gs, verify
+from fedsim.verify import PAPERS, fashion, sam_gs, verify
 from fedsim.verify.claim import Claim, Expected, Measured, Row, claims_of
 from fedsim.verify.page import Shown, name_empty, strays, write_page
 from fedsim.verify.published import Published, load_published
@@ -38,8 +38,16 @@ ALL: dict[str, dict[str, Measured]] = {
     },
     "diffgrad": {
         "functions": Measured({}, curves(*(f"f{k} {name}" for k in (1, 2, 3) for name in ("diffGrad", "Adam")))),
+        "network": Measured({"friction": 0.501}),
         "fashion_central": Measured({}, curves("diffgrad", "adam")),
         "fashion_federated": Measured({}, curves("round", "diffgrad", "adam")),
+        "activations": Measured(
+            {
+                f"{name}_{method}": 0.8
+                for name in fashion.ACTIVATIONS
+                for method in ("diffgrad", "adam", "adam_half")
+            }
+        ),
     },
     "langevin": {
         "scaling": Measured(
@@ -104,6 +112,15 @@ def test_bars_are_means_over_seeds_as_in_the_table() -> None:
     seeds = [Measured({"erm": value, "hgp": 0.6, "diagonal": 0.6}) for value in (0.1, 0.3)]
     bars = drawn("hessian_alignment", {"synthetic": seeds}).get_axes()[0].patches
     assert [bar.get_height() for bar in bars] == pytest.approx([0.2, 0.6, 0.6])
+
+
+def test_each_seed_of_two_objectives_is_drawn() -> None:
+    """On the labels it is another method that leads with each seed."""
+    seeds = [Measured({}, {"sam_gs accuracy": [0.5, value], "sum accuracy": [0.4, 0.4]}) for value in (0.5, 0.3)]
+    main = drawn("sam_gs", {"two_objectives": seeds}).get_axes()[3]
+    lines = [(line.get_color(), line.get_ydata()[-1]) for line in main.lines]
+    assert lines == [("C0", 0.5), ("C1", 0.4), ("C0", 0.3), ("C1", 0.4)]
+    assert [text.get_text() for text in main.get_legend().get_texts()] == ["sam_gs", "sum"]
 
 
 def test_seeds_that_alone_would_fail_are_named() -> None:
