@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fedsim
 from fedsim.bench.runner import run_matrix
+from fedsim.data.mapped import LEAST
 
 sys.path.insert(0, str(Path(__file__).parent))
 from matrices import matrix
@@ -284,6 +286,69 @@ def test_processes_share_one_reading_and_one_import(tmp_path: Path) -> None:
     assert os.getpid() in read
     players = {pid for (pid,) in ask(tmp_path / "out", "SELECT pid FROM plays")}
     assert not players & set(read)
+
+
+MAPPED = '''
+"""Any data set in an .npz file; notes who decodes it, and whether who has it has it mapped."""
+import os
+from pathlib import Path
+
+from fedsim import registry
+from fedsim.data import npz
+
+decoded = npz.dataset_of
+
+
+def note(what):
+    with Path({told!r}).open("a") as file:
+        file.write(f"{{what}} {{os.getpid()}}\\n")
+
+
+def dataset_of(*arrays, **told):
+    note("decode")
+    return decoded(*arrays, **told)
+
+
+npz.dataset_of = dataset_of
+
+
+class Mapped:
+    """An .npz file, watched."""
+
+    path: str
+
+    def info(self):
+        return registry.make("dataset", "npz", path=self.path).info()
+
+    def load(self):
+        data = registry.make("dataset", "npz", path=self.path).load()
+        note("map" if {mapped!r} in Path("/proc/self/maps").read_text() else "copy")
+        return data
+'''
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at processes through /proc")
+def test_processes_map_one_large_data_set_that_is_decoded_once(tmp_path: Path) -> None:
+    """The caller decodes, for the keys; who plays cells has the pages of its file, as all others have."""
+    plugin, told, file, mapped = (tmp_path / name for name in ("mapped.py", "told", "matrix.toml", "mapped"))
+    draw = np.random.default_rng(0)
+    inputs, targets = draw.random((4200, 1000), np.float32), draw.integers(0, 3, 4200)
+    assert inputs.nbytes >= LEAST
+    np.savez(tmp_path / "large.npz", x_train=inputs, y_train=targets, x_test=inputs[:50], y_test=targets[:50])
+    plugin.write_text(MAPPED.format(told=str(told), mapped=str(mapped)))
+    file.write_text(matrix(rounds=1, attacks='["sign_flip"]'))
+    command = [sys.executable, "-m", "fedsim", "bench", str(file), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    dataset = f'data.dataset={{ name = "{plugin}:Mapped", path = "{tmp_path / "large.npz"}" }}'
+    settings = os.environ | {"FEDSIM_MAPPED": str(mapped)}
+    done = subprocess.run([*command, "--set", dataset], env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in told.read_text().splitlines()]
+    assert [what for what, _ in lines].count("decode") == 1
+    assert "copy" not in {what for what, _ in lines}
+    players = {pid for (pid,) in ask(tmp_path / "out", "SELECT pid FROM plays")}
+    assert players
+    assert players <= {int(pid) for what, pid in lines if what == "map"}
+    assert [each.suffix for each in mapped.iterdir()] == [".data"]
 
 
 @pytest.mark.slow
