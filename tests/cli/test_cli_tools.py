@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -150,6 +151,32 @@ def test_so_it_is_where_other_processes_train(command: list[str], heard: tuple[s
     assert loud.returncode == 0, loud.stderr
     for noise in heard:
         assert noise in loud.stdout + loud.stderr
+
+
+OURS = re.compile(r"round \d+/\d+ |\[\d+/\d+\] seed \d+: finished$")
+"""What fedsim itself writes on the error stream of a run and of a benchmark that go well."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["run"], id="run"),
+        pytest.param(["bench", "--jobs", "2", "--set", "matrix.seed=[0, 1]"], id="bench", marks=pytest.mark.slow),
+        pytest.param(["bench", "--runner", "ray", "--set", "matrix.seed=[0, 1]"], id="ray", marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_but_fedsims_own_lines_is_on_the_screen(command: list[str]) -> None:
+    """No plug-in plants a message here: what is heard is what libraries say of their own accord."""
+    if "ray" in command:
+        pytest.importorskip("ray")
+    given = [sys.executable, "-m", "fedsim", *command, "small.toml", "--out", "plain"]
+    done = subprocess.run(given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert lines
+    assert [line for line in lines if not OURS.match(line)] == []
+    for word in ("Warning", "WARNING", "INFO", "Deprecat"):
+        assert word not in done.stdout
 
 
 def test_quiet_ends_where_it_was_begun() -> None:
