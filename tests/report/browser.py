@@ -94,6 +94,10 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Page.navigate", url=file.resolve().as_uri())
+        self.arrive()
+
+    def arrive(self) -> None:
+        """Wait until the page that was asked for is there."""
         end = time.monotonic() + PATIENCE
         while not self.loaded:
             self._read(end)

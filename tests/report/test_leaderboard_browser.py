@@ -19,6 +19,10 @@ pytestmark = [
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "leaderboard"
 MANY = {f"badnets + pgd {number}": ATTACKS["badnets + pgd"] for number in range(12)}
 VISIBLE = "each => each.getClientRects().length > 0"
+PLACES = f"[...document.querySelectorAll('.view, .heat-of')].filter({VISIBLE}).map(each => each.dataset.place)"
+MEASURES = (
+    f"[...new Set([...document.querySelectorAll('[data-measure]')].filter({VISIBLE}).map(e => e.dataset.measure))]"
+)
 NAMES = "[...document.querySelectorAll('.view:not([hidden]) tbody tr')].filter(%s).map(row => row.dataset.defense)"
 OVERLAP = """(() => { const boxes = [...document.querySelectorAll('.view:not([hidden]) .dots a')].map(
   dot => dot.getBoundingClientRect());
@@ -76,12 +80,27 @@ def test_the_published_ranking_is_sorted_and_filtered_by_the_keyboard_alone(brow
     for _ in "krum":
         _key(browser, "Backspace", 8)
     assert _names(browser) == ranked
+    _tab_to(browser, "document.activeElement.id === 'measure'")
+    assert browser.value(MEASURES) == ["harm"]
+    _key(browser, "ArrowDown", 40)
+    assert browser.value(MEASURES) == ["asr"]
     _tab_to(browser, "document.activeElement.closest('.view thead th')?.cellIndex === 2")
     for order in (1, -1):
         _key(browser, "Enter", 13, "\r")
         values = _column(browser, 2)
         assert values == sorted(values)[::order]
         assert sorted(_names(browser)) == sorted(ranked)
+    _tab_to(browser, "document.activeElement.closest('.heat td')")
+    _follow(browser)
+
+
+def test_a_place_is_chosen_and_a_dot_is_followed_by_the_keyboard_alone(browser: Browser, site: Path) -> None:
+    browser.open(site / "index.html", 1280)
+    _tab_to(browser, "document.activeElement.id === 'place'")
+    _key(browser, "ArrowDown", 40)
+    assert browser.value(PLACES) == ["digits", "digits"]
+    _tab_to(browser, "document.activeElement.closest('.view .dots a')")
+    _follow(browser)
 
 
 def test_a_press_sorts_and_a_second_press_turns_it(browser: Browser, site: Path) -> None:
@@ -114,13 +133,9 @@ def test_filters_hide_rows_and_columns(browser: Browser, site: Path) -> None:
 def test_the_place_and_the_measure_are_chosen(browser: Browser, site: Path) -> None:
     browser.open(site / "index.html", 390)
     _choose(browser, "place", "fashion_mnist")
-    shown = f"[...document.querySelectorAll('.view, .heat-of')].filter({VISIBLE}).map(each => each.dataset.place)"
-    assert browser.value(shown) == ["fashion_mnist", "fashion_mnist"]
+    assert browser.value(PLACES) == ["fashion_mnist", "fashion_mnist"]
     _choose(browser, "measure", "accuracy")
-    measures = (
-        f"[...new Set([...document.querySelectorAll('[data-measure]')].filter({VISIBLE}).map(e => e.dataset.measure))]"
-    )
-    assert browser.value(measures) == ["accuracy"]
+    assert browser.value(MEASURES) == ["accuracy"]
     field = "document.querySelector('.heat-of:not([hidden]) td')"
     low = browser.value(f"getComputedStyle({field}).backgroundColor")
     _choose(browser, "measure", "harm")
@@ -198,6 +213,17 @@ def _tab_to(browser: Browser, there: str) -> None:
         seen.append(browser.value("document.activeElement.outerHTML.slice(0, 80)"))
         assert len(seen) < 200, seen
     assert browser.value("getComputedStyle(document.activeElement).outlineStyle") != "none"
+
+
+def _follow(browser: Browser) -> None:
+    """Press Enter on a link: the page that it names is there, at the place that it names."""
+    before, link = browser.value("[location.href, document.activeElement.href]")
+    browser.loaded = False
+    _key(browser, "Enter", 13, "\r")
+    browser.arrive()
+    assert browser.value("location.href") == link != before
+    assert browser.value("!location.hash || !!document.getElementById(decodeURIComponent(location.hash.slice(1)))")
+    assert browser.complaints == []
 
 
 def _key(browser: Browser, key: str, number: int, text: str = "") -> None:
