@@ -6,7 +6,7 @@ pre-aggregators, filters, aggregator and optimizer, on copied state: ``preview``
     damage:   the largest ‖w(rows) − w(honest)‖, w(rows) the parameters after the round with these rows, w(honest)
               with the malicious clients' rows as they trained
     success:  the smallest ‖w(rows) − w*‖, w* = w_received + the mean malicious row as trained: the backdoored model,
-              whose place the new one is to take
+              whose place the new one is to take; a stand-in for the ASR, which no candidate is evaluated for
 
 As ByzFL's Optimal_* attacks, but for a goal of choice and through the server's step and memory as well. The search is
 a scan of ``steps`` values between ``low`` and ``high``, then a golden-section refinement around the best, ties to the
@@ -52,7 +52,8 @@ class Optimal(Attack):
         high: largest value tried.
         steps: values of the scan.
         refine: golden-section steps around the best of them.
-        goal: ``damage``, or ``success`` of what the malicious clients trained.
+        goal: ``damage``, or ``success`` of what the malicious clients trained: the new model's distance to the mean of
+            theirs is a stand-in for ASR, which is not evaluated.
     """
 
     cost = "(steps + refine) runs of the server"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from attacks.optimal import Optimal
 from fedsim.errors import ScenarioError
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
@@ -22,10 +23,13 @@ PIPELINES = {
     "a history of each client": ["foolsgold"],
     "noise": [{"name": "weak_dp", "radius": 1.0, "noise": 0.001}],
 }
+SEARCHED = {"damage": "ipm", "success": "model_replacement"}
+"""The attack whose scalar is searched for each goal."""
 SERVERS = {"sgd": {"name": "sgd", "lr": 0.5}, "adam": {"name": "adam", "lr": 0.05}}
 
 
-def scenario(defenses, optimizer):
+def scenario(defenses, optimizer, goal):
+    search = {"attack": SEARCHED[goal], "goal": goal, "low": 0.1, "high": 20.0, "steps": 6, "refine": 2}
     return Scenario(
         rounds=3,
         data={"clients": 8},
@@ -35,20 +39,22 @@ def scenario(defenses, optimizer):
             "count": 2,
             "knowledge": "omniscient",
             "knows_defense": True,
-            "attacks": [{"name": "optimal", "attack": "ipm", "low": 0.1, "high": 20.0, "steps": 6, "refine": 2}],
+            "attacks": [{"name": "optimal", **search}],
         },
         server={"defenses": defenses, "optimizer": optimizer},
         engine={"name": "local", "workers": 1},
     )
 
 
+@pytest.mark.parametrize("goal", SEARCHED)
 @pytest.mark.parametrize("optimizer", SERVERS)
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_what_it_tries_is_what_the_server_would_do(monkeypatch, pipeline, optimizer):
-    """The outcome that the preview promised for the rows that are sent is the round's outcome, its noise aside."""
+def test_what_it_tries_is_what_the_server_would_do(monkeypatch, pipeline, optimizer, goal):
+    """The best outcome that the preview promised for any of its rows is the round's outcome, its noise aside."""
     promised: dict[int, list[torch.Tensor]] = {}
     happened: dict[int, torch.Tensor] = {}
-    preview, step = DefendedStrategy.preview, DefendedStrategy._step
+    backdoored: dict[int, torch.Tensor] = {}
+    preview, step, craft = DefendedStrategy.preview, DefendedStrategy._step, Optimal.craft
 
     def previewed(self, updates, server_round):
         found = preview(self, updates, server_round)
@@ -61,18 +67,25 @@ def test_what_it_tries_is_what_the_server_would_do(monkeypatch, pipeline, optimi
             happened[self.outcome.round] = found[: self.layout.d].clone()
         return found
 
+    def crafted(self, rows, ctx):
+        backdoored[ctx.round] = ctx.reference + rows.mean(dim=0)
+        return craft(self, rows, ctx)
+
+    monkeypatch.setattr(Optimal, "craft", crafted)
     monkeypatch.setattr(DefendedStrategy, "preview", previewed)
     monkeypatch.setattr(DefendedStrategy, "_step", stepped)
-    simulate(scenario(PIPELINES[pipeline], SERVERS[optimizer]), None)
+    simulate(scenario(PIPELINES[pipeline], SERVERS[optimizer], goal), None)
     noise = 0.01 if pipeline == "noise" else 0.0
     for number in (1, 2, 3):
         assert len(promised[number]) >= 7, "the scan of six values and the honest outcome"
         nearest = min(float((each - happened[number]).abs().max()) for each in promised[number])
         assert nearest <= noise, f"round {number}: no value that was tried led where the server went"
-        honest = promised[number][0]
-        gains = [float((each - honest).norm()) for each in promised[number]]
-        reached = float((happened[number] - honest).norm())
-        assert reached >= max(gains) * (0.9 if noise else 1 - 1e-6)
+        honest, *tried = promised[number]
+        start = honest if goal == "damage" else backdoored[number]
+        reached = float((happened[number] - start).norm())
+        away = [float((each - start).norm()) for each in tried]
+        slack = 0.9 if noise else 1 - 1e-6
+        assert reached >= max(away) * slack if goal == "damage" else reached * slack <= min(away)
 
 
 def test_both_ends_of_the_search_must_be_values_that_the_attack_takes(tmp_path: Path) -> None:
