@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fedsim.scenario import cells, read
+from fedsim.simulation import simulate
 
 PAPERS: dict[str, tuple[tuple[str, ...], str, set[str]]] = {
     "Hessian alignment": (("hessian_alignment",), "hessian_alignment", set()),
@@ -66,7 +67,10 @@ def test_monge_gaps_map_stands_beside_the_identity() -> None:
     assert all(part.options["lr"] < 1e-9 for part in adapters if part.options["steps"] == 1)
 
 
-def test_generalization_is_seen_at_one_local_step_and_at_more() -> None:
+def test_generalization_is_seen_at_one_local_step_and_at_more_and_beyond_the_stop() -> None:
     found = [scenario for _, scenario in cells(read("papers/generalization"), "generalization")]
     assert [each.client.steps for each in found] == [1, 5, 20]
     assert all([part.name for part in each.server.analysis] == ["generalization"] for each in found)
+    first = found[0].changed(rounds=1)
+    rounds_of_one = simulate(first.changed(**{"engine.workers": 1})).lines[-1]["generalization.stopping_round"]
+    assert 100 < rounds_of_one < found[0].rounds
