@@ -2,7 +2,8 @@
 
 The server holds a reference sample ν (its root data). A client learns T_k(x) = x + MLP_k(x) once, without labels, with
 the Sinkhorn divergence to ν and λ times the Monge gap, keeps it, and trains and evaluates the shared model on T_k(x).
-The map never leaves it. Limits: comparable shares of the classes, and no rotation, which is no cheapest way.
+The map never leaves it. A plain network, T_k = MLP_k from a random start, is what the divergence alone (λ = 0) cannot
+lead. Limits: comparable shares of the classes, and no rotation, which is no cheapest way.
 
 Uscidda & Cuturi, "The Monge gap: a regularizer to learn all transport maps", ICML 2023, arXiv 2302.04953.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -27,7 +29,7 @@ from fedsim.scenario_privacy import claims
 adapter = partial(register, "adapter")
 
 Count = Annotated[int, Field(ge=1)]
-Start = tuple[MongeMap, Tensor, Tensor, int]
+Start = tuple[nn.Module, Tensor, Tensor, int]
 """What a client's fit is given: its map at the start, its inputs, the reference, the seed of its batches."""
 
 
@@ -41,6 +43,7 @@ class MongeAdapter:
         method: how the gap is computed.
         epsilon: of the Sinkhorn divergence and of an entropic gap; None: 0.05 · std of the costs.
         hidden: widths of the map's hidden layers.
+        residual: T(x) = x + MLP(x), the identity at the start; without it T = MLP, from a random start.
         steps: of Adam.
         batch_size: points of either sample in a step.
         lr: first learning rate of Adam.
@@ -54,6 +57,7 @@ class MongeAdapter:
     method: Literal["exact", "entropic"] = "exact"
     epsilon: Annotated[float, Field(gt=0)] | None = None
     hidden: tuple[Count, ...] = (64, 64)
+    residual: bool = True
     steps: Count = 400
     batch_size: Annotated[int, Field(ge=2, le=256)] = 128
     lr: Annotated[float, Field(gt=0)] = 0.01
@@ -72,12 +76,21 @@ class MongeAdapter:
             accepted = "none where privacy is claimed: every example of a client is in the map that moves the others"
             yield Fault("", name, accepted, ("privacy.epsilon", "privacy.noise", "client.optimizer"))
 
-    def first(self, inputs: Tensor) -> MongeMap:
-        """A map of (n, …) inputs, the identity; its inner weights come from torch's global generator."""
+    def first(self, inputs: Tensor) -> nn.Module:
+        """A map of (n, …) inputs at its start; its weights come from torch's global generator."""
         flat = inputs.flatten(1)
-        return MongeMap(flat.shape[1], self.hidden).to(flat)
+        return self._network(flat.shape[1]).to(flat)
 
-    def fit(self, model: MongeMap, inputs: Tensor, reference: Tensor, seed: int) -> dict[str, Tensor]:
+    def _network(self, features: int) -> nn.Module:
+        if self.residual:
+            return MongeMap(features, self.hidden)
+        widths = [features, *self.hidden]
+        layers: list[nn.Module] = []
+        for inward, outward in pairwise(widths):
+            layers += [nn.Linear(inward, outward), nn.GELU()]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], features))
+
+    def fit(self, model: nn.Module, inputs: Tensor, reference: Tensor, seed: int) -> dict[str, Tensor]:
         """A client's map, by the names of its parameters.
 
         Args:
@@ -108,7 +121,7 @@ class MongeAdapter:
         """T(x), in the shape of x (n, …)."""
         flat = inputs.flatten(1)
         with torch.device("meta"):
-            model = MongeMap(flat.shape[1], self.hidden)
+            model = self._network(flat.shape[1])
         with torch.no_grad():
             mapped: Tensor = torch.func.functional_call(model, {k: v.to(flat) for k, v in state.items()}, (flat,))
         return mapped.view(inputs.shape)

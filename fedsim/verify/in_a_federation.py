@@ -89,6 +89,9 @@ def wrong_labels(seed: int) -> Measured:
 @claim(
     {
         "worst": Expected("worst tenth of the clients: accuracy with maps less without", "above 0", 0.05),
+        "gap": Expected("the same with the gap, less by the divergence alone, from the identity", "–"),
+        "plain": Expected("worst tenth, maps with the gap from a random start, less without maps", "–"),
+        "plain_gap": Expected("the same with the gap, less by the divergence alone, from a random start", "–"),
         "identity": Expected("no map: the shared model on the server's images, as they are", "–"),
         "adapted": Expected("the same with maps, less without", "–"),
     },
@@ -99,15 +102,26 @@ def wrong_labels(seed: int) -> Measured:
     parts=("fedsim.losses.monge_adapter", "fedsim.losses.monge_maps"),
 )
 def personal_maps(seed: int) -> Measured:
-    """Both adapters of the scenario's matrix."""
+    """The adapters of the scenario's matrix."""
 
     def called(adapter: Any) -> str:
-        return "identity" if adapter["steps"] == 1 else "adapted"
+        if adapter["steps"] == 1:
+            return "identity"
+        form = "adapted" if adapter.get("residual", True) else "plain"
+        return form if adapter.get("gap_weight", 1.0) else f"{form}_alone"
 
     found = _last_rounds("papers/monge_gap", seed, "client.adapter", called)
-    values = _less({name: float(line["accuracy"]) for name, line in found.items()}, "identity")
-    values["worst"] = float(found["adapted"]["worst10"]) - float(found["identity"]["worst10"])
-    return Measured(values)
+    worst = {name: float(line["worst10"]) for name, line in found.items()}
+    accuracy = {name: float(found[name]["accuracy"]) for name in ("identity", "adapted")}
+    return Measured(
+        _less(accuracy, "identity")
+        | {
+            "worst": worst["adapted"] - worst["identity"],
+            "gap": worst["adapted"] - worst["adapted_alone"],
+            "plain": worst["plain"] - worst["identity"],
+            "plain_gap": worst["plain"] - worst["plain_alone"],
+        }
+    )
 
 
 @claim(

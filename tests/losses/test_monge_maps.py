@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedsim import registry
 from fedsim.errors import FedsimError
 from fedsim.losses import monge_maps
-from fedsim.losses.monge_map import MongeMap, fit_monge_map
+from fedsim.losses.monge_map import fit_monge_map
 from fedsim.losses.monge_maps import Learner, entropic_plans, fit_monge_maps
 from fedsim.losses.sinkhorn import cost_matrix, default_epsilon, entropic_cost
 
@@ -24,12 +25,15 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def learners(dtype: torch.dtype = torch.float64, sizes: tuple[int, ...] = SIZES) -> list[Learner]:
+def learners(
+    dtype: torch.dtype = torch.float64, sizes: tuple[int, ...] = SIZES, *, residual: bool = True
+) -> list[Learner]:
+    part = registry.make("adapter", "monge_gap", hidden=[7, 5], residual=residual)
     found, target = [], normal(36, 3, seed=99).to(dtype)
     for i, size in enumerate(sizes):
         torch.manual_seed(i)
         source = ((0.7 + 0.1 * i) * normal(size, 3, seed=i) + 0.2 * i).to(dtype)
-        found.append(Learner(MongeMap(3, (7, 5)).to(dtype), source, target, torch.Generator().manual_seed(i)))
+        found.append(Learner(part.first(source), source, target, torch.Generator().manual_seed(i)))
     return found
 
 
@@ -49,10 +53,13 @@ def alone(learner: Learner, **options: Any) -> None:
         {"method": "entropic", "cost": "manhattan", "epsilon": 0.5},
     ],
 )
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_each_map_is_the_one_of_a_fit_alone(options: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
+def test_each_map_is_the_one_of_a_fit_alone(
+    options: dict[str, Any], dtype: torch.dtype, tolerance: float, residual: bool
+) -> None:
     options = {"steps": 2, "batch_size": 25, "lr": 0.02, **options}
-    together, wanted = learners(dtype), learners(dtype)
+    together, wanted = learners(dtype, residual=residual), learners(dtype, residual=residual)
     fit_monge_maps(together, **options)
     for found, each in zip(together, wanted, strict=True):
         alone(each, **options)
@@ -62,11 +69,12 @@ def test_each_map_is_the_one_of_a_fit_alone(options: dict[str, Any], dtype: torc
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("method", ["exact", "entropic"])
-def test_fifty_steps_end_at_the_map_of_a_fit_alone(method: str) -> None:
+def test_fifty_steps_end_at_the_map_of_a_fit_alone(method: str, residual: bool) -> None:
     """Rounding that grows from step to step stays rounding, and momentum is each map's own."""
     options: dict[str, Any] = {"steps": 50, "batch_size": 25, "lr": 0.02, "method": method}
-    together, wanted = learners(), learners()
+    together, wanted = learners(residual=residual), learners(residual=residual)
     fit_monge_maps(together, **options)
     for found, each in zip(together, wanted, strict=True):
         start = torch.cat([value.detach().flatten() for value in each.model.parameters()])

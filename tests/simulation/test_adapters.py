@@ -40,9 +40,30 @@ def scenario(**more: Any) -> Scenario:
     return Scenario(**tables, client=client, evaluate={"clients": 2}).changed(**more)
 
 
-def test_workers_and_interruptions_change_no_bit(tmp_path: Path) -> None:
-    digests = [simulate(scenario(**{"engine.workers": workers})).digest for workers in (1, 2, 3)]
-    assert len({*digests, interrupted(scenario(), tmp_path)}) == 1
+@pytest.mark.parametrize("residual", [True, False])
+def test_workers_and_interruptions_change_no_bit(tmp_path: Path, residual: bool) -> None:
+    run = scenario(**{"client.adapter.residual": residual})
+    digests = [simulate(run.changed(**{"engine.workers": workers})).digest for workers in (1, 2, 3)]
+    assert len({*digests, interrupted(run, tmp_path)}) == 1
+
+
+def test_a_plain_network_follows_the_gap_where_the_residual_one_has_none() -> None:
+    """From the identity a batch's best assignment is the identity: λ moves no bit. From a random start it leads."""
+    inputs = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    reference = inputs.roll(1, 0) * 1.05 + 0.1
+
+    def learned(**options: Any) -> dict[str, torch.Tensor]:
+        part = registry.make("adapter", "monge_gap", steps=3, hidden=[8], epsilon=1.0, **options)
+        torch.manual_seed(1)
+        found: dict[str, torch.Tensor] = part.fit(part.first(inputs), inputs, reference, 2)
+        mapped = part.apply(found, inputs)
+        assert mapped.shape == inputs.shape
+        return found | {"mapped": mapped}
+
+    for residual in (True, False):
+        gap, alone = (learned(residual=residual, gap_weight=weight) for weight in (1.0, 0.0))
+        assert torch.equal(gap["mapped"], alone["mapped"]) is residual
+    assert not any(name.startswith("displacement") for name in gap)
 
 
 def test_each_client_learns_its_map_once_and_keeps_it() -> None:
@@ -108,10 +129,11 @@ def learned(load: Workload, *groups: Sequence[int]) -> tuple[dict[int, torch.Ten
     return maps, failed
 
 
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-5)])
-def test_the_maps_of_a_chunk_are_those_of_a_client_at_a_time(precision: str, tolerance: float) -> None:
+def test_the_maps_of_a_chunk_are_those_of_a_client_at_a_time(precision: str, tolerance: float, residual: bool) -> None:
     """To rounding; and bit for bit those of any other chunk. Who fails, fails alone."""
-    part = registry.make("adapter", "monge_gap", steps=2, hidden=[5], epsilon=4.0)
+    part = registry.make("adapter", "monge_gap", steps=2, hidden=[5], epsilon=4.0, residual=residual)
 
     def load(path: str) -> Workload:
         return workload((10, 7, 0, 1, 20), adapter=part, path=path, precision=precision)
