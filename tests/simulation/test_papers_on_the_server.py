@@ -261,6 +261,12 @@ def test_a_stop_beyond_the_last_round_and_none_at_all() -> None:
         ),
         ({"server": {"defenses": ["softmax_radius"]}}, "data.root"),
         (
+            {"server": {"defenses": ["rm3"], "optimizer": {"name": "sgd", "momentum": 0.9}}},
+            "server.optimizer.momentum",
+        ),
+        ({"server": {"defenses": ["norm_bound", "rm3"], "optimizer": "adam"}}, "server.optimizer.beta_1"),
+        ({"server": {"defenses": ["rm3"], "optimizer": {"name": "adagrad", "beta_1": 0.5}}}, "server.optimizer.beta_1"),
+        (
             {
                 "server": {"estimator": {"name": "dp_gd", "c1": 1.0, "lr": 0.1}, "analysis": ["coherence"]},
                 "privacy": {"epsilon": 3.0},
@@ -273,6 +279,13 @@ def test_what_cannot_combine_is_refused(tables: dict[str, Any], key: str) -> Non
     with pytest.raises(ScenarioError) as refused:
         Scenario(**tables)
     assert key in {fault.key for fault in refused.value.faults}
+
+
+@pytest.mark.parametrize(
+    "optimizer", [{"name": "sgd", "lr": 0.5}, {"name": "adam", "beta_1": 0.0}, {"name": "adagrad"}]
+)
+def test_rm3_takes_a_server_step_without_momentum(optimizer: dict[str, Any]) -> None:
+    assert Scenario(server={"defenses": ["rm3"], "optimizer": optimizer}).server.optimizer.name == optimizer["name"]
 
 
 @pytest.mark.parametrize(
