@@ -20,6 +20,7 @@ def rules(scenario: Tables) -> Iterator[Fault]:
     yield from _unread_steps(scenario)
     yield from _targets(scenario)
     yield from _inputs(scenario)
+    yield from _buffers(scenario)
     yield from _adversary(scenario)
     yield from _needs_of_attacks(scenario)
     yield from _stock_strategy(scenario)
@@ -127,6 +128,20 @@ def _inputs(scenario: Tables) -> Iterator[Fault]:
         if takes == other:
             accepted = f"one for {_WORDS[there]}, as inputs of '{dataset}' are; this one takes {_WORDS[other]}"
             yield Fault(f"{key}.name", name, accepted, ("data.dataset",))
+
+
+def _buffers(scenario: Tables) -> Iterator[Fault]:
+    """An optimizer that evaluates a batch several times, beside a model that says it keeps statistics of each."""
+    model, optimizer = scenario.model, scenario.client.optimizer
+    try:
+        has_buffers = getattr(registry.get("model", model.name), "has_buffers", None)
+        evaluates = getattr(registry.get("optimizer", optimizer.name), "evaluates", False)
+    except FedsimError:
+        return
+    if evaluates and has_buffers is not None and has_buffers(model.options):
+        accepted = f"one without buffers with client.optimizer = '{optimizer.name}', whose evaluations of a batch move "
+        accepted += "no statistics"
+        yield Fault("model", {"name": model.name, **model.options}, accepted, ("client.optimizer",))
 
 
 def _info(scenario: Tables) -> Any:

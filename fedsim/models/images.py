@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fedsim.data.examples import DataInfo
@@ -25,6 +25,16 @@ def at_least(smallest: int) -> Callable[[Any], Any]:
 
     def decorate(function: Any) -> Any:
         function.check, function.takes = check, "numbers"
+        return function
+
+    return decorate
+
+
+def buffered(when: Callable[[Mapping[str, Any]], bool]) -> Callable[[Any], Any]:
+    """Tell the scenario's check with which options the model of a function keeps buffers, such as batch statistics."""
+
+    def decorate(function: Any) -> Any:
+        function.has_buffers = when
         return function
 
     return decorate

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fedsim.data.examples import DataInfo
 from fedsim.errors import FedsimError
-from fedsim.models.images import at_least, image_shape
+from fedsim.models.images import at_least, buffered, image_shape
 from fedsim.models.mlp import outputs_of
 from fedsim.registry import register
 
@@ -30,6 +30,7 @@ SMALLEST = 8
 
 @register("model", "resnet18")
 @at_least(SMALLEST)
+@buffered(lambda options: options.get("norm") == "batch")
 def resnet18(
     info: DataInfo, *, norm: Literal["group", "batch"] = "group", groups: Annotated[int, Field(ge=1)] = 32
 ) -> nn.Module:

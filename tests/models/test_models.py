@@ -39,6 +39,8 @@ def test_parameter_counts(name, options, info, count):
     model = registry.make("model", name, **options)(info)
     assert parameters(model) == count
     assert model(torch.zeros(2, *info.shape)).shape == (2, 10)
+    says = getattr(registry.get("model", name), "has_buffers", None)
+    assert (says is not None and says(options)) == bool(list(model.buffers()))
 
 
 def test_mlp_is_the_benchmarks():

@@ -17,6 +17,7 @@ from fedsim.client.job import make_job
 from fedsim.errors import FedsimError, ScenarioError
 from fedsim.optim import gns, gns_problems
 from fedsim.optim.gns_step import GNS
+from fedsim.scenario import Scenario
 from fedsim.testing.federation import deltas, initial, mlp, workload
 
 
@@ -197,6 +198,14 @@ def test_statistics_that_no_evaluation_moves_are_refused():
 
     with pytest.raises(ScenarioError, match="buffers"):
         FederatedClient(workload((14,), normed, optimizer=registry.make("optimizer", "gns")))
+
+
+def test_a_model_that_says_it_has_buffers_is_refused_before_it_is_built():
+    for optimizer, norm in (("gns", "group"), ("sgd", "batch")):
+        Scenario(client={"optimizer": optimizer}, model={"name": "resnet18", "norm": norm})
+    with pytest.raises(ScenarioError, match="without buffers with client") as refused:
+        Scenario(client={"optimizer": "gns"}, model={"name": "resnet18", "norm": "batch"})
+    assert [fault.key for fault in refused.value.faults] == ["model"]
 
 
 def test_groups_are_parts_of_one_step():
