@@ -10,6 +10,7 @@ import pytest
 from fedsim.scenario import cells, read
 from fedsim.simulation import simulate
 
+WALKS = ("normalized_sgd", "spherical_langevin")
 PAPERS: dict[str, tuple[tuple[str, ...], str, set[str]]] = {
     "Hessian alignment": (("hessian_alignment",), "hessian_alignment", set()),
     "diffGrad": (("diffgrad",), "diffgrad", {"adam"}),
@@ -22,7 +23,7 @@ PAPERS: dict[str, tuple[tuple[str, ...], str, set[str]]] = {
     "prototypes by class": (("harmonic_average",), "prototype_average", {"fedavg"}),
     "language": (("harmonic_language",), "harmonic", {"cross_entropy"}),
     "coherence, the server's": (("coherence",), "rm3", {"fedavg"}),
-    "planted": (("langevin_planted",), "normalized_sgd", {"spherical_sgd"}),
+    **{f"planted, {name}": (("langevin_planted",), name, {"spherical_sgd"}) for name in WALKS},
     "planted, even": (("langevin_planted_even",), "even_sgd", {"spherical_sgd"}),
     "two objectives": (("sam_gs_two_objectives",), "sam_gs", {"adam"}),
     **{name: ((name,), "hessian_alignment", set()) for name in ("cmnist", "cmnist_fedavg")},

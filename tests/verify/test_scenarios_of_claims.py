@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fedsim.scenario import Scenario, cells, read
+from fedsim.verify import in_a_federation
 
 PAID = {"title", "engine.workers", "evaluate.every"}
 """What changes no bit of a model."""
@@ -101,3 +102,30 @@ def test_a_papers_scenario_is_what_its_claim_runs(file: str, monkeypatch: pytest
     assert all(off), f"{[cell.table() for cell, found in zip(written, off, strict=True) if not found]}: no claim's"
     assert set().union(*(min(found, key=len) for found in off)) == pair.differ
     assert pair.more or all(any(differences(cell, each) <= pair.differ for cell in written) for each in run)
+
+
+def test_an_average_that_points_away_from_an_odd_direction_is_no_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    overlaps = {"normalized_sgd": -0.97, "spherical_langevin": 0.95, "spherical_sgd": -0.2}
+
+    def simulate(scenario: Scenario) -> SimpleNamespace:
+        return SimpleNamespace(lines=[{"overlap": overlaps[scenario.client.optimizer.name]}])
+
+    monkeypatch.setattr(in_a_federation, "simulate", simulate)
+    assert in_a_federation.planted(0).values == {"average": -0.97, "langevin": 0.95, "last": 0.2}
+
+
+def test_what_the_gap_adds_is_told_from_maps_with_it_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def simulate(scenario: Scenario) -> SimpleNamespace:
+        options = getattr(scenario.client.adapter, "options", {})
+        worst = 0.25 if options["steps"] == 1 else 0.5 * options["residual"] + 0.125 * options["gap_weight"]
+        return SimpleNamespace(lines=[{"worst10": worst, "accuracy": 2 * worst}])
+
+    monkeypatch.setattr(in_a_federation, "simulate", simulate)
+    assert in_a_federation.personal_maps(0).values == {
+        "identity": 0.5,
+        "adapted": 0.75,
+        "worst": 0.375,
+        "gap": 0.125,
+        "plain": -0.125,
+        "plain_gap": 0.125,
+    }
