@@ -128,4 +128,5 @@ def test_what_the_gap_adds_is_told_from_maps_with_it_and_without(monkeypatch: py
         "gap": 0.125,
         "plain": -0.125,
         "plain_gap": 0.125,
+        "plain_shared": 0.25,
     }
