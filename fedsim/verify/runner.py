@@ -38,6 +38,8 @@ PAPERS = (
     "generalization",
 )
 """One file each, in the order of the page; what a file's ``MORE`` names holds further claims of its paper."""
+FEDERATIONS = "fedsim.verify.in_a_federation"
+"""Claims of any paper, as its scenarios have them."""
 
 Say = Callable[[str], None]
 
@@ -160,7 +162,7 @@ def load(paper: str) -> ModuleType:
     if paper not in PAPERS:
         raise FedsimError(f"verify: given '{paper}'; accepted: {', '.join(PAPERS)}{nearest(paper, PAPERS)}")
     module = importlib.import_module(f"fedsim.verify.{paper}")
-    for name in getattr(module, "MORE", ()):
+    for name in (*getattr(module, "MORE", ()), FEDERATIONS):
         importlib.import_module(name)
     return module
 

@@ -12,6 +12,8 @@ import torch
 
 from fedsim.scenario import Scenario, cells, read
 from fedsim.verify import in_a_federation
+from fedsim.verify.claim import claims_of
+from fedsim.verify.runner import load
 
 PAID = {"title", "engine.workers", "evaluate.every"}
 """What changes no bit of a model."""
@@ -130,3 +132,18 @@ def test_what_the_gap_adds_is_told_from_maps_with_it_and_without(monkeypatch: py
         "plain_gap": 0.125,
         "plain_shared": 0.25,
     }
+
+
+def test_every_regularizer_of_the_rotated_domains_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+
+    def simulate(scenario: Scenario) -> SimpleNamespace:
+        ran.append(scenario.client.regularizers)
+        return SimpleNamespace(lines=[{"accuracy": 0.5 + 0.125 * bool(ran[-1])}])
+
+    monkeypatch.setattr(in_a_federation, "simulate", simulate)
+    found = in_a_federation.rotated_domains(0).values
+    load("hessian_alignment")
+    rows = next(each.rows for each in claims_of("hessian_alignment") if each.key == "rotated_domains")
+    assert found == {"erm": 0.5} | dict.fromkeys(list(rows)[1:], 0.125)
+    assert len(ran) == len(rows) == 8
