@@ -97,7 +97,7 @@ def subject_of(federation: Federation) -> Subject:
         return subject(federation.estimator, federation)
     for _, kind, part in mechanisms(federation.scenario):
         mechanism = make(kind, part)
-        mechanism.set_up(setting_of(federation.scenario, federation.shares.sizes))
+        mechanism.set_up(setting_of(federation.scenario, federation.shares.sizes).of(kind))
         return subject(mechanism, federation)
     raise FedsimError("audit: given a scenario without a part that adds noise; accepted: server.estimator = 'diff2', …")
 

@@ -134,7 +134,7 @@ class Federation:
         for each in defenses:
             each.fit(self.dataset.info.num_classes)
             if hasattr(each, "publications"):
-                each.set_up(setting_of(scenario, self.shares.sizes, self.deployed))
+                each.set_up(setting_of(scenario, self.shares.sizes, self.deployed).of("defense"))
         analyses = [make("analysis", part) for part in scenario.server.analysis]
         for each in analyses:
             each.fit(self.dataset.info.num_classes)
@@ -413,7 +413,7 @@ def protected(
     if not named:
         return None
     _, kind, part = named[0]
-    setting = setting_of(scenario, shares.sizes, deployed)
+    setting = setting_of(scenario, shares.sizes, deployed).of(kind)
     mechanism: Any = estimator if kind == "estimator" else make(kind, part)
     faults = []
     if claims(scenario) and layout.b and getattr(mechanism, "sends_buffers", True):

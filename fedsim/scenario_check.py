@@ -1,7 +1,8 @@
 """What is wrong with a scenario: all faults at once.
 
 First the tables: keys, types, ranges, parts and their options. Then what must fit each other: the scenario's own
-rules, and each part's ``check(scenario)``. What was concluded from a key that is itself at fault is not told.
+rules, and each part's ``check(scenario)``, which is shown what the part may know (:mod:`fedsim.scenario_rights`).
+What was concluded from a key that is itself at fault is not told.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fedsim import registry
-from fedsim.errors import Fault, FedsimError, Said, ScenarioError, nearest, one_line
+from fedsim.errors import Fault, FedsimError, KnowledgeError, Said, ScenarioError, nearest, one_line
 from fedsim.options import quoted, value_faults
+from fedsim.scenario_rights import shown
 from fedsim.scenario_rules import rules
 from fedsim.tables import Part, PartSection, Section, Tables, part_fields
 
@@ -115,9 +117,11 @@ class _Examination:
             return []
         try:
             check = getattr(registry.make(kind, part.name, **part.options), "check", None)
-            found = list(check(scenario) or ()) if check is not None else []
+            found = list(check(shown(scenario, kind)) or ()) if check is not None else []
         except ScenarioError as error:
             found = error.faults
+        except KnowledgeError as error:
+            return [Fault(key, part.model_dump(), f"a check that keeps to its rights; it reached for {error}")]
         except FedsimError as error:
             return [Fault(key, part.model_dump(), str(error))]
         except Exception as error:

@@ -23,6 +23,7 @@ def rules(scenario: Tables) -> Iterator[Fault]:
     yield from _buffers(scenario)
     yield from _adversary(scenario)
     yield from _needs_of_attacks(scenario)
+    yield from _untrained(scenario)
     yield from _stock_strategy(scenario)
     init = scenario.model.init
     if init is not None and not Path(init).expanduser().is_file():
@@ -201,6 +202,22 @@ def _needs_of_attacks(scenario: Tables) -> Iterator[Fault]:
         if needs_population(part, adversary):
             given = NOTHING if adversary.examples is None else adversary.examples
             yield Fault("adversary.examples", given, f"'population', {who}", ("adversary.knowledge",))
+
+
+def _untrained(scenario: Tables) -> Iterator[Fault]:
+    """Attacks on local training where an estimator asks for something else."""
+    if scenario.server.estimator is None or not scenario.attackers:
+        return
+    for position, part in enumerate(scenario.adversary.attacks):
+        try:
+            attack = registry.get("attack", part.name)
+        except FedsimError:
+            continue
+        *_, base, _ = attack.__mro__
+        hooks = [hook for hook in ("objective", "after_step") if getattr(attack, hook) is not getattr(base, hook, None)]
+        if hooks:
+            accepted = f"an attack without {' and '.join(hooks)}: clients do not train behind an estimator"
+            yield Fault(f"adversary.attacks[{position}]", part.name, accepted, ("server.estimator",))
 
 
 def needs_population(part: Part, adversary: AdversaryTable) -> bool:

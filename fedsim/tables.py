@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_serializer
+
+from fedsim.errors import KnowledgeError
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,23 @@ class Section(BaseModel):
     """A table of the scenario with keys of its own."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    _hidden: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def without(self, hidden: Mapping[str, str]) -> Self:
+        """A copy in which some keys cannot be read: key → what a KnowledgeError says to who reads it."""
+        other = self.model_copy()
+        for name in hidden:
+            del vars(other)[name]
+        other._hidden = dict(hidden)
+        return other
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for what is not there: hidden, or misspelt."""
+            if not name.startswith("_") and name in self._hidden:
+                raise KnowledgeError(self._hidden[name])
+            return super().__getattr__(name)
 
 
 class PartSection(Section):

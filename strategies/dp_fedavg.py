@@ -83,7 +83,7 @@ class DpFedAvg(Defense):
             return
         setting = Setting(
             scenario.rounds,
-            scenario.seed,
+            None,
             range(scenario.data.clients),
             scenario.privacy,
             cohort=scenario.cohort,

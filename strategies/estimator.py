@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from attacks.attack import overrides
 from fedsim import registry
-from fedsim.errors import NOTHING, Fault, FedsimError
+from fedsim.errors import NOTHING, Fault
 from fedsim.privacy.mechanism import Setting
 from fedsim.registry import register
 from fedsim.tables import Client, Part
@@ -123,15 +122,6 @@ def _unread(scenario: Scenario, read: Collection[str]) -> Iterator[Fault]:
         name = scenario.server.defenses[0].name
         accepted = "a list of fedsim's own: a stock Flower strategy aggregates parameters, not what is estimated"
         yield Fault("/server.defenses[0]", name, accepted, estimator)
-    for position, part in enumerate(scenario.adversary.attacks if scenario.attackers else ()):
-        try:
-            attack = registry.get("attack", part.name)
-        except FedsimError:
-            continue
-        hooks = [hook for hook in ("objective", "after_step") if overrides(attack, hook)]
-        if hooks:
-            accepted = f"an attack without {' and '.join(hooks)}: clients do not train behind an estimator"
-            yield Fault(f"/adversary.attacks[{position}]", part.name, accepted, estimator)
 
 
 def _told(given: Any) -> Any:

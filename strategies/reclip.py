@@ -61,7 +61,7 @@ class Reclip(Defense):
             return
         sizes = range(scenario.data.clients)
         try:
-            multiplier(Setting(scenario.rounds, scenario.seed, sizes, scenario.privacy))
+            multiplier(Setting(scenario.rounds, None, sizes, scenario.privacy))
         except FedsimError as error:
             yield Fault("/privacy.epsilon", scenario.privacy.epsilon, f"one that noise can keep: {error}")
 

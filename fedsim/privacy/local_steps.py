@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import registry, rng
+from fedsim.errors import FedsimError
 from fedsim.privacy.mechanism import Setting
 from fedsim.privacy.releases import Release
 
@@ -49,10 +50,16 @@ class Local:
 
 
 def participation(setting: Setting) -> tuple[NDArray[np.int64], list[int]]:
-    """How many rounds each client is drawn for, and by which round some client has been for the k-th time."""
+    """How many rounds each client is drawn for, and by which round some client has been for the k-th time.
+
+    Raises:
+        FedsimError: cohorts that only the seed tells, and a setting without it.
+    """
     everybody = setting.cohort == setting.clients and setting.sampler.name != "poisson"
     if setting.cohort is None or everybody or setting.sampler.name not in REPEATED:
         return np.full(setting.clients, setting.rounds), list(range(1, setting.rounds + 1))
+    if setting.seed is None:
+        raise FedsimError("participation: given a setting without seed; accepted: an optimizer's or an estimator's")
     sampler = registry.make("sampler", setting.sampler.name, **setting.sampler.options)
     sizes = np.asarray(setting.sizes)
     counts = np.zeros(setting.clients, dtype=np.int64)

@@ -7,7 +7,7 @@ is read by exactly one. From what it says, :mod:`fedsim.privacy.guarantee` deriv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from fedsim.privacy.releases import Release, Sampling
@@ -20,7 +20,7 @@ class Setting:
 
     Args:
         rounds: R.
-        seed: the scenario's seed.
+        seed: the scenario's seed; None for a defense, which may not know it, nor how many clients the adversary holds.
         sizes: examples that each client works on.
         privacy: what privacy is asked for.
         cohort: clients in a round; None: all.
@@ -31,7 +31,7 @@ class Setting:
     """
 
     rounds: int
-    seed: int
+    seed: int | None
     sizes: Sequence[int]
     privacy: Privacy
     cohort: int | None = None
@@ -44,6 +44,10 @@ class Setting:
     def clients(self) -> int:
         """P."""
         return len(self.sizes)
+
+    def of(self, kind: str) -> Setting:
+        """As a part of this kind is told it."""
+        return replace(self, seed=None, attackers=0) if kind == "defense" else self
 
 
 @dataclass(frozen=True)

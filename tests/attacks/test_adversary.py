@@ -13,7 +13,7 @@ from attacks.attack import Attack
 from fedsim import registry
 from fedsim.errors import FedsimError, KnowledgeError, ScenarioError
 from fedsim.launch import twin
-from fedsim.scenario import Scenario
+from fedsim.scenario import Scenario, override
 from fedsim.testing.attacks import federation
 
 
@@ -265,6 +265,66 @@ def test_no_attack_knows_which_defense_stands_in_front_of_it():
 
     for given in (Compromised, Craft, LocalStep):
         assert not {"defense", "defenses", "scenario", "strategy"} & {each.name for each in fields(given)}
+
+
+READS = """
+from attacks.attack import Attack
+from attacks.schedule import Schedule
+from strategies.defense import Defense
+
+
+class Reads:
+    def check(self, scenario):
+        Reads.seen = READ
+        return ()
+
+
+class Attacks(Reads, Attack):
+    def craft(self, rows, ctx):
+        return -rows
+
+
+class Waits(Reads, Schedule):
+    def active(self, round, rounds):
+        return True
+
+
+class Defends(Reads, Defense):
+    def finish(self, parameters, ctx):
+        return parameters
+"""
+
+
+def reading(folder, read, key, part, **adversary):
+    """What a part saw that reads this in its ``check``, or what was said of it."""
+    file = folder / "reads.py"
+    file.write_text(READS.replace("READ", read))
+    table = {"adversary": {"count": 2, "attacks": ["sign_flip"], **adversary}, "server": {"defenses": ["median"]}}
+    name = f"{file}:{part}"
+    try:
+        Scenario(**override(table, {key: name if part == "Waits" else [name]}))
+    except ScenarioError as error:
+        (fault,) = error.faults
+        assert fault.key.removesuffix("[0]") == key
+        return fault.accepted
+    return registry.get({"Attacks": "attack", "Waits": "schedule", "Defends": "defense"}[part], name).seen
+
+
+@pytest.mark.parametrize(("key", "part"), [("adversary.attacks", "Attacks"), ("adversary.schedule", "Waits")])
+def test_no_check_of_the_adversarys_parts_reads_the_defense_without_the_right(tmp_path, key, part):
+    for read in ("scenario.server.defenses[0].name", "scenario.server.estimator", "scenario.guest"):
+        said = reading(tmp_path, read, key, part)
+        assert "it reached for server." in said
+        assert said.endswith("accepted: adversary.knows_defense = true with adversary.knowledge = 'omniscient'")
+    rights = {"knowledge": "omniscient", "knows_defense": True}
+    assert reading(tmp_path, "scenario.server.defenses[0].name", key, part, **rights) == "median"
+    assert reading(tmp_path, "(scenario.attackers, scenario.cohort, scenario.server.limit)", key, part) == (2, 10, 1e8)
+
+
+def test_no_check_of_a_defense_reads_the_adversary(tmp_path):
+    for read in ("scenario.adversary.attacks", "scenario.attackers"):
+        assert "it reached for adversary: hidden" in reading(tmp_path, read, "server.defenses", "Defends")
+    assert reading(tmp_path, "scenario.cohort", "server.defenses", "Defends") == 10
 
 
 def test_pgd_radius_is_the_same_in_every_round():

@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from attacks.attack import Compromised
-from fedsim import rng
+from fedsim import registry, rng
+from fedsim.errors import ScenarioError
+from fedsim.federation import build
+from fedsim.scenario import Scenario, override
 from fedsim.testing import attacks as toy
 from strategies.defense import Round
 
@@ -127,3 +130,63 @@ def test_neither_attack_nor_defense_is_handed_the_seed():
         assert "12345" not in repr(each)
     assert ctx.stream("x").random() == rng.stream(12345, "server.krum.x").random()
     assert node.stream("x").random() == rng.stream(12345, "attack.x", client=0).random()
+
+
+NOSY = """
+from attacks.attack import Attack, attack
+from strategies.defense import Defense, defense
+
+
+class Nosy:
+    seen = []
+
+    def check(self, scenario):
+        Nosy.seen.append(type(self).__name__)
+        Nosy.seen.append(READ)
+        return ()
+
+
+class Attacks(Nosy, Attack):
+    def craft(self, rows, ctx):
+        return -rows
+
+
+class Defends(Nosy, Defense):
+    def finish(self, parameters, ctx):
+        return parameters
+"""
+
+
+@pytest.mark.parametrize("read", ["scenario.seed", "scenario.matrix", "getattr(scenario, 'seed', 7)"])
+@pytest.mark.parametrize(("key", "name"), [("adversary.attacks", "Attacks"), ("server.defenses", "Defends")])
+def test_no_check_of_an_attack_or_a_defense_is_handed_the_seed(tmp_path, key, name, read):
+    file = tmp_path / "nosy.py"
+    file.write_text(NOSY.replace("READ", read))
+    part = f"{file}:{name}"
+    with pytest.raises(ScenarioError) as caught:
+        Scenario(**override({"seed": 12345, "adversary": {"count": 1, "attacks": ["sign_flip"]}}, {key: [part]}))
+    (fault,) = caught.value.faults
+    assert fault.key == f"{key}[0]"
+    assert "it reached for " + ("matrix" if "matrix" in read else "seed") + ": hidden from every " in fault.accepted
+    assert registry.get(key.rpartition(".")[2][:-1], part).seen == [name], "it read on"
+
+
+def test_a_defense_that_adds_noise_is_told_neither_seed_nor_attackers(tmp_path):
+    file = tmp_path / "noisy.py"
+    file.write_text(
+        "from strategies.dp_fedavg import DpFedAvg\n\n\nclass Noisy(DpFedAvg):\n    told = []\n\n"
+        "    def set_up(self, setting):\n        super().set_up(setting)\n"
+        "        Noisy.told.append((setting.seed, setting.attackers))\n"
+    )
+    part = f"{file}:Noisy"
+    scenario = Scenario(
+        seed=12345,
+        adversary={"count": 2, "attacks": ["sign_flip"]},
+        server={"defenses": [part]},
+        privacy={"noise": [1.0], "unit": "client", "claim": "none"},
+    )
+    federation = build(scenario)
+    federation.strategy(federation.evaluator())
+    told = registry.get("defense", part).told
+    assert len(told) == 2
+    assert set(told) == {(None, 0)}
