@@ -3,7 +3,8 @@
 Its clients are a fixed pool, drawn once by the seed. With ``selection = "pool"`` they are sampled like everyone, so
 that no attack changes a cohort; with ``"forced"`` an attack round holds ``forced`` of them at least: the first honest
 draws are replaced by named attackers, all other draws stay. Knowledge is enforced here: under ``own`` each client's
-row is crafted alone, under ``colluding`` the malicious rows together, and only ``omniscient`` shows the honest rows.
+row is crafted alone, by an attack of its own (a copy, so that none remembers another's), under ``colluding`` the
+malicious rows together, and only ``omniscient`` shows the honest rows.
 Examples of other clients, and the test set, are a right of their own, ``examples``.
 
 The threat models of Shejwalkar et al., "Back to the Drawing Board: A Critical Evaluation of Poisoning Attacks on
@@ -12,6 +13,7 @@ Production Federated Learning", IEEE S&P 2022, arXiv:2108.10241.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +41,10 @@ Server = Callable[[Tensor, Tensor], Tensor]
 
 _Shared = tuple[int, int, float, Tensor | None, Callable[[Tensor], Tensor] | None]
 """Round, clients asked, server learning rate, parameters of the round before, the server."""
+
+
+APART = ("craft", "claimed_examples", "observe")
+"""Hooks that see one client at a time under ``own``."""
 
 
 def _seeing(server: Server | None, claimed: Tensor) -> Callable[[Tensor], Tensor] | None:
@@ -99,6 +105,7 @@ class Adversary:
         drawn = rng.stream(seed, "adversary.pool").permutation(population if size else 0)[:size]
         self.pool: NDArray[np.int64] = np.sort(drawn).astype(np.int64)
         self.learned: dict[str, Tensor] = {}
+        self._set_apart()
 
     @classmethod
     def of(cls, scenario: Scenario) -> Adversary:
@@ -221,7 +228,7 @@ class Adversary:
             for index, own in self._views(len(rows), memory.setdefault(name, {}), rows.client_ids):
                 ctx = self._craft(claimed.rows(index), honest, len(rows), own, shared)
                 with _named(part, position):
-                    crafted = part.craft(current[index], ctx)
+                    crafted = self.held(position, ctx.clients[0]).craft(current[index], ctx)
                 pieces.append(_same_shape(crafted, current[index], name))
             current = torch.cat(pieces)
         return current, claimed.num_examples
@@ -240,7 +247,7 @@ class Adversary:
             for index, own in self._views(len(rows), {}, rows.client_ids):
                 ctx = self._craft(rows.rows(index), honest, len(rows), own, shared)
                 with _named(part, position):
-                    pieces.append(part.claimed_examples(counts[index], ctx))
+                    pieces.append(self.held(position, ctx.clients[0]).claimed_examples(counts[index], ctx))
             counts = torch.cat(pieces).to(torch.float64)
         return counts
 
@@ -264,6 +271,21 @@ class Adversary:
                 num_classes=num_classes,
                 streams=streams,
             )
+        self._set_apart()
+
+    def held(self, position: int, client: int) -> Attack:
+        """The attack at a place of the list, as this client has it: under ``own`` one that is this client's alone."""
+        if self.knowledge != "own":
+            return self.attacks[position]
+        if (position, client) not in self._own:
+            self._own[position, client] = copy.deepcopy(self._prepared[position])
+        return self._own[position, client]
+
+    def _set_apart(self) -> None:
+        """Keep the attacks as they are before any client's hooks were called."""
+        apart = [self.knowledge == "own" and any(overrides(part, hook) for hook in APART) for part in self.attacks]
+        self._prepared = [copy.deepcopy(part) if own else part for part, own in zip(self.attacks, apart, strict=True)]
+        self._own: dict[tuple[int, int], Attack] = {}
 
     @property
     def learns(self) -> bool:

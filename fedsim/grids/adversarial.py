@@ -84,7 +84,7 @@ class AdversarialGrid(Grid):
         self._learns = any(overrides(attack, "learn") for attack in adversary.attacks)
         self._remembers = any(attack.wants_previous for attack in adversary.attacks)
         self._claims = adversary.claim is not None
-        self._observers = [attack for attack in adversary.attacks if overrides(attack, "observe")]
+        self._observers = [i for i, attack in enumerate(adversary.attacks) if overrides(attack, "observe")]
 
     def state_dict(self) -> dict[str, Any]:
         """Memory of the attacks, and the parameters of the round before."""
@@ -142,8 +142,8 @@ class AdversarialGrid(Grid):
             if not self._asked:
                 self._previous = self._received(sent[0])
             self._asked = True
-        for attack in self._observers:
-            self._show(attack, sent, replies)
+        for position in self._observers:
+            self._show(position, sent, replies)
         return replies
 
     def _begin(self, server_round: int) -> None:
@@ -286,7 +286,7 @@ class AdversarialGrid(Grid):
 
         return server
 
-    def _show(self, attack: Any, sent: list[Message], replies: list[Message]) -> None:
+    def _show(self, position: int, sent: list[Message], replies: list[Message]) -> None:
         assert self._directory is not None
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
         for message in sent:
@@ -295,7 +295,7 @@ class AdversarialGrid(Grid):
                 continue
             reply = by_node.get(message.metadata.dst_node_id)
             seen = reply if reply is None or reply.has_error() else with_content(reply, _copied(reply.content))
-            attack.observe(with_content(message, _copied(message.content)), seen)
+            self.adversary.held(position, client).observe(with_content(message, _copied(message.content)), seen)
 
 
 def _copied(content: RecordDict) -> RecordDict:

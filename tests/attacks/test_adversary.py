@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -141,8 +142,12 @@ def test_a_million_clients_cost_nothing_per_round():
 
 
 class Spy(Attack):
+    """Notes on its class, which all clients share, what it is shown."""
+
+    seen: ClassVar[list] = []
+
     def __init__(self):
-        self.seen = []
+        Spy.seen = []
 
     def craft(self, rows, ctx):
         self.seen.append(ctx)
@@ -325,6 +330,29 @@ def test_no_check_of_a_defense_reads_the_adversary(tmp_path):
     for read in ("scenario.adversary.attacks", "scenario.attackers"):
         assert "it reached for adversary: hidden" in reading(tmp_path, read, "server.defenses", "Defends")
     assert reading(tmp_path, "scenario.cohort", "server.defenses", "Defends") == 10
+
+
+class Remembers(Attack):
+    """Sends the mean of all rows that it was ever given."""
+
+    knowledge = "own"
+
+    def __init__(self):
+        self.seen = []
+
+    def craft(self, rows, ctx):
+        self.seen.append(rows)
+        return torch.cat(self.seen).mean(dim=0, keepdim=True).expand_as(rows).clone()
+
+
+def test_under_own_no_client_remembers_what_another_was_given():
+    rows, honest = federation()
+    who = adversary([Remembers()], knowledge="own", count=3)
+    first, _ = who.craft(rows, honest, round=1, num_clients=11)
+    assert torch.equal(first, rows.values)
+    later, _ = federation(seed=1)
+    second, _ = who.craft(later, honest, round=2, num_clients=11)
+    assert torch.allclose(second, (rows.values + later.values) / 2), "what it remembers of its own stays"
 
 
 def test_pgd_radius_is_the_same_in_every_round():

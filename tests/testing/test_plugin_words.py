@@ -59,6 +59,13 @@ CRAFT = "def craft(self, rows, ctx):\n    "
         (f"{CRAFT}return rows.tolist()", "gives rows of a wrong shape", "craft gave a list, a tensor is needed"),
         (f"{CRAFT}return rows.neg_()", "changes its input", "craft changed the malicious rows in place"),
         (
+            f"seen = []\n{CRAFT}if ctx.knowledge != 'own':\n        return -rows\n"
+            "    if self.seen and ctx.clients[0] <= self.seen[-1][0]:\n        self.seen.clear()\n"
+            "    self.seen.append((ctx.clients[0], rows))\n    return rows + self.seen[0][1]",
+            "reads what the threat model hides",
+            "another attacker's row changed the result under knowledge = 'own'",
+        ),
+        (
             f"{CRAFT}return rows + torch.randn_like(rows)",
             "uses the global random state",
             "a hook used torch's global generator",
