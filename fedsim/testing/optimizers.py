@@ -71,6 +71,13 @@ def check_paths_agree(part: Any) -> None:
         torch.testing.assert_close(other, results[0], rtol=1e-7, atol=1e-9)
 
 
+def train_plainly(part: Any) -> Tensor:
+    """(2, d) deltas of two clients with twelve examples each, one at a time."""
+    task = _two_objectives() if getattr(part, "combines_objectives", False) else {}
+    load = workload((12, 12), optimizer=part, path="reference", **task)
+    return deltas(FederatedClient(load), initial(load), range(2))
+
+
 def _two_objectives() -> dict[str, Any]:
     loss = registry.make("loss", "with_reconstruction")
     loss.set_up(SHAPE)

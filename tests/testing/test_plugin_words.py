@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from fedsim import registry, skeletons
 from fedsim.errors import FedsimError
@@ -407,6 +409,44 @@ def test_a_slow_part_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "times as long as Krum" in told.said
     with pytest.warns(UserWarning, match="is slow"):
         conforms("mine.py")
+
+
+PRODUCTS = "for _ in range(2000):\n        torch.ones(200, 200) @ torch.ones(200, 200)\n    "
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (f"def after_step(self, parameters, step):\n    {PRODUCTS}parameters.mul_(2)", "after_step of 4 clients"),
+        (f"def objective(self, loss, parameters, step):\n    {PRODUCTS}return -loss", "objective of 4 clients"),
+        (f"def poison(self, examples, node):\n    {PRODUCTS}return examples", "poison of 600 images"),
+    ],
+)
+def test_a_hook_that_is_slow_in_every_step_is_a_remark_at_the_shipped_limit(body: str, said: str) -> None:
+    (told,) = found(ATTACK_HEAD, body)
+    assert (told.head, told.fault) == ("is slow", False)
+    assert told.said.startswith(f"{said} takes ")
+    assert "times as long as" in told.said
+
+
+def test_an_optimizer_whose_steps_are_slow_is_a_remark_at_the_shipped_limit() -> None:
+    class Heavy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            for _ in range(500):
+                torch.ones(200, 200) @ torch.ones(200, 200)
+            super().step()
+
+    class Slow:
+        row_wise = True
+
+        def build(self, parameters: Any, scale: float = 1.0) -> Heavy:
+            return Heavy(parameters, lr=0.1 * scale)
+
+    said = pace.remark("optimizer", Slow)
+    assert said.startswith("training of 2 clients takes ")
+    assert said.endswith(" times as long as that by plain SGD")
+    for name in ("sgd", "adam", "gns", "sam_gs"):
+        assert pace.remark("optimizer", lambda name=name: registry.make("optimizer", name)) == ""
 
 
 @pytest.mark.parametrize("kind", ["attack", "defense", "observer", "optimizer"])
