@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def read_with_faults(
 def _tables(file: str | Path) -> dict[str, Any]:
     path, shipped = Path(file).expanduser(), registry.shipped_scenarios()
     name = str(file).removesuffix(".toml")
-    accepted = f"a TOML file, or one of: {', '.join(shipped)}{nearest(name, shipped)}"
+    accepted = f"a TOML file, or one of: {', '.join(shipped)}{_nearest(name, shipped)}"
     try:
         if not path.is_file() and name in shipped:
             path = shipped[name]
@@ -73,6 +73,12 @@ def _tables(file: str | Path) -> dict[str, Any]:
         raise ScenarioError([Fault("FILE", str(file), f"{accepted}; {error.strerror}")], str(file)) from error
     except (ValueError, RecursionError) as error:
         raise ScenarioError([Fault("FILE", str(file), _no_toml(error))], str(file)) from error
+
+
+def _nearest(name: str, shipped: Iterable[str]) -> str:
+    """A shipped scenario in a folder whose last part is this name, else one that is written like it."""
+    same = [each for each in shipped if "/" in each and each.rpartition("/")[2] == name]
+    return f" (did you mean '{same[0]}'?)" if same else nearest(name, shipped)
 
 
 def _no_toml(error: Exception) -> str:

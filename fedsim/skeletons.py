@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from fedsim import registry
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, nearest
 
 ATTACK = '''"""In one sentence: what the malicious clients do, and why it harms.
 
@@ -166,7 +166,7 @@ def write(kind: str, name: str, folder: str | Path = ".") -> Path:
         FedsimError: no skeleton of this kind; a name that cannot be one, or is taken; a file that is there already.
     """
     if kind not in TEXTS:
-        raise FedsimError(f"kind: given '{kind}'; accepted: {', '.join(TEXTS)}")
+        raise FedsimError(f"kind: given '{kind}'; accepted: {', '.join(TEXTS)}{nearest(kind, TEXTS)}")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise FedsimError(f"name: given '{name}'; accepted: small letters, digits and _, e.g. my_{kind}")
     if name in registry.names(kind):

@@ -94,7 +94,7 @@ def redteam(
     plan = Plan(folder, budget, wanted, bound, tuple(seeds[:tune]), tuple(seeds[tune:]), jobs, say)
     make_folder(folder)
     scenarios = [_defended(data, base, defense) for defense in defenses] or [base]
-    spaces = [Space.of(scenario, wanted, attacks) for scenario in scenarios]
+    spaces = [Space.of(scenario, wanted, attacks, str(file)) for scenario in scenarios]
     verdicts = []
     with ExitStack() as stack:
         pool = None

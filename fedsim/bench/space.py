@@ -24,7 +24,7 @@ from typing import Any, Literal
 from attacks.attack import overrides
 from fedsim import registry
 from fedsim.bench.ranges import SPACES, Choices, Span, Trial, searched
-from fedsim.errors import Fault, FedsimError, ScenarioError
+from fedsim.errors import Fault, FedsimError, Said, ScenarioError
 from fedsim.scenario import Scenario
 
 Goal = Literal["asr", "damage"]
@@ -51,6 +51,8 @@ SLOTS: dict[Goal, tuple[tuple[str, bool, tuple[str, ...]], ...]] = {
     ),
 }
 """Goal → (slot, whether it must be filled, the attacks that fit)."""
+NEEDED = {"trigger": "with a trigger", "craft": "that crafts updates"}
+"""Slot that must be filled → the attacks that fill it, in words."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,21 @@ class Space:
     stated: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, scenario: Scenario, goal: Goal, attacks: Sequence[str] = ()) -> Space:
+    def of(cls, scenario: Scenario, goal: Goal, attacks: Sequence[str] = (), where: str = "scenario") -> Space:
         """The space of a threat model.
 
         Args:
             scenario: the threat model, with one defense.
             goal: what is to be won.
             attacks: names of the only attacks to try; none: all that fit.
+            where: the scenario's file, for messages.
 
         Raises:
             ScenarioError: nothing fits.
         """
+        if not scenario.attackers:
+            accepted = "malicious clients: set adversary.count or adversary.fraction to one client or more"
+            raise ScenarioError([Fault("adversary", Said("no malicious clients"), accepted)], where)
         outside: dict[str, str] = {}
         slots = []
         for slot, needed, names in SLOTS[goal]:
@@ -112,10 +118,8 @@ class Space:
                 if found is not None:
                     fitting[name] = (fixed, found)
             if needed and not fitting:
-                why = "; ".join(f"{name}: {reason}" for name, reason in outside.items())
-                raise ScenarioError(
-                    [Fault("adversary", f"nothing for '{slot}'", f"a threat model that allows one ({why})")]
-                )
+                accepted = f"a threat model that allows one ({_grouped(outside)})"
+                raise ScenarioError([Fault("adversary", Said(f"no attack {NEEDED[slot]}"), accepted)], where)
             if fitting:
                 slots.append((slot, needed, fitting))
         given = scenario.table()["adversary"]["schedule"]
@@ -275,6 +279,12 @@ def _fitted(
         if len(allowed) > 1:
             found[option] = allowed
     return found
+
+
+def _grouped(outside: Mapping[str, str]) -> str:
+    """``alie, ipm: needs …; pgd: needs …``: attacks that one reason keeps out, together."""
+    reasons = dict.fromkeys(outside.values())
+    return "; ".join(f"{', '.join(name for name in outside if outside[name] == why)}: {why}" for why in reasons)
 
 
 def _refused(scenario: Scenario, part: dict[str, Any]) -> str:

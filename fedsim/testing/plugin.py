@@ -106,6 +106,11 @@ def subjects(what: str | Path) -> list[Subject]:
     """
     file, _, attribute = str(what).partition(".py:")
     path = f"{file}.py" if attribute else str(what)
+    if not Path(path).expanduser().is_file() and (kinds := [kind for kind in SUITES if path in registry.names(kind)]):
+        accepted = f"a file of your own, FILE.py or FILE.py:CLASS; fedsim's suite checks its own {kinds[0]} '{path}'"
+        raise FedsimError(f"check: given '{path}'; accepted: {accepted}")
+    if not path.endswith(".py") and not Path(path).expanduser().exists():
+        raise FedsimError(f"check: there is no file {path}; accepted: FILE.py, or one of its classes, FILE.py:CLASS")
     module = registry.module_of(path, path)
     registered: dict[Any, Subject] = {}
     for kind in registry.HOMES:

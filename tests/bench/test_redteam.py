@@ -142,8 +142,27 @@ def test_a_plug_in_is_searched_between_the_bounds_that_it_declares(tmp_path: Pat
 
 
 def test_a_goal_that_nothing_reaches_is_said() -> None:
-    with pytest.raises(ScenarioError, match="nothing for 'craft'"):
-        Space.of(scenario(), "damage", ["ipm"])
+    with pytest.raises(ScenarioError, match=r"^mine.toml: adversary: given no attack that crafts updates; accepted: "):
+        Space.of(scenario(), "damage", ["ipm"], "mine.toml")
+
+
+def test_equal_reasons_against_attacks_are_told_once() -> None:
+    with pytest.raises(ScenarioError) as caught:
+        Space.of(scenario(), "damage", ["ipm", "fang_krum", "optimal"])
+    assert str(caught.value).count("needs adversary.knowledge = 'omniscient'") == 1
+    assert "(ipm, fang_krum, optimal: needs " in str(caught.value)
+
+
+def test_a_file_without_attackers_is_told_in_one_short_line(tmp_path: Path) -> None:
+    file = tmp_path / "calm.toml"
+    file.write_text("rounds = 2\n[data]\nclients = 6\n[client]\nper_round = 4\n")
+    with pytest.raises(ScenarioError) as caught:
+        redteam(file, ["median"], budget=1, out=tmp_path / "out", tune=1, report=1)
+    said = str(caught.value)
+    assert said.startswith(f"{file}: adversary: given no malicious clients; accepted: ")
+    assert "adversary.count or adversary.fraction" in said
+    assert len(said.splitlines()) == 1
+    assert len(said) < len(str(file)) + 200
 
 
 def test_the_bound_comes_before_the_success() -> None:

@@ -86,6 +86,10 @@ CALLS = [
     (["new", "attack", "3-x"], 1, ["name: given '3-x'", "accepted:"]),
     (["check", "nothere.py"], 1, ["there is no file nothere.py"]),
     (["check", "a_file"], 1, ["a_file", "accepted:", ".py"]),
+    (["check", "sign_flip"], 1, ["given 'sign_flip'; accepted: a file of your own", "suite checks its own attack"]),
+    (["check", "nosuch"], 1, ["there is no file nosuch", "accepted: FILE.py"]),
+    (["new", "defence", "x"], 1, ["kind: given 'defence'", "did you mean 'defense'?"]),
+    (["bench", "quick"], 2, ["did you mean 'bench/quick'?"]),
     (["audit", "small.toml"], 1, ["claims no privacy", "accepted:"]),
 ]
 
