@@ -193,10 +193,6 @@ BY_SEED = ("synthetic", "synthetic_fedsgd", "synthetic_fedavg")
 """Three of Hessian alignment's take about ten minutes a seed, as CMNIST does, and are run by seed."""
 
 
-UNKNOWN = {f"hessian_alignment.cmnist_{each}" for each in ("fedsgd_diagonal", "fedavg_diagonal")}
-"""Claims of which no time is published but more than half an hour by the clock of a machine that did other things."""
-
-
 def too_long(each: Published, default: int) -> bool:
     """Whether the claim's seeds take more than half an hour, by seed where one takes ten minutes: by the clock, which a
     busy machine stretches, and by the processor's seconds, in which two workers count twice."""
@@ -219,8 +215,7 @@ def test_every_claim_fits_half_an_hour_as_far_as_its_time_is_known() -> None:
             seeds = 1 if each.key in BY_SEED else each.seeds
             if there is None or untold(there) or too_long(there, seeds):
                 found.add(f"{paper}.{each.key}")
-    assert found <= UNKNOWN
-    assert not {name for name in found if name in known and known[name].processor}, "it is known of these"
+    assert not found
     slow = Published("", 3, {}, {}, processor=[700.0, 700.0, 700.0])
     assert [too_long(slow, seeds) for seeds in (1, 2, 3)] == [False, False, True]
     assert too_long(Published("", 1, {}, {}, seconds=[1900.0]), 1)
