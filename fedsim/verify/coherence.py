@@ -221,7 +221,7 @@ def derived(found: Mapping[str, Sequence[Measured]]) -> list[Row]:
     for name in ("real", "random"):
         starts = [each.series[name][0] for each in found.get("over_training", ()) if name in each.series]
         want = Expected(f"m-coherence before any step, {name} labels: not part of the peak", "–")
-        rows.append(Row("coherence", f"over_training.{name}_start", want, "the same runs, 400 digits", starts))
+        rows.append(Row("coherence", f"over_training.{name}_start", want, "`over_training`: 400 digits", starts))
     values = [each.values for each in found.get("wrong_labels", ())]
     beyond = [each["rm3"] - each["ra3"] for each in values if {"rm3", "ra3"} <= each.keys()]
     want = Expected("RM3 less RA3, its control: what the medians add to steps of three batches", "> 0", 0.0)

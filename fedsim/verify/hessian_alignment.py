@@ -186,7 +186,15 @@ def derived(found: Mapping[str, Sequence[Measured]]) -> list[Row]:
         )
         off = [] if central is None or ours is None else [abs(central - ours)]
         want = Expected(f"{name}: FedSGD's distance from our own central run", "within 3 points", None, 0.03)
-        rows.append(Row("hessian_alignment", f"cmnist_{method}.distance", want, "two rows above, absolute", off))
+        rows.append(
+            Row(
+                "hessian_alignment",
+                f"cmnist_{method}.distance",
+                want,
+                f"`cmnist_fedsgd_{method}` against `cmnist_{method}`",
+                off,
+            )
+        )
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from fedsim.errors import FedsimError
 from fedsim.optim.langevin import normalized_sgd, spherical_langevin, spherical_step
 from fedsim.scenario import Scenario
 from fedsim.simulation import simulate
-from fedsim.verify.claim import Expected, Measured, claim, curves_of, seed_mean
+from fedsim.verify.claim import Expected, Measured, Row, claim, curves_of, seed_mean
 
 PARTS = ("fedsim.optim.langevin", "fedsim.data.planted")
 MORE = ("fedsim.verify.in_a_federation",)
@@ -300,6 +300,14 @@ def networks(seed: int) -> Measured:
     return Measured(values)
 
 
+def derived(found: Mapping[str, Sequence[Measured]]) -> list[Row]:
+    """What the average does where there are too few examples for it."""
+    series = [each.series for each in found.get("scaling", ()) if "d" in each.series]
+    first = [float(np.mean([each[f"average {d:g}"][0] for d in each["d"]])) for each in series]
+    want = Expected("overlap of the average at the smallest n, d^{3/2}, mean over d", "–")
+    return [Row("langevin", "scaling.smallest", want, "`scaling`; signed", first)]
+
+
 def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
     left, right = figure.subplots(1, 2)
     left.set_gid("scaling")
@@ -309,7 +317,7 @@ def draw(figure: Any, found: dict[str, list[Measured]]) -> None:
         name = f"{d:g}"
         left.semilogx(series[f"n {name}"], series[f"average {name}"], f"C{number}", label=f"d = {name}")
         left.semilogx(series[f"n {name}"], series[f"last {name}"], f"C{number}--", linewidth=1)
-    left.set(xlabel="n", ylabel="overlap (dashed: last iterate)")
+    left.set(xlabel="n", ylabel="overlap, signed (dashed: |last iterate|)")
     if left.lines:
         left.legend(fontsize=6)
     for key, label in {"scaling": "average", "online": "online SGD"}.items():
