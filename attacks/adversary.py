@@ -2,9 +2,9 @@
 
 Its clients are a fixed pool, drawn once by the seed. With ``selection = "pool"`` they are sampled like everyone, so
 that no attack changes a cohort; with ``"forced"`` an attack round holds ``forced`` of them at least: the first honest
-draws are replaced by named attackers, all other draws stay. Knowledge is enforced here: under ``own`` each client's
-row is crafted alone, by an attack of its own (a copy, so that none remembers another's), under ``colluding`` the
-malicious rows together, and only ``omniscient`` shows the honest rows.
+draws are replaced by named attackers, all other draws stay. Knowledge is enforced: under ``own`` each client's row is
+crafted alone, by an attack of its own (:mod:`attacks.held`), under ``colluding`` the malicious rows together, and only
+``omniscient`` shows the honest rows.
 Examples of other clients, and the test set, are a right of their own, ``examples``.
 
 The threat models of Shejwalkar et al., "Back to the Drawing Board: A Critical Evaluation of Poisoning Attacks on
@@ -13,7 +13,6 @@ Production Federated Learning", IEEE S&P 2022, arXiv:2108.10241.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from attacks.attack import KNOWLEDGE, Attack, Craft, overrides
+from attacks.held import Held, called, label
 from attacks.schedule import Schedule
 from fedsim import registry, rng
 from fedsim.data.examples import Examples
@@ -41,10 +41,6 @@ Server = Callable[[Tensor, Tensor], Tensor]
 
 _Shared = tuple[int, int, float, Tensor | None, Callable[[Tensor], Tensor] | None]
 """Round, clients asked, server learning rate, parameters of the round before, the server."""
-
-
-APART = ("craft", "claimed_examples", "observe")
-"""Hooks that see one client at a time under ``own``."""
 
 
 def _seeing(server: Server | None, claimed: Tensor) -> Callable[[Tensor], Tensor] | None:
@@ -105,7 +101,7 @@ class Adversary:
         drawn = rng.stream(seed, "adversary.pool").permutation(population if size else 0)[:size]
         self.pool: NDArray[np.int64] = np.sort(drawn).astype(np.int64)
         self.learned: dict[str, Tensor] = {}
-        self._set_apart()
+        self._held = Held(self.attacks, knowledge)
 
     @classmethod
     def of(cls, scenario: Scenario) -> Adversary:
@@ -223,7 +219,7 @@ class Adversary:
         for position, part in enumerate(self.attacks):
             if not overrides(part, "craft"):
                 continue
-            name = f"{position}.{_label(part)}"
+            name = f"{position}.{label(part)}"
             pieces = []
             for index, own in self._views(len(rows), memory.setdefault(name, {}), rows.client_ids):
                 ctx = self._craft(claimed.rows(index), honest, len(rows), own, shared)
@@ -271,21 +267,11 @@ class Adversary:
                 num_classes=num_classes,
                 streams=streams,
             )
-        self._set_apart()
+        self._held = Held(self.attacks, self.knowledge)
 
     def held(self, position: int, client: int) -> Attack:
-        """The attack at a place of the list, as this client has it: under ``own`` one that is this client's alone."""
-        if self.knowledge != "own":
-            return self.attacks[position]
-        if (position, client) not in self._own:
-            self._own[position, client] = copy.deepcopy(self._prepared[position])
-        return self._own[position, client]
-
-    def _set_apart(self) -> None:
-        """Keep the attacks as they are before any client's hooks were called."""
-        apart = [self.knowledge == "own" and any(overrides(part, hook) for hook in APART) for part in self.attacks]
-        self._prepared = [copy.deepcopy(part) if own else part for part, own in zip(self.attacks, apart, strict=True)]
-        self._own: dict[tuple[int, int], Attack] = {}
+        """The attack at a place of the list, as this client has it."""
+        return self._held.attack(position, client)
 
     @property
     def learns(self) -> bool:
@@ -341,18 +327,17 @@ def _rights(attacks: Sequence[Attack], knowledge: str, knows_defense: bool) -> l
         return [Fault("adversary.knowledge", knowledge, "own, colluding or omniscient")]
     faults = []
     for position, part in enumerate(attacks):
-        who = f"the attack '{_label(part)}' (adversary.attacks[{position}])"
+        who = called(part, position)
         if KNOWLEDGE.index(part.knowledge) > KNOWLEDGE.index(knowledge):
             faults.append(Fault("adversary.knowledge", knowledge, f"'{part.knowledge}', which {who} needs"))
+        elif knowledge == "own" and overrides(part, "learn"):
+            accepted = f"'colluding', which {who} needs: what one client learns it hands to all"
+            faults.append(Fault("adversary.knowledge", knowledge, accepted))
         if part.knows_defense and not knows_defense:
             faults.append(Fault("adversary.knows_defense", False, f"true, which {who} needs"))
     if knows_defense and knowledge != "omniscient":
         faults.append(Fault("adversary.knows_defense", True, "true only with adversary.knowledge = 'omniscient'"))
     return faults
-
-
-def _label(part: Attack) -> str:
-    return getattr(part, "name", type(part).__name__)
 
 
 @contextmanager
@@ -361,8 +346,7 @@ def _named(part: Attack, position: int) -> Iterator[None]:
     try:
         yield
     except KnowledgeError as error:
-        who = f"the attack '{_label(part)}' (adversary.attacks[{position}])"
-        raise KnowledgeError(f"{who} reached for {error}") from error
+        raise KnowledgeError(f"{called(part, position)} reached for {error}") from error
 
 
 def _same_shape(crafted: Tensor, rows: Tensor, name: str) -> Tensor:

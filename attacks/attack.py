@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -134,6 +134,10 @@ class LocalStep:
     step: int
     last: Tensor
     clients: tuple[Compromised, ...]
+
+    def only(self, row: int) -> LocalStep:
+        """The same for one of the clients, of whom nothing of the others is seen."""
+        return replace(self, last=self.last[row : row + 1].clone(), clients=self.clients[row : row + 1])
 
 
 def _hidden() -> Any:

@@ -21,7 +21,7 @@ def main() -> None:
     import workload as work
 
     from fedsim.client import reference
-    from fedsim.client.hooks import Hooks
+    from fedsim.client.hooks import HONEST
     from fedsim.client.job import make_job
     from fedsim.client.replica import Replica
     from fedsim.client.workload import Workload
@@ -46,7 +46,7 @@ def main() -> None:
         batch_size=BATCH,
         secrecy="server",
     )
-    replica, hooks = Replica(load), Hooks(())
+    replica, hooks = Replica(load), HONEST
     vector = load.layout.flatten(dict(net.named_parameters()))
     ends = [time.perf_counter()]
     for round in range(1, int(sys.argv[1]) + work.WARM_UP + 1):

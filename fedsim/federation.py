@@ -298,7 +298,8 @@ def build(scenario: Scenario, deployed: bool = False) -> Federation:
     unasked = noiseless if workload.secrecy == "server" else ()
     releases = scenario.rounds if deployed and workload.secrecy == "server" else None
     drawn = None if releases is None else _drawn(scenario, optimizer, shares.sizes)
-    app = FederatedClient(workload, adversary.attacks, handlers(scenario, estimator), unasked, releases, drawn)
+    asked = handlers(scenario, estimator)
+    app = FederatedClient(workload, adversary.attacks, asked, unasked, releases, drawn, adversary.knowledge)
     initial = layout.flatten(named, DTYPES[scenario.engine.precision])
     return Federation(
         scenario, dataset, shares, root, layout, initial, module, adversary, app, estimator, guarantee, deployed

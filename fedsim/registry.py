@@ -251,6 +251,11 @@ def where(error: BaseException) -> str:
     return place
 
 
+def ships(kind: str, part: Any) -> bool:
+    """Whether a part is of a class of fedsim's own, and of none that somebody derived from it."""
+    return type(part).__module__.rpartition(".")[0] in HOMES[kind]
+
+
 def _known(kind: str) -> None:
     if kind not in _parts:
         raise FedsimError(f"unknown kind '{kind}'; kinds: {', '.join(sorted(_parts))}{nearest(kind, _parts)}")
@@ -393,6 +398,7 @@ __all__ = [
     "plugin_file",
     "register",
     "shipped_scenarios",
+    "ships",
     "source",
     "summary",
     "where",

@@ -194,6 +194,8 @@ def _needs_of_attacks(scenario: Tables) -> Iterator[Fault]:
         except FedsimError:
             continue
         needs = getattr(attack, "knowledge", "own")
+        if needs == "own" and _defines(attack, "learn"):
+            needs = "colluding"
         who = f"which the attack '{part.name}' (adversary.attacks[{position}]) needs"
         if needs in KNOWLEDGE and KNOWLEDGE.index(needs) > KNOWLEDGE.index(adversary.knowledge):
             yield Fault("adversary.knowledge", adversary.knowledge, f"'{needs}', {who}")
@@ -213,11 +215,16 @@ def _untrained(scenario: Tables) -> Iterator[Fault]:
             attack = registry.get("attack", part.name)
         except FedsimError:
             continue
-        *_, base, _ = attack.__mro__
-        hooks = [hook for hook in ("objective", "after_step") if getattr(attack, hook) is not getattr(base, hook, None)]
+        hooks = [hook for hook in ("objective", "after_step") if _defines(attack, hook)]
         if hooks:
             accepted = f"an attack without {' and '.join(hooks)}: clients do not train behind an estimator"
             yield Fault(f"adversary.attacks[{position}]", part.name, accepted, ("server.estimator",))
+
+
+def _defines(attack: type, hook: str) -> bool:
+    """Whether an attack's class defines a hook that its base leaves to do nothing."""
+    *_, base, _ = attack.__mro__
+    return getattr(attack, hook) is not getattr(base, hook, None)
 
 
 def needs_population(part: Part, adversary: AdversaryTable) -> bool:

@@ -15,7 +15,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from attacks.attack import Attack, overrides
+from attacks.attack import Attack, Compromised, overrides
+from attacks.held import Held
 from fedsim import rng, runtime
 from fedsim.client import reference
 from fedsim.client.adapted import ADAPT, adapt_of, learn_adapter, learn_adapters
@@ -56,6 +57,7 @@ class FederatedClient(ClientApp):
         releases: rounds for each of which a client answers one message of a type, in order: a second answer would have
             noise of its own, which no epsilon counts. None: as often as it is asked.
         drawn: with ``releases``, how many rounds of a type each client answers at most: those that epsilon counts.
+        knowledge: the adversary's.
     """
 
     def __init__(
@@ -66,18 +68,19 @@ class FederatedClient(ClientApp):
         unasked: Sequence[str] = (),
         releases: int | None = None,
         drawn: Sequence[int] | None = None,
+        knowledge: str = "colluding",
     ) -> None:
         super().__init__()
-        self.workload, self.attacks = workload, tuple(attacks)
+        self.workload, self.attacks, self.knowledge = workload, tuple(attacks), knowledge
+        self.held = Held(self.attacks, knowledge)
         self.handlers: dict[str, NodeHandler] = {"query.partition": _partition, LEARN: learn, **(handlers or {})}
         if workload.adapter is not None:
             self.handlers[ADAPT] = learn_adapter
         self.together: dict[str, ManyHandler] = {}
         if hasattr(workload.adapter, "fit_together") and workload.path != "reference":
             self.together[ADAPT] = learn_adapters
-        self.hooks = Hooks(self.attacks)
+        self.hooks = Hooks(self.held)
         self.separate = any(overrides(each, hook) for each in self.attacks for hook in LOCAL)
-        self.poisoners = [each for each in self.attacks if overrides(each, "poison")]
         self.reader = Reader(workload)
         self.path = choose(workload)
         self.exchanged = self.handlers.keys() - {"query.partition", LEARN}
@@ -90,8 +93,12 @@ class FederatedClient(ClientApp):
             {"train": self.train, "query": self.query, "evaluate": self.evaluate}[category](action)(self._alone)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        given = (self.workload, self.attacks, self.handlers, self.unasked, self.releases, self.drawn)
+        given = (self.workload, self.attacks, self.handlers, self.unasked, self.releases, self.drawn, self.knowledge)
         return (FederatedClient, given)
+
+    def attacks_of(self, compromised: Compromised | None) -> list[Attack]:
+        """The attacks as this client has them; none where it is honest."""
+        return [] if compromised is None else self.held.of(compromised.client)
 
     def _alone(self, message: Message, context: Context) -> Message:
         return self.many([message], [context])[0]
@@ -201,7 +208,8 @@ class FederatedClient(ClientApp):
         for order in orders:
             try:
                 adapt = adapt_of(self.workload, order.state)
-                job = make_job(self.workload, order.client, order.round, order.compromised, self.poisoners, adapt)
+                attacks = self.attacks_of(order.compromised)
+                job = make_job(self.workload, order.client, order.round, order.compromised, attacks, adapt)
                 if self.workload.adapter is not None and job.steps and adapt is None:
                     raise ValueError("has no adapter: it was not asked to learn one, or could not")
             except Exception as error:

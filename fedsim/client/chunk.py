@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from attacks.attack import Compromised, LocalStep
 from fedsim.blocks import has_float64
 from fedsim.client.apart import Apart, TakesApart
-from fedsim.client.hooks import Hooks
+from fedsim.client.hooks import HONEST, Hooks
 from fedsim.client.job import Job, as_index, augment
 from fedsim.client.memory import collect, restore
 from fedsim.client.objective import Aside, References
@@ -217,7 +217,7 @@ class Chunk:
         self.compromised: tuple[Compromised, ...] = tuple(
             job.compromised for job in jobs if job.compromised is not None
         )
-        self.hooks = hooks if self.compromised else Hooks(())
+        self.hooks = hooks if self.compromised else HONEST
         present = [job.present for job in jobs if job.present is not None]
         self.aside = Aside(torch.stack(present) if present else None, references)
         self.runs = runs(jobs)
@@ -324,8 +324,7 @@ class Chunk:
 
         def total(losses: Tensor, rows: Tensor, parameters: Tensor) -> Tensor:
             held = tuple(at.clients[row] for row in rows.tolist()) if at.clients else ()
-            for each in self.hooks.objectives:
-                losses = each.objective(losses, parameters, replace(at, last=at.last[rows], clients=held))
+            losses = self.hooks.total(losses, parameters, replace(at, last=at.last[rows], clients=held))
             if self.proximal:
                 losses = losses + 0.5 * self.proximal * (parameters - self.vector).square().sum(1)
             return losses

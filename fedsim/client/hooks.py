@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from attacks.attack import Attack, LocalStep, overrides
+from attacks.attack import LocalStep, overrides
+from attacks.held import Held
 
 LOCAL = ("poison", "objective", "after_step")
 """Hooks that run on the malicious client."""
 
 
 class Hooks:
-    """The local hooks of a list of attacks; each works on what the one before left."""
+    """The local hooks of a list of attacks; each works on what the one before left.
 
-    def __init__(self, attacks: Sequence[Attack]) -> None:
-        self.objectives = [each for each in attacks if overrides(each, "objective")]
-        self.followers = [each for each in attacks if overrides(each, "after_step")]
+    An attack that each client has to itself is called with one client's row at a time, in a tensor of its own.
+
+    Args:
+        held: the attacks, and whose they are.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self.held = held
+        self.objectives = [i for i, each in enumerate(held.attacks) if overrides(each, "objective")]
+        self.followers = [i for i, each in enumerate(held.attacks) if overrides(each, "after_step")]
 
     def __bool__(self) -> bool:
         return bool(self.objectives or self.followers)
+
+    def total(self, losses: Tensor, parameters: Tensor, step: LocalStep) -> Tensor:
+        """The (k,) losses that the attacks make of the (k,) task losses, differentiable by both arguments."""
+        for position in self.objectives:
+            if self.held.apart[position]:
+                rows = zip(step.clients, torch.split(losses, 1), torch.split(parameters, 1), strict=True)
+                alone = [
+                    self.held.attack(position, node.client).objective(loss.clone(), row.clone(), step.only(i))
+                    for i, (node, loss, row) in enumerate(rows)
+                ]
+                losses = torch.cat([each.reshape(1) for each in alone])
+            else:
+                losses = self.held.attacks[position].objective(losses, parameters, step)
+        return losses
 
     def objective(self, losses: Tensor, parameters: Tensor, gradients: Tensor, step: LocalStep) -> None:
         """Turn the (k, d) gradients of the (k,) task losses into those of the attacks' losses, in place."""
@@ -30,9 +50,7 @@ class Hooks:
         with torch.enable_grad():
             task = losses.detach().to(parameters.dtype).requires_grad_()
             point = parameters.detach().requires_grad_()
-            total = task
-            for each in self.objectives:
-                total = each.objective(total, point, step)
+            total = self.total(task, point, step)
             by_task, by_point = torch.autograd.grad(total.sum(), (task, point), allow_unused=True)
         if by_task is None:
             gradients.zero_()
@@ -44,5 +62,15 @@ class Hooks:
     def after_step(self, parameters: Tensor, step: LocalStep) -> None:
         """Let the attacks change the (k, d) parameters in place."""
         with torch.no_grad():
-            for each in self.followers:
-                each.after_step(parameters, step)
+            for position in self.followers:
+                if not self.held.apart[position]:
+                    self.held.attacks[position].after_step(parameters, step)
+                    continue
+                for i, node in enumerate(step.clients):
+                    row = parameters[i : i + 1].clone()
+                    self.held.attack(position, node.client).after_step(row, step.only(i))
+                    parameters[i : i + 1] = row
+
+
+HONEST = Hooks(Held(()))
+"""What nobody does."""

@@ -51,7 +51,8 @@ class Node:
     def examples(self) -> Examples:
         """A copy of what the client trains on: its view, poisoned if it is malicious."""
         adapt = adapt_of(self.workload, self.state)
-        source, rows = local_examples(self.workload, self.client, self.compromised, self.app.attacks, adapt)
+        attacks = self.app.attacks_of(self.compromised)
+        source, rows = local_examples(self.workload, self.client, self.compromised, attacks, adapt)
         taken = source.take(rows)
         return Examples(self.workload.inputs(taken.inputs), self.workload.targets(taken.targets))
 

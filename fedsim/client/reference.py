@@ -16,7 +16,7 @@ from attacks.attack import LocalStep
 from fedsim import rng
 from fedsim.blocks import has_float64
 from fedsim.client.chunk import scaled
-from fedsim.client.hooks import Hooks
+from fedsim.client.hooks import HONEST, Hooks
 from fedsim.client.job import Job, as_index, augment
 from fedsim.client.memory import collect, restore
 from fedsim.client.objective import Aside, References
@@ -37,7 +37,7 @@ def train(
     """Train one client from ``vector`` (d + b,); its (d + b,) delta and its mean training loss."""
     workload = replica.workload
     replica.load(vector).train()
-    hooks = hooks if job.compromised is not None else Hooks(())
+    hooks = hooks if job.compromised is not None else HONEST
     received = vector[: workload.layout.d]
     start = replica.flat.clone() if proximal else None
     proximal /= workload.objective.divisor(references)
@@ -151,10 +151,7 @@ def _searched(
 
 def _attacked(hooks: Hooks, at: LocalStep, total: Tensor, parameters: Tensor) -> Tensor:
     """The attacks' objective in place of a client's, each of what the one before left."""
-    losses = total[None]
-    for each in hooks.objectives:
-        losses = each.objective(losses, parameters[None], at)
-    return losses[0]
+    return hooks.total(total[None], parameters[None], at)[0]
 
 
 def _told(replica: Replica, job: Job, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -211,6 +211,12 @@ def keeps_to_its_knowledge(make: Make) -> None:
             alone = play(prepared(make), rows.replace(values=values), honest, knowledge="own", knows_defense=False)
             same = same_bits(joined[kept : kept + 1], alone[kept : kept + 1])
             assert same, "another attacker's row changed the result under knowledge = 'own'"
+        train, test = images()
+        first, second = prepared(make), prepared(make)
+        first.poison(train, node(0))
+        later, first_seen = first.poison(test, node(1)), second.poison(test, node(1))
+        same = torch.equal(later.inputs, first_seen.inputs) and torch.equal(later.targets, first_seen.targets)
+        assert same, "another attacker's examples changed those that poison gives under knowledge = 'own'"
 
 
 def _reaches(make: Make) -> bool:
@@ -293,6 +299,12 @@ def weighs_row_by_row(make: Make) -> None:
         assert close, "objective gives other losses for clients in one chunk than for each alone"
 
 
+def learns_for_all(make: Make) -> None:
+    """``learn`` hands to all clients what one finds: more than an attack needs that says ``own``."""
+    part = make()
+    assert part.knowledge != "own" or not overrides(part, "learn"), "it has learn; the class says knowledge = 'own'"
+
+
 def learns_the_same(make: Make) -> None:
     """``learn`` gives tensors, the same for the same seed and model, and changes neither data nor model."""
     train, test = images()
@@ -335,6 +347,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     excludes_the_target,
     steps_row_by_row,
     weighs_row_by_row,
+    learns_for_all,
     learns_the_same,
     remembers_plainly,
 )

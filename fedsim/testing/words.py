@@ -102,6 +102,9 @@ _WORDS: dict[tuple[str, str], Word] = {
     ("attacks", "weighs_row_by_row"): Word(
         "mixes clients in objective", "Each of the (k,) losses is a client's, a function of its own row alone"
     ),
+    ("attacks", "learns_for_all"): Word(
+        "hands to all what one client learns", 'Say knowledge = "colluding" in the class, and in the scenario'
+    ),
     ("attacks", "learns_the_same"): Word("learns otherwise the second time", _STREAM),
     ("attacks", "remembers_plainly"): Word(
         "remembers what no checkpoint can hold", "ctx.state takes tensors, numbers, strings, and tables of them"

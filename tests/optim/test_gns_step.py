@@ -182,13 +182,14 @@ def test_a_malicious_client_minimises_its_own_objective():
         def objective(self, loss, parameters, step):
             return 0.0 * loss + (parameters - step.reference - 1.0).square().sum(1)
 
+    from attacks.held import Held
     from fedsim.client.hooks import Hooks
     from fedsim.client.reference import train
     from fedsim.client.replica import Replica
 
     load, _ = on_a_client()
     job = dataclasses.replace(make_job(load, 0, 1, None, ()), compromised=Compromised(0, 0, 1, 1, 0, 4))
-    delta, _ = train(Replica(load), job, initial(load), Hooks([Anchored()]), 1.0, 0.0)
+    delta, _ = train(Replica(load), job, initial(load), Hooks(Held([Anchored()])), 1.0, 0.0)
     assert (delta - 1.0).abs().max() < 0.5, "H = 2 I: every step goes towards the point one above the start"
 
 
