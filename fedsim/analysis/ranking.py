@@ -5,15 +5,17 @@ the order of two defenses is right is a statement about seeds, so the seeds are 
 defenses and attacks (they are paired), and w is computed anew each time, its maximum included.
 
 A defense's place is 1 + the number of defenses that are surely ahead of it: in at least ``confidence`` of the resamples
-AND by Student's paired test, each under its own worst attack; the bootstrap alone claims an order too readily at few
-seeds. It never stands before one whose worst harm is less, however much it strays. Equal places are ties. With one seed
-all tie. The maximum over noisy means lies above the maximum of the true means: w is, if anything, too pessimistic, more
-so with more attacks and fewer seeds.
+AND by Student's paired test, each under its own worst attack, the p values of all pairs adjusted together by Holm's
+rule: the chance that any order of the ranking is false stays below 1 - ``confidence``. The bootstrap alone claims an
+order too readily at few seeds, and so do many tests that nobody adjusts. It never stands before one whose worst harm is
+less, however much it strays. Equal places are ties. With one seed all tie. The maximum over noisy means lies above the
+maximum of the true means: w is, if anything, too pessimistic, more so with more attacks and fewer seeds.
 
 The interval of w is Student's over seeds, of the attack that hurts most; the percentile interval of the resampled w is
 there on request, for ten seeds and more: below, it is too short (docs/statistics.md).
 
-Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 6; the percentile interval, chapter 13.
+Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 6; the percentile interval, chapter 13. Holm, "A
+simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedsim.analysis.statistics import paired_p_value, t_interval
+from fedsim.analysis.statistics import holm, paired_p_value, t_interval
 from fedsim.errors import FedsimError
 
 
@@ -66,7 +69,7 @@ def rank_by_worst(
     Args:
         names: (d,) defenses.
         harm: (d, a, s) harm of each attack in each seed, high is bad; NaN where a cell is missing.
-        confidence: share of resamples, and 1 - p of the test, from which on an order counts as known.
+        confidence: share of resamples, and 1 - the adjusted p of the test, from which on an order counts as known.
         draws: resamples.
         seed: of the resampling.
         interval: of ``worst``: Student's, or the percentiles of the resamples.
@@ -85,12 +88,13 @@ def rank_by_worst(
     means = np.nanmean(values, axis=2)
     worst, attacks = means.max(1), means.argmax(1)
     again = _resampled(values, known, draws, seed)
+    adjusted = _adjusted(values, attacks)
     order = sorted(range(len(names)), key=lambda d: (worst[d], names[d]))
     found: list[Ranked] = []
     place = 1
     for position, d in enumerate(order):
         before = [e for e in order[:position] if _ahead(again, e, d) >= confidence]
-        surely = sum(_apart(values, attacks, e, d) <= 1 - confidence for e in before)
+        surely = sum(bool(adjusted[e, d] <= 1 - confidence) for e in before)
         place = max(place, 1 + surely)
         following = order[position + 1] if position + 1 < len(order) else None
         ahead = math.nan if following is None else _ahead(again, d, following)
@@ -127,11 +131,20 @@ def _ahead(again: NDArray[np.float64] | None, one: int, other: int) -> float:
     return float(np.mean(off > 1e-12) + 0.5 * np.mean(np.abs(off) <= 1e-12))
 
 
+def _adjusted(values: NDArray[np.float64], attacks: NDArray[np.intp]) -> NDArray[np.float64]:
+    """(d, d) p of each pair's test, adjusted over all pairs of the ranking."""
+    pairs = list(combinations(range(len(values)), 2))
+    found = np.full((len(values), len(values)), math.nan)
+    for (one, other), p in zip(pairs, holm([_apart(values, attacks, *pair) for pair in pairs]), strict=True):
+        found[one, other] = found[other, one] = p
+    return found
+
+
 def _apart(values: NDArray[np.float64], attacks: NDArray[np.intp], one: int, other: int) -> float:
-    """p of the paired test, each defense under its own worst attack; 1 where too few seeds are shared."""
+    """p of the paired test, each defense under its own worst attack; NaN where too few seeds are shared."""
     theirs, ours = values[other, attacks[other]], values[one, attacks[one]]
     shared = ~(np.isnan(theirs) | np.isnan(ours))
-    return paired_p_value(theirs[shared].tolist(), ours[shared].tolist()) if shared.sum() > 1 else 1.0
+    return paired_p_value(theirs[shared].tolist(), ours[shared].tolist()) if shared.sum() > 1 else math.nan
 
 
 __all__ = ["Ranked", "rank_by_worst"]

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedsim.analysis import coverage
+from fedsim.analysis import coverage, ranking
 from fedsim.analysis.ranking import rank_by_worst
 from fedsim.analysis.statistics import holm, paired_p_value
 from fedsim.errors import FedsimError
 
 DOCS = Path(__file__).parents[2] / "docs" / "statistics.md"
+
+
+def _page() -> str:
+    return " ".join(DOCS.read_text("utf-8").split())
 
 
 def test_paired_p_is_scipys() -> None:
@@ -63,11 +67,11 @@ def test_the_worst_attack_decides() -> None:
 
 def test_what_seeds_do_not_tell_apart_shares_a_place() -> None:
     generator = np.random.default_rng(3)
-    noise = generator.normal(0.3, 0.1, size=(2, 2, 6))
-    alike = rank_by_worst(["a", "b"], noise)
+    noise = generator.normal(0.3, 0.1, size=(3, 2, 6))
+    alike = rank_by_worst(["a", "b"], noise[:2])
     assert [each.place for each in alike] == [1, 1]
     assert 0.5 <= alike[0].ahead < 0.95
-    behind = rank_by_worst(["a", "b", "c"], np.concatenate([noise, noise[:1] + 0.5]))
+    behind = rank_by_worst(["a", "b", "c"], noise + np.array([0.0, 0.0, 0.5])[:, None, None])
     assert [each.place for each in behind] == [1, 1, 3]
 
 
@@ -121,6 +125,44 @@ def test_equal_defenses_are_seldom_ordered(seeds: int) -> None:
     assert wrong / 300 <= 0.08, "5 % and the error of 300 trials"
 
 
+@pytest.mark.parametrize("adjusted", [True, False])
+def test_a_ranking_of_equal_defenses_seldom_holds_any_order(adjusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight defenses are 28 pairs, of which one in twenty would be ordered each; the page tells how often any is."""
+    if not adjusted:
+        monkeypatch.setattr(ranking, "holm", np.asarray)
+    generator = np.random.default_rng(3)
+    names, trials = [f"defense {number}" for number in range(8)], 200
+    wrong = 0
+    for trial in range(trials):
+        found = rank_by_worst(names, generator.normal(size=(8, 6, 3)), draws=200, seed=trial)
+        wrong += any(each.place > 1 for each in found)
+    told = re.search(r"on three seeds, (\d+) put one behind another; if nobody adjusted, (\d+) would", _page())
+    assert told is not None
+    assert 100 * wrong / trials == pytest.approx(float(told[1 if adjusted else 2]), abs=4)
+    assert (wrong / trials <= 0.05) is adjusted
+
+
+def test_ten_seeds_tell_a_defense_that_is_far_behind() -> None:
+    """Behind all seven others, by five times what a seed strays."""
+    generator = np.random.default_rng(0)
+    names = [*(f"defense {number}" for number in range(7)), "far"]
+    level = np.where(np.arange(8) == 7, 0.6, 0.1)[:, None, None]
+    placed = []
+    for trial in range(50):
+        found = rank_by_worst(names, level + generator.normal(scale=0.1, size=(8, 6, 10)), draws=200, seed=trial)
+        placed.append([(each.name, each.place) for each in found][-1])
+    assert np.mean([each == ("far", 8) for each in placed]) >= 0.95
+
+
+def test_the_page_tells_what_holm_asks_of_a_difference() -> None:
+    """In standard errors, of the first of eight defenses' 28 pairs."""
+    told = re.search(r"may have to be ([\d.]+) standard errors to be sure with three seeds, (.*?) with ten", _page())
+    assert told is not None
+    others = re.findall(r"[\d.]+", told[2])
+    for shown, seeds in zip((told[1], *others), (3, 5, 10), strict=True):
+        assert float(shown) == pytest.approx(stats.t.ppf(1 - 0.05 / 28 / 2, seeds - 1), abs=0.05)
+
+
 def test_missing_cells() -> None:
     harm = np.array([[[0.1, 0.2, np.nan]], [[0.5, 0.6, 0.7]]])
     assert rank_by_worst(["a", "b"], harm)[0].worst == pytest.approx(0.15)
@@ -132,8 +174,7 @@ def test_missing_cells() -> None:
 
 def test_the_page_tells_how_wide_students_interval_is() -> None:
     """In standard errors to each side."""
-    page = " ".join(DOCS.read_text("utf-8").split())
-    told = re.search(r"at two seeds it is ([\d.]+) standard errors to each side \(([\d.]+) .*?\)(.*?)\. ", page)
+    told = re.search(r"at two seeds it is ([\d.]+) standard errors to each side \(([\d.]+) .*?\)(.*?)\. ", _page())
     assert told is not None
     assert float(told[1]) == pytest.approx(stats.t.ppf(0.975, 1), abs=0.05)
     assert float(told[2]) == pytest.approx(stats.t.ppf(0.975, 1) / math.sqrt(2), abs=0.05)
