@@ -144,8 +144,8 @@ def show(frame: pd.DataFrame, interval: Literal["t", "bootstrap"] = "t") -> None
         terminal.show(ranking_table(ranked))
         typer.echo(
             "harm under the worst attack: the larger of accuracy lost to plain averaging without attack and ASR above\n"
-            f"its floor, 95 % intervals over seeds ({how}); equal places are ties; ahead: probability that the order\n"
-            "to the next one is right (bootstrap)"
+            f"its floor, 95 % intervals over seeds ({how}); place: 1 + the number of defenses that are surely ahead;\n"
+            "ahead: probability that the order to the next one is right (bootstrap)"
         )
     missing = unranked(frame, ranked)
     if missing:

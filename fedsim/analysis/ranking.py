@@ -7,9 +7,10 @@ defenses and attacks (they are paired), and w is computed anew each time, its ma
 A defense's place is 1 + the number of defenses that are surely ahead of it: in at least ``confidence`` of the resamples
 AND by Student's paired test, each under its own worst attack, the p values of all pairs adjusted together by Holm's
 rule: the chance that any order of the ranking is false stays below 1 - ``confidence``. The bootstrap alone claims an
-order too readily at few seeds, and so do many tests that nobody adjusts. It never stands before one whose worst harm is
-less, however much it strays. Equal places are ties. With one seed all tie. The maximum over noisy means lies above the
-maximum of the true means: w is, if anything, too pessimistic, more so with more attacks and fewer seeds.
+order too readily at few seeds, and so do many tests that nobody adjusts. The list is in the order of w; a place counts
+who is surely ahead and nothing else, so that a defense that strays may have a smaller place than one before it. With
+one seed all places are 1. The maximum over noisy means lies above the maximum of the true means: w is, if anything, too
+pessimistic, more so with more attacks and fewer seeds.
 
 The interval of w is Student's over seeds, of the attack that hurts most; the percentile interval of the resampled w is
 there on request, for ten seeds and more: below, it is too short (docs/statistics.md).
@@ -39,7 +40,7 @@ class Ranked:
 
     Args:
         name: the defense.
-        place: from 1; those that tie share it.
+        place: 1 + the number of defenses that are surely ahead of it.
         worst: mean over seeds of its harm under the attack that hurts it most.
         low: of the 95 % interval of ``worst`` over seeds; NaN with one seed.
         high: of that interval.
@@ -91,11 +92,9 @@ def rank_by_worst(
     adjusted = _adjusted(values, attacks)
     order = sorted(range(len(names)), key=lambda d: (worst[d], names[d]))
     found: list[Ranked] = []
-    place = 1
     for position, d in enumerate(order):
         before = [e for e in order[:position] if _ahead(again, e, d) >= confidence]
-        surely = sum(bool(adjusted[e, d] <= 1 - confidence) for e in before)
-        place = max(place, 1 + surely)
+        place = 1 + sum(bool(adjusted[e, d] <= 1 - confidence) for e in before)
         following = order[position + 1] if position + 1 < len(order) else None
         ahead = math.nan if following is None else _ahead(again, d, following)
         if interval == "t" or again is None:

@@ -118,9 +118,10 @@ def ranking(
         interval: of ``worst``: ``t`` (Student) or ``bootstrap``; too short below ten seeds, see docs/statistics.md.
 
     Returns:
-        ``place`` (shared by ties), ``defense``, ``worst``, ``low``, ``high``, ``under`` (the attack and setting that
-        does it), ``ahead`` (probability that the order to the next one is right), ``seeds``, ``marks``. Defenses for
-        which an attack was not measured are left out: a worst case over less looks better.
+        ``place`` (1 + the number of defenses that are surely ahead), ``defense``, ``worst``, ``low``, ``high``,
+        ``under`` (the attack and setting that does it), ``ahead`` (probability that the order to the next one is
+        right), ``seeds``, ``marks``, in the order of ``worst``. Defenses for which an attack was not measured are left
+        out: a worst case over less looks better.
     """
     import pandas as pd
 

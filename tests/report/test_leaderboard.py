@@ -16,7 +16,7 @@ from page_reader import Page
 
 from fedsim import bench
 from fedsim.errors import FedsimError
-from fedsim.report.leaderboard import write_leaderboard
+from fedsim.report.leaderboard import slug, write_leaderboard
 from fedsim.report.scatter import scatter
 from fedsim.report.standings import Standings, interval
 
@@ -64,6 +64,17 @@ def test_the_ranking_is_that_of_the_benchmark(folder: Path, site: Path) -> None:
     html = (site / "index.html").read_text("utf-8")
     table = html[html.index('id="ranking"') : html.index("</table>")]
     assert re.findall(r'<tr data-defense="([^"]+)"', table) == ranked
+
+
+def test_a_place_says_how_many_are_surely_ahead(folder: Path, site: Path) -> None:
+    ranked = bench.ranking(bench.results(folder))
+    assert (
+        "Place: 1 + the number of defenses that are surely ahead" in Page((site / "index.html").read_text("utf-8")).text
+    )
+    for place, defense in zip(ranked["place"], ranked["defense"], strict=True):
+        page = Page((site / f"defense-{slug(defense)}.html").read_text("utf-8"))
+        ahead = {1: "nobody is", 2: "one is"}.get(place, f"{place - 1} are")
+        assert f"Place {place} of {len(ranked)}: {ahead} surely ahead of it." in page.text
 
 
 def test_a_field_shows_the_mean_over_seeds(folder: Path, site: Path) -> None:
