@@ -11,6 +11,7 @@ import typer
 
 from fedsim import terminal
 from fedsim.errors import FedsimError
+from fedsim.report import words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,18 +154,25 @@ def show(frame: pd.DataFrame, interval: Literal["t", "bootstrap"] = "t") -> None
 
 
 def unranked(frame: pd.DataFrame, ranked: pd.DataFrame) -> str:
-    """Why defenses that were attacked have no place; empty where all have one."""
+    """Why defenses that were attacked have no place, and cells no part in it; empty where all have."""
     attacked = frame[frame["attacked"]]
     missing = [name for name in dict.fromkeys(attacked["defense"]) if name not in set(ranked["defense"])]
     done = attacked[attacked["state"] == "finished"]
-    if not missing or done.empty:
+    if done.empty:
         return ""
-    if done[["utility_lost", "asr_gain"]].isna().all(axis=None):
+    unknown = int(done["utility_lost"].isna().sum())
+    calm = "since no run without attack is there (of fedavg; of the defense, where the matrix has no fedavg)"
+    if unknown == len(done):
         return (
-            "no ranking: nothing tells what the attacks cost, since no run without attack is there; "
+            f"no ranking: nothing tells what the attacks cost, {calm}; "
             'an empty list in "adversary.attacks" of the [matrix] adds them'
         )
-    return f"not ranked, since some attack was not measured against them: {', '.join(missing)}"
+    found = []
+    if unknown:
+        found.append(f"not in the ranking: {words.plural(unknown, 'cell')} with unknown costs of the attack, {calm}")
+    if missing:
+        found.append(f"not ranked, since some attack was not measured against them: {', '.join(missing)}")
+    return "\n".join(found)
 
 
 def settings_table(table: pd.DataFrame) -> Table:

@@ -114,7 +114,7 @@ def ranking(
 
     Args:
         frame: cells, as :func:`fedsim.bench.results` gives them; those with the same seed are paired.
-        measure: ``harm`` is the larger of utility lost and ASR above its floor.
+        measure: ``harm`` is the larger of utility lost and ASR above its floor, unknown where utility lost is.
         interval: of ``worst``: ``t`` (Student) or ``bootstrap``; too short below ten seeds, see docs/statistics.md.
 
     Returns:
@@ -126,7 +126,8 @@ def ranking(
     import pandas as pd
 
     done = frame[(frame["state"] == "finished") & frame["attacked"]].copy()
-    done["harm"] = done[["utility_lost", "asr_gain"]].max(axis=1)
+    # Where the accuracy that was lost is unknown, the ASR alone would pass for all the harm.
+    done["harm"] = done[["utility_lost", "asr_gain"]].max(axis=1).where(done["utility_lost"].notna())
     varied = [name for name in keys(done.columns) if name != "defense" and done[name].nunique() > 1] or ["attack"]
     if done.empty or not done[measure].notna().any():
         return pd.DataFrame(columns=["place", "defense", "worst", "low", "high", "under", "ahead", "seeds", "marks"])

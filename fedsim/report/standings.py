@@ -214,9 +214,9 @@ class Standings:
 
 
 def harm(cell: Mapping[str, Any]) -> float | None:
-    """The larger of utility lost and ASR above its floor; None where neither is known."""
-    known = [cell[name] for name in ("utility_lost", "asr_gain") if cell.get(name) is not None]
-    return max(known) if known else None
+    """The larger of utility lost and ASR above its floor; None where the former is unknown, and may be the larger."""
+    lost, gain = cell.get("utility_lost"), cell.get("asr_gain")
+    return lost if lost is None or gain is None else max(lost, gain)
 
 
 def interval(values: Sequence[float | None], least: float = 0.0, most: float = 1.0) -> Interval:

@@ -27,6 +27,7 @@ from fedsim.bench.store import MEASURES, Store
 from fedsim.cli import app
 from fedsim.cli_bench import unranked
 from fedsim.errors import FedsimError, RecordError
+from fedsim.report.standings import Standings
 from fedsim.scenario import Scenario
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -294,6 +295,27 @@ def test_a_defense_that_missed_an_attack_is_not_ranked() -> None:
     frame = cells(defense=["p", "p", "q"], attack=["x", "y", "x"], seed=[0, 0, 0], utility_lost=[0.5, 0.6, 0.1])
     assert list(ranking(frame)["defense"]) == ["p"]
     assert ranking(frame[frame["defense"] == "none"]).empty
+
+
+def test_a_seed_whose_run_without_attack_failed_has_no_harm(folder: Path, tmp_path: Path) -> None:
+    """A backdoor's success alone, with the accuracy that it cost unknown, would pass for a small harm."""
+    lost = shutil.copytree(folder, tmp_path / "lost")
+    whole = results(lost)
+    (calm,) = whole[(whole["defense"] == "fedavg") & (whole["attack"] != "sign_flip") & (whole["seed"] == 1)]["key"]
+    with closing(sqlite3.connect(lost / "results.sqlite", isolation_level=None)) as writer:
+        writer.execute("UPDATE cells SET state = 'failed', error = 'late' WHERE key = ?", (calm,))
+    frame = results(lost)
+    assert "not in the ranking: 3 cells with unknown costs" in unranked(frame, ranking(frame))
+    assert [setting.measures["harm"].n for setting in Standings.read(lost).settings] == [1] * 4
+    made = cells(
+        defense=["p"] * 2 + ["q"] * 2,
+        attack=["x"] * 4,
+        seed=[0, 1] * 2,
+        utility_lost=[0.5, math.nan, 0.6, math.nan],
+        asr_gain=[0.1, 0.2, 0.1, 0.2],
+    )
+    assert list(ranking(made)["worst"]) == [0.5, 0.6]
+    assert list(ranking(made)["seeds"]) == [1, 1]
 
 
 def test_differences_are_paired_and_adjusted() -> None:
