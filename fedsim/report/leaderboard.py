@@ -33,6 +33,7 @@ MEASURES = {
     "kept": "Attackers kept",
 }
 """What the heat map can show."""
+TITLE = "Which defense holds?"
 MARKS = {
     "a": "in some seed no attack took place",
     "d": "in some seed the defense never changed an aggregate: the result is that of plain averaging",
@@ -40,7 +41,7 @@ MARKS = {
 }
 
 
-def write_leaderboard(source: str | Path, out: Path | None = None, title: str = "Which defense holds?") -> Path:
+def write_leaderboard(source: str | Path, out: Path | None = None, title: str = TITLE) -> Path:
     """Write the site.
 
     Args:
@@ -63,6 +64,8 @@ def write_leaderboard(source: str | Path, out: Path | None = None, title: str = 
     folder = out or _default(source)
     for each in (folder, folder / "scenarios"):
         make_folder(each)
+    named = ["--title", title] if title != TITLE else []
+    standings.command = shlex.join(["fedsim", "leaderboard", str(folder), *named])
     site = _Site(standings, folder, title)
     write_bytes(folder / NAME, standings.json().encode())
     for setting in site.settings:
@@ -137,7 +140,7 @@ class _Site:
             "marks": self._marks(self.settings),
             "machines": machines(self.standings),
             "attacks": [(attack, self.attack_file(attack)) for attack in self.standings.attacks],
-            "command": self._again(),
+            "command": self.standings.command,
         }
 
     def of_defense(self, defense: str) -> dict[str, Any]:
@@ -285,9 +288,6 @@ class _Site:
     def _marks(self, settings: Sequence[Setting]) -> list[tuple[str, str]]:
         used = {mark for setting in settings for mark in setting.marks}
         return [(mark, meaning) for mark, meaning in MARKS.items() if mark in used]
-
-    def _again(self) -> str:
-        return shlex.join(["fedsim", "leaderboard", self.standings.command, "--out", str(self.folder)])
 
 
 def machines(standings: Standings) -> list[tuple[str, str, int]]:

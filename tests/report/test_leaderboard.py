@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 import tomllib
+from html import unescape
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,8 +21,10 @@ from fedsim.errors import FedsimError
 from fedsim.report.leaderboard import slug, write_leaderboard
 from fedsim.report.scatter import scatter
 from fedsim.report.standings import Standings, interval
+from fedsim.scenario import read
 
-PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "leaderboard"
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "docs" / "results" / "leaderboard"
 
 
 @pytest.fixture(scope="module")
@@ -123,19 +127,16 @@ def test_the_scenario_beside_a_cell_is_the_one_that_was_run(folder: Path, site: 
 def test_pages_come_out_of_the_published_numbers_again(site: Path, tmp_path: Path) -> None:
     write_leaderboard(site, tmp_path / "again")
     for file in site.rglob("*"):
-        if file.is_file() and file.name != "index.html":
-            assert (tmp_path / "again" / file.relative_to(site)).read_bytes() == file.read_bytes(), file
-    first, again = ((place / "index.html").read_text("utf-8") for place in (site, tmp_path / "again"))
-    assert re.sub(r"fedsim leaderboard .*", "", first) == re.sub(r"fedsim leaderboard .*", "", again)
+        if file.is_file():
+            first, again = (each.read_text("utf-8") for each in (file, tmp_path / "again" / file.relative_to(site)))
+            assert first.replace(str(site), "") == again.replace(str(tmp_path / "again"), ""), file
 
 
 def test_the_published_pages_are_what_their_numbers_give(tmp_path: Path) -> None:
     write_leaderboard(PUBLISHED, tmp_path)
     published, again = (
         {
-            str(file.relative_to(place)): re.sub(
-                r"(fedsim leaderboard \S+ --out) .*?<", r"\1 <", file.read_text("utf-8")
-            )
+            str(file.relative_to(place)): re.sub(r"(fedsim leaderboard) [^<\"]+", r"\1", file.read_text("utf-8"))
             for file in place.rglob("*")
             if file.is_file()
         }
@@ -143,6 +144,27 @@ def test_the_published_pages_are_what_their_numbers_give(tmp_path: Path) -> None
     )
     assert set(published) == set(again)
     assert [name for name in published if published[name] != again[name]] == []
+
+
+def test_the_published_pages_are_made_again_by_what_they_print() -> None:
+    """In a checkout, from its root: the folder that the command reads is there."""
+    (command,) = re.findall(r"<code>(fedsim leaderboard .*?)</code>", (PUBLISHED / "index.html").read_text("utf-8"))
+    (source,) = shlex.split(unescape(command))[2:]
+    assert Path(source) == PUBLISHED.relative_to(ROOT)
+    assert json.loads((PUBLISHED / "results.json").read_text("utf-8"))["command"] == command
+
+
+def test_the_published_pages_bear_the_title_of_their_scenario() -> None:
+    title = read("bench/published")["title"]
+    told = Standings.read(PUBLISHED)
+    assert {told.title, *(table["title"] for table in told.scenarios.values())} == {title}
+    assert {tomllib.loads(file.read_text("utf-8"))["title"] for file in PUBLISHED.glob("scenarios/*")} == {title}
+    assert title in Page((PUBLISHED / "index.html").read_text("utf-8")).text
+
+
+def test_a_title_of_one_s_own_is_kept_by_the_command(site: Path, tmp_path: Path) -> None:
+    text = write_leaderboard(site, tmp_path / "pages", "Ours").read_text("utf-8")
+    assert f"fedsim leaderboard {tmp_path / 'pages'} --title Ours" in text
 
 
 def test_a_single_seed_and_an_idle_defense_are_marked(tmp_path: Path) -> None:
