@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim import registry, rng
 from fedsim.bench.cell import Cell, finished, measured
 from fedsim.bench.space import Attempt, Goal, Space, has_trigger
-from fedsim.bench.verdict import Plan, Say, Scored, Verdict, best, mean, restored, told, write_best
+from fedsim.bench.verdict import Plan, Say, Scored, Verdict, best, mean, restored, told
 from fedsim.errors import DataMissing, FedsimError, RecordError, ScenarioError, one_line
 from fedsim.federation import key
 from fedsim.launch import twin
@@ -105,7 +105,6 @@ def redteam(
         for space in spaces:
             verdicts.append(_Hunt(space, plan, pool).verdict())
             write_json(folder / "redteam.json", told(verdicts, plan, str(file)))
-            write_best(folder, verdicts[-1], plan)
             from fedsim.report.redteam import write_redteam
 
             write_redteam(folder)

@@ -12,7 +12,6 @@ from typing import Any
 from fedsim.analysis.statistics import Interval, paired_difference, t_interval
 from fedsim.bench.space import Attempt, Goal, Space
 from fedsim.errors import FedsimError
-from fedsim.record import write_bytes
 
 Say = Callable[[str], None]
 
@@ -125,13 +124,6 @@ def best(scored: Sequence[Scored], goal: Goal, bound: float) -> Scored:
     return max(known, key=lambda each: (min(0.0, -each.excess(goal, bound)), each.value(goal)))
 
 
-def write_best(folder: Path, verdict: Verdict, plan: Plan) -> None:
-    """The best static and the best adaptive attack as scenario files, on the first reporting seed."""
-    for kind, scored in (("static", verdict.static), ("adaptive", verdict.adaptive)):
-        scenario = scored.attempt.on(verdict.space.scenario, plan.report[0])
-        write_bytes(folder / best_file(kind, verdict.defense), scenario.toml().encode())
-
-
 def best_file(kind: str, defense: str) -> str:
     """Name of the scenario file of a defense's worst attack."""
     return f"{kind}-{re.sub(r'[^A-Za-z0-9_]+', '-', defense)}.toml"
@@ -192,4 +184,4 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-__all__ = ["Plan", "Say", "Scored", "Verdict", "best", "best_file", "mean", "restored", "told", "write_best"]
+__all__ = ["Plan", "Say", "Scored", "Verdict", "best", "best_file", "mean", "restored", "told"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import FedsimError
+from fedsim.record import write_bytes
 from fedsim.report import words
 from fedsim.report.figures import SHARES, Axis, Chart, Hint, Series, curves
 from fedsim.report.page import write
@@ -16,19 +17,27 @@ from fedsim.report.page import write
 HEADS = ("defense", "best static attack", "", "best adaptive attack", "", "adapting adds", "without attack")
 
 
-def write_redteam(folder: Path) -> Path:
-    """Write ``redteam.html`` beside ``redteam.json``.
+def write_redteam(source: Path) -> Path:
+    """Write the page of what was found, and beside it the scenarios of the best attacks, which its commands run.
+
+    Args:
+        source: folder of a search, or the file of one that was kept as ``NAME.json``: its page is ``NAME.html`` then,
+            and its scenarios' names begin with ``NAME-``.
 
     Raises:
         FedsimError: the folder holds no findings.
-        RecordError: the page cannot be written.
+        RecordError: the page or a scenario cannot be written.
     """
-    file = folder / "redteam.json"
+    file = source if source.suffix == ".json" else source / "redteam.json"
     if not file.is_file():
-        raise FedsimError(f"{folder} holds no findings of a red team: there is no redteam.json in it")
+        raise FedsimError(f"{file.parent} holds no findings of a red team: there is no {file.name} in it")
     told = json.loads(file.read_text("utf-8"))
+    before = "" if file.stem == "redteam" else f"{file.stem}-"
+    for found in told["defenses"]:
+        for key in ("static", "adaptive"):
+            write_bytes(file.parent / f"{before}{found[key]['file']}", found[key]["scenario"].encode())
     return write(
-        folder / "redteam.html",
+        file.with_suffix(".html"),
         "redteam.html.j2",
         title=f"The red team against {_against(told)}",
         lead=_lead(told),
@@ -40,7 +49,7 @@ def write_redteam(folder: Path) -> Path:
                 "facts": found["threat_model"],
                 "chart": history(found, told["goal"], told["bound"]),
                 "ends": [
-                    (kind, attack_words(found[key]), found[key]["scenario"], _command(found[key]["file"]))
+                    (kind, attack_words(found[key]), found[key]["scenario"], _command(before + found[key]["file"]))
                     for kind, key in (("Best static attack", "static"), ("Best adaptive attack", "adaptive"))
                 ],
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,13 @@ def test_the_radii_s_table_is_that_of_the_kept_cells() -> None:
         assert ("malicious updates, to" in clipped) == (radius != "none" and float(radius) < float(epsilon))
         assert (asr, lost) == (f"{percent(cell['asr'])} %", f"{percent(plain - cell['accuracy'])} points")
     assert f"The ASR without attack is at most {percent(cells['floor'].max())} %" in PAGE.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in KEPT.glob("*.html")))
+def test_a_kept_page_s_commands_run_what_lies_beside_it(name: str) -> None:
+    page = (KEPT / f"{name}.html").read_text("utf-8")
+    (defense,) = json.loads((KEPT / f"{name}.json").read_text("utf-8"))["defenses"]
+    files = re.findall(r"<p>In the folder of this page:</p>\n<pre [^>]*><code>fedsim run (\S+) ", page)
+    assert len(files) == len(re.findall("fedsim run ", page)) == 2
+    for file, found in zip(files, (defense["static"], defense["adaptive"]), strict=True):
+        assert Scenario.load(str(KEPT / file)).toml() == (KEPT / file).read_text("utf-8") == found["scenario"]

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from html import unescape
 from pathlib import Path
@@ -152,6 +153,23 @@ def test_the_published_pages_are_made_again_by_what_they_print() -> None:
     (source,) = shlex.split(unescape(command))[2:]
     assert Path(source) == PUBLISHED.relative_to(ROOT)
     assert json.loads((PUBLISHED / "results.json").read_text("utf-8"))["command"] == command
+
+
+def test_the_runs_of_the_published_pages_are_those_of_their_folder() -> None:
+    for page in PUBLISHED.glob("defense-*.html"):
+        text = page.read_text("utf-8")
+        blocks = re.findall(r"<p>In the folder of these pages:</p>\n<pre [^>]*><code>(.*?)</code>", text, re.S)
+        files = re.findall(r"fedsim run (\S+)", "".join(blocks))
+        assert len(files) == len(re.findall("fedsim run ", text)) > 0
+        assert [file for file in files if not (PUBLISHED / file).is_file()] == []
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a checkout")
+@pytest.mark.parametrize("folder", ["leaderboard", "redteam"])
+def test_what_the_kept_pages_commands_leave_is_no_part_of_the_repository(folder: str) -> None:
+    """They are run in the folder of their pages, and write to ``runs`` there."""
+    run = PUBLISHED.parent / folder / "runs" / "one" / "summary.json"
+    assert subprocess.run(["git", "check-ignore", "-q", str(run)], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_published_pages_bear_the_title_of_their_scenario() -> None:

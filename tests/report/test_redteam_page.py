@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_reader import Page
 
 from fedsim.report.redteam import history, write_redteam
 
@@ -62,3 +63,15 @@ def test_the_floor_has_a_column_where_there_is_a_trigger(goal: str, tmp_path: Pa
     assert ("without attack</th>" in page) == (goal == "asr")
     assert "90.0\u202f% (85.0\u00a0to\u00a095.0)" in page
     assert "badnets (ratio 0.123)" in page
+
+
+def test_the_scenarios_of_a_kept_search_lie_beside_its_page(tmp_path: Path) -> None:
+    """Its commands name files that are there, other ones than those of another search that is kept beside it."""
+    told = {"goal": "asr", "bound": 0.02, "budget": 3, "tune": [0], "report": [1, 2], "defenses": [found()]}
+    for name in ("mild", "harsh"):
+        told["defenses"][0]["adaptive"]["scenario"] = f"title = '{name}'\n"
+        (tmp_path / f"{name}.json").write_text(json.dumps(told))
+        page = write_redteam(tmp_path / f"{name}.json")
+        assert page == tmp_path / f"{name}.html"
+        assert f"fedsim run {name}-adaptive-krum.toml" in Page(page.read_text("utf-8")).text
+    assert (tmp_path / "mild-adaptive-krum.toml").read_text("utf-8") == "title = 'mild'\n"
