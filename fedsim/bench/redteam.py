@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim import registry, rng
 from fedsim.bench.cell import Cell, finished, measured
+from fedsim.bench.locks import held
 from fedsim.bench.space import Attempt, Goal, Space, has_trigger
 from fedsim.bench.verdict import Plan, Say, Scored, Verdict, best, mean, restored, told
 from fedsim.errors import DataMissing, FedsimError, RecordError, ScenarioError, one_line
@@ -78,7 +79,7 @@ def redteam(
 
     Raises:
         ScenarioError: the scenario is at fault, or allows no attack that fits the goal.
-        FedsimError: Optuna is not installed, or the folder holds another search.
+        FedsimError: Optuna is not installed, or another process searches in the folder.
         KeyboardInterrupt: it was stopped after a round; the same call goes on.
     """
     _optuna()
@@ -97,6 +98,11 @@ def redteam(
     spaces = [Space.of(scenario, wanted, attacks, str(file)) for scenario in scenarios]
     verdicts = []
     with ExitStack() as stack:
+        if not stack.enter_context(held(folder / "redteam.lock")):
+            raise FedsimError(
+                f"red team: {folder} is searched by another process; accepted: a folder that none searches, or the "
+                "same call once it has ended"
+            )
         pool = None
         if jobs > 1:
             from multiprocessing import get_context

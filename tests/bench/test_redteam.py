@@ -16,6 +16,7 @@ import pytest
 
 from fedsim import registry
 from fedsim.bench import redteam as module
+from fedsim.bench.locks import held
 from fedsim.bench.ranges import SPACES, Span
 from fedsim.bench.redteam import redteam
 from fedsim.bench.space import Attempt, Space
@@ -197,6 +198,17 @@ def test_a_search_goes_on_behind_a_line_that_a_full_disk_cut(file: Path, tmp_pat
         stream.write(b'{"op_code":4,"work')
     assert search(file, out, 4)["defenses"] == whole["defenses"]
     assert search(file, out, 4)["defenses"] == whole["defenses"]
+
+
+def test_a_folder_is_searched_by_one_process_at_a_time(file: Path, tmp_path: Path) -> None:
+    """The other's running trials are not ours, and its journal's last line may be one that it is about to end."""
+    out = tmp_path / "out"
+    with held(out / "redteam.lock") as ours:
+        assert ours
+        with pytest.raises(FedsimError, match="out is searched by another process; accepted: "):
+            search(file, out, 1)
+        assert not (out / "studies").exists()
+    assert search(file, out, 1)["budget"] == 1
 
 
 def test_a_search_ends_alike_however_often_it_is_stopped(
