@@ -246,7 +246,7 @@ class _Site:
             ),
             "link": self.link(setting),
             "attack": setting.attack,
-            "label": f"{setting.defense} under {setting.attack}: {_said(values)} per cent",
+            "label": f"{setting.defense} under {setting.attack}, in per cent: {_said(values, setting.marks)}",
             "marks": setting.marks,
         }
 
@@ -373,9 +373,13 @@ def _mean(values: Any) -> float:
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def _said(values: Mapping[str, Interval]) -> str:
-    """All measures of a square in words, whichever of them it shows."""
-    return ", ".join(f"{MEASURES[name].lower()} {short(each.mean)}" for name, each in values.items())
+def _said(values: Mapping[str, Interval], marks: str) -> str:
+    """A square in words, whichever measure it shows: all of them with their intervals, and what its marks mean."""
+    told = [
+        f"{MEASURES[name].lower()} {short(each.mean)}" + (f" ({spread(each)})" if spread(each) else "")
+        for name, each in values.items()
+    ]
+    return "; ".join([", ".join(told), *(MARKS[mark] for mark in marks)])
 
 
 def _known(value: float, otherwise: float) -> float:

@@ -19,13 +19,14 @@ from page_reader import Page
 
 from fedsim import bench
 from fedsim.errors import FedsimError
-from fedsim.report.leaderboard import slug, write_leaderboard
+from fedsim.report.leaderboard import MARKS, MEASURES, slug, write_leaderboard
 from fedsim.report.scatter import scatter
 from fedsim.report.standings import Standings, interval
 from fedsim.scenario import read
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "results" / "leaderboard"
+SEEN = re.compile(r'data-measure="(\w+)"(?: hidden)?><b>([^<]*)(?:<sup>(\w+)</sup>)?</b><small>([^<]*)</small>')
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,22 @@ def test_a_field_shows_the_mean_over_seeds(folder: Path, site: Path) -> None:
         seeds = interval(list(cells[name]))
         ends = [float(end.replace("−", "-")) for end in re.findall(r"−?[\d.]+", shown[1])]
         assert ends == pytest.approx([100 * seeds.low, 100 * seeds.high], abs=0.051)
+
+
+def test_a_field_s_label_says_all_that_is_seen(tmp_path: Path) -> None:
+    """It takes the place of the content for whoever hears the page: intervals, and what the marks mean."""
+    attacks = {"dba": ATTACKS["dba"]}
+    for seeds in ((0, 1, 2), (0,)):
+        folder = fake_bench(tmp_path / str(len(seeds)), seeds=seeds, attacks=attacks)
+        page = write_leaderboard(folder).read_text("utf-8")
+        fields = re.findall(r'aria-label="([^"]+)">((?:<span data-measure=.*?</span>)+)</a></td>', page)
+        assert len(fields) == len(DEFENSES)
+        for label, seen in fields:
+            for name, mean, marks, spread in SEEN.findall(seen):
+                assert f"{MEASURES[name].lower()} {mean}" + (f" ({spread})" if spread else "") in label
+                assert [meaning for meaning in MARKS.values() if meaning in label] == [MARKS[mark] for mark in marks]
+                assert name != "harm" or bool(spread) == (len(seeds) > 1)
+                assert ("1" in marks) == (len(seeds) == 1)
 
 
 def test_a_cell_s_page_draws_its_curves(site: Path) -> None:
