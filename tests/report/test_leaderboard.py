@@ -336,6 +336,17 @@ def test_the_heat_maps_ends_are_told_apart_by_every_eye(site: Path, eye: str | N
     assert float(np.linalg.norm(field("vermillion", 1.0) - field("blue", 1.0))) > 20
 
 
+def test_the_scale_turns_with_the_heat_map(site: Path) -> None:
+    """Whatever colour a measure gives the fields, it gives the scale too; the script tells both what is shown."""
+    html = (site / "index.html").read_text("utf-8")
+    colours = [
+        dict(re.findall(rf"^\.{name}(?:\[data-shown=\"(\w+)\"\])? {kind} \{{[^}}]*--c: var\(--(\w+)\)", html, re.M))
+        for name, kind in (("heat", "td"), ("scale", "i"))
+    ]
+    assert colours[0] == colours[1] == {"": "vermillion", "accuracy": "blue"}
+    assert 'all(".scale")) each.dataset.shown = measure.value' in html
+
+
 @pytest.mark.parametrize("eye", [None, *SEVERE])
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_colours_are_told_apart_by_every_eye(site: Path, eye: str | None, theme: int) -> None:

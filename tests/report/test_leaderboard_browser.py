@@ -142,6 +142,21 @@ def test_the_place_and_the_measure_are_chosen(browser: Browser, site: Path) -> N
     assert browser.value(f"getComputedStyle({field}).backgroundColor") != low
 
 
+def test_the_scale_has_the_colour_of_the_measure_that_is_shown(browser: Browser, site: Path) -> None:
+    browser.open(site / "index.html", 1280)
+    full, end = (
+        "(() => { const field = document.querySelector('.heat td');"
+        f" field.style.setProperty('--{name}', 1); return getComputedStyle(field).backgroundColor; }})()"
+        for name in ("harm", "accuracy")
+    )
+    colours = []
+    for measure, field in (("harm", full), ("accuracy", end)):
+        _choose(browser, "measure", measure)
+        colours.append(browser.value(field))
+        assert colours[-1] in browser.value("getComputedStyle(document.querySelector('.scale i')).backgroundImage")
+    assert colours[0] != colours[1]
+
+
 def test_fields_are_readable_whatever_their_colour(browser: Browser, site: Path) -> None:
     for dark in (False, True):
         browser.open(site / "index.html", 1280, dark=dark)

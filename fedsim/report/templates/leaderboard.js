@@ -57,6 +57,7 @@
       table.dataset.shown = measure.value;
       all("thead th", table).forEach((each) => each.removeAttribute("aria-sort"));
     }
+    for (const each of all(".scale")) each.dataset.shown = measure.value;
     for (const each of all("[data-measure]")) each.hidden = each.dataset.measure !== measure.value;
   };
   if (measure) {
