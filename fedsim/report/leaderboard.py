@@ -147,7 +147,13 @@ class _Site:
         """What ``leaderboard_defense.html.j2`` shows."""
         mine = [setting for setting in self.settings if setting.defense == defense]
         ranks = [
-            (place or ("everywhere" if self.places else ""), row, words.percent(row["worst"]), _range(row))
+            (
+                place or ("everywhere" if self.places else ""),
+                len(ranking),
+                row,
+                words.percent(row["worst"]),
+                _range(row),
+            )
             for place, ranking in self.rankings.items()
             for row in ranking
             if row["defense"] == defense
@@ -157,7 +163,6 @@ class _Site:
             "title": defense,
             "parts": [(words.part(part), *described("defense", part["name"])) for part in parts],
             "ranks": ranks,
-            "of": len(self.rankings[None]),
             "cells": [self._cell(setting) for setting in mine],
             "marks": self._marks(mine),
             "places": self.places,

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fedsim.scenario import Scenario
+from fedsim.scenario import Scenario, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "red-team.md"
 KEPT = PAGE.parent / "results" / "redteam"
@@ -54,6 +54,12 @@ def test_a_row_tells_what_its_search_found(name: str) -> None:
         assert (gain, float(middle)) == ("none", 0)
     else:
         assert gain.startswith(f"{'' if middle.startswith('-') else '+'}{middle} ({low} to {high})")
+
+
+def test_the_threat_models_that_the_page_names_ship_with_fedsim() -> None:
+    named = re.findall(r"^fedsim redteam (\S+)", PAGE.read_text("utf-8"), re.M)
+    assert len(named) >= 8
+    assert [name for name in named if read(name)["adversary"] == {}] == []
 
 
 def test_every_kept_search_has_its_picture() -> None:

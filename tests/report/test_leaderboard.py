@@ -262,6 +262,28 @@ def test_several_places_have_views_of_their_own(tmp_path: Path) -> None:
     assert [each["data-place"] for each in page.attributes("section") if each.get("class") == "heat-of"] == places[1:]
 
 
+def test_a_place_is_told_of_those_that_are_ranked_there(tmp_path: Path) -> None:
+    """One of the attacks met the median on digits alone: it is ranked there, and nowhere else."""
+    told = Standings.read(fake_bench(tmp_path / "bench", datasets=("digits", "fashion_mnist"), seeds=(0, 1)))
+    gone = ("median", "fashion_mnist", told.attacks[-1])
+    told.cells[:] = [cell for cell in told.cells if (cell["defense"], cell["dataset"], cell["attack"]) != gone]
+    (tmp_path / "results.json").write_text(told.json(), "utf-8")
+    site = write_leaderboard(tmp_path, tmp_path / "site").parent
+    text = (site / "defense-fedavg.html").read_text("utf-8")
+    assert re.findall(r"(\w+): place \d of (\d)", text) == [
+        ("Everywhere", "2"),
+        ("Digits", "3"),
+        ("Fashion_mnist", "2"),
+    ]
+
+
+def test_no_level_of_headings_is_left_out(site: Path) -> None:
+    for file in site.glob("*.html"):
+        levels = [int(level) for level in re.findall(r"<h(\d)", file.read_text("utf-8"))]
+        assert levels[0] == 1
+        assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), (file.name, levels)
+
+
 def test_nothing_to_show_is_said(tmp_path: Path) -> None:
     with pytest.raises(FedsimError, match="holds no results"):
         write_leaderboard(tmp_path)
