@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from fedsim import runtime
 from fedsim.analysis.statistics import t_interval
-from fedsim.bench import ranking
+from fedsim.bench import differences, ranking
 from fedsim.bench.cell import Cell
 from fedsim.cli import app
 from fedsim.errors import DataMissing
@@ -107,7 +107,14 @@ def test_the_page_s_numbers_on_min_max_are_those_of_the_published_cells() -> Non
     frame = Standings.read(PUBLISHED).frame
     lost = 100 * frame[frame["attack"] == "min_max"].pivot_table(index="seed", columns="defense", values="utility_lost")
     plain = lost["fedavg"]
-    assert f"{plain.mean():.1f} with no defense" in page
+    assert f"no defense at all loses {plain.mean():.1f}." in page
+    losses = differences(frame, measure="utility_lost")
+    (ours,) = losses[(losses["defense"] == "multi_metrics (keep 0.3)") & (losses["attack"] == "min_max")].to_dict(
+        "records"
+    )
+    assert f"p = {ours['p']:.3f} by itself; but it is one of {len(losses)} differences".replace("0.", ".", 1) in page
+    assert f"adjusted (Holm) its p is {ours['p_holm']:.2f}".replace("0.", ".", 1) in page
+    assert losses["p_holm"].min() > 0.05, "none of them is sure, median's neither"
     for defense in ("multi_metrics (keep 0.3)", "median"):
         more = t_interval(lost[defense] - plain)
         assert f"{lost[defense].mean():.1f}" in page
