@@ -134,7 +134,7 @@ def show(frame: pd.DataFrame, interval: Literal["t", "bootstrap"] = "t") -> None
     if table[["recovery", "survival"]].notna().any(axis=None):
         typer.echo(
             "recovery: rounds from the last attack until accuracy is back within 2 points; survival: until half of\n"
-            "the ASR above its floor is gone; of the seeds whose run saw it"
+            "the ASR above its floor is gone; (1 of 3): the mean of one seed, whose run saw it, is too small"
         )
     for mark, meaning in LEGEND.items():
         if table["marks"].str.contains(mark).any():
@@ -184,11 +184,19 @@ def settings_table(table: pd.DataFrame) -> Table:
         kept = f"{row['attacker_rows_kept']} of {row['attacker_rows']}" if row["attacker_rows"] else "–"
         seeds = f"{row['seeds']}" if row["seeds"] == row["cells"] else f"{row['seeds']} of {row['cells']}"
         means = [spread(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in MEANS]
-        extras = ["–" if math.isnan(row[name]) else EXTRAS[name][1].format(row[name]) for name in more]
+        extras = [_extra(row, name) for name in more]
         means += [_number(row["floor"]), kept, *extras]
         rows.append((*(str(row[key]) for key in keys), seeds, *means, row["marks"]))
     heads = (*keys, "seeds", *MEANS.values(), "floor", "kept", *(EXTRAS[name][0] for name in more), "marks")
     return terminal.columns(rows, heads, range(len(keys)))
+
+
+def _extra(row: Any, name: str) -> str:
+    """A further column's mean, with the number of seeds that it is of where they are not all."""
+    if math.isnan(row[name]):
+        return "–"
+    seen = row.get(f"{name}_seeds", row["seeds"])
+    return EXTRAS[name][1].format(row[name]) + ("" if seen == row["seeds"] else f" ({seen} of {row['seeds']})")
 
 
 def ranking_table(table: pd.DataFrame) -> Table:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MEASURES = {"accuracy": (0.0, 1.0), "asr": (0.0, 1.0), "utility_lost": (-1.0, 1.0), "asr_gain": (-1.0, 1.0)}
 """What is averaged over seeds, and between which values it lies: an interval that reaches beyond ends there."""
+AFTERMATH = ("recovery", "survival")
+"""Rounds until something is over: a run that ended before has none, and the mean of the others is too small."""
 Method = Literal["t", "bootstrap"]
 
 
@@ -31,9 +33,10 @@ def over_seeds(frame: pd.DataFrame, interval: Method = "t") -> pd.DataFrame:
         ``defense``, ``attack``, ``dataset``, ``partition``, other keys of the matrix, ``cells``, ``seeds`` (finished
         ones), ``failed``, then for each measure ``NAME``, ``NAME_low``, ``NAME_high``; ``floor``, ``seconds`` a round,
         ``worst10`` (accuracy of the worst tenth of the clients), ``recovery`` and ``survival`` (rounds, of those seeds
-        whose run saw the end, see :func:`fedsim.report.aftermath.aftermath`), ``chance``, ``attacker_rows``,
-        ``attacker_rows_kept``, ``last_rounds``, and ``marks``: ``a`` in some seed no attack took place, ``d`` in some
-        seed the defense never changed an aggregate, ``1`` a single seed.
+        whose run saw the end, see :func:`fedsim.report.aftermath.aftermath`) with ``recovery_seeds`` and
+        ``survival_seeds`` (how many did), ``chance``, ``attacker_rows``, ``attacker_rows_kept``, ``last_rounds``, and
+        ``marks``: ``a`` in some seed no attack took place, ``d`` in some seed the defense never changed an aggregate,
+        ``1`` a single seed.
     """
     import pandas as pd
 
@@ -46,9 +49,11 @@ def over_seeds(frame: pd.DataFrame, interval: Method = "t") -> pd.DataFrame:
             found = _interval([float(value) for value in done[name]], interval)
             low, high = (float(np.clip(end, least, most)) for end in (found.low, found.high))
             row |= {name: found.mean, f"{name}_low": low, f"{name}_high": high}
-        for name in ("floor", "seconds", "chance", "worst10", "recovery", "survival"):
-            known = name in done and done[name].notna().any()
+        for name in ("floor", "seconds", "chance", "worst10", *AFTERMATH):
+            known = int(done[name].notna().sum()) if name in done else 0
             row[name] = float(done[name].mean()) if known else math.nan
+            if name in AFTERMATH:
+                row[f"{name}_seeds"] = known
         for name in ("attacker_rows", "attacker_rows_kept"):
             row[name] = int(done[name].sum())
         row["last_rounds"] = int(done["last_rounds"].min()) if len(done) else 0
@@ -71,7 +76,8 @@ def differences(frame: pd.DataFrame, baseline: str = "fedavg", measure: str = "a
         ``p_holm``.
 
     Raises:
-        FedsimError: no cell has that defense, or no such measure.
+        FedsimError: no cell has that defense, no such measure, or one of rounds until something is over that some run
+            did not see: what is over late would be left out.
     """
     import pandas as pd
 
@@ -81,8 +87,11 @@ def differences(frame: pd.DataFrame, baseline: str = "fedavg", measure: str = "a
     if baseline not in set(frame["defense"]):
         known = ", ".join(sorted(set(frame["defense"])))
         raise FedsimError(f"differences: given {measure} against '{baseline}'; accepted: one of: {known}")
-    done = frame[(frame["state"] == "finished") & frame[measure].notna()]
+    done = frame[frame["state"] == "finished"]
     alike = [name for name in keys(done.columns) if name != "defense"]
+    if measure in AFTERMATH:
+        _check_over(done, alike, measure)
+    done = done[done[measure].notna()]
     base = {
         (*row[:-2], row[-2]): row[-1] for row in done[done["defense"] == baseline][[*alike, "seed", measure]].to_numpy()
     }
@@ -164,6 +173,16 @@ def ranking(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _check_over(done: pd.DataFrame, alike: list[str], measure: str) -> None:
+    for _, group in done.groupby(alike, sort=False):
+        seen = int(group[measure].notna().sum())
+        if 0 < seen < len(group):
+            raise FedsimError(
+                f"differences: given measure '{measure}', which {len(group) - seen} of {len(group)} runs under "
+                f"{group['attack'].iloc[0]} did not see the end of; accepted: where all did (longer runs, or `--where`)"
+            )
 
 
 def _interval(values: list[float], method: Method) -> Interval:

@@ -25,7 +25,7 @@ from fedsim.bench.cell import Cell, measured
 from fedsim.bench.locks import held
 from fedsim.bench.store import MEASURES, Store
 from fedsim.cli import app
-from fedsim.cli_bench import unranked
+from fedsim.cli_bench import settings_table, unranked
 from fedsim.errors import FedsimError, RecordError
 from fedsim.report.standings import Standings
 from fedsim.scenario import Scenario
@@ -502,6 +502,22 @@ def test_a_single_shot_is_followed_by_rounds_to_recovery_and_of_survival(tmp_pat
     assert frame[["recovery", "survival"]].notna().any(axis=None)
     shown = call("results", str(out)).stdout
     assert "recovery: rounds from the last attack until accuracy is back" in shown
+
+
+def test_a_seed_that_never_recovers_is_told_and_not_compared() -> None:
+    """Of three runs the one that recovered speaks alone; the mean says of how many it is, differences are refused."""
+    rounds = [2.0, math.nan, math.nan, 3.0, 4.0, 5.0]
+    frame = cells(defense=["p"] * 3 + ["fedavg"] * 3, attack=["x"] * 6, seed=[0, 1, 2] * 2, recovery=rounds)
+    table = over_seeds(frame)
+    assert list(table["recovery"]) == [2.0, 4.0]
+    assert list(table["recovery_seeds"]) == [1, 3]
+    assert list(table["survival_seeds"]) == [0, 0]
+    shown = settings_table(table)
+    (column,) = [each for each in shown.columns if str(each.header) == "recovery"]
+    assert [str(each) for each in column.cells] == ["2.0 (1 of 3)", "4.0"]
+    with pytest.raises(FedsimError, match="2 of 6 runs under x did not see the end of"):
+        differences(frame, measure="recovery")
+    assert len(differences(frame[frame["seed"] == 0], measure="recovery")) == 1
 
 
 def test_a_scenario_file_stands_for_its_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
