@@ -241,8 +241,7 @@ class _Site:
         }
 
     def _square(self, setting: Setting) -> dict[str, Any]:
-        values = {name: setting.measures[name] for name in MEASURES if name != "kept"}
-        values["kept"] = Interval(setting.kept, math.nan, math.nan, 0)
+        values = {name: setting.measures[name] for name in MEASURES}
         return {
             "values": {name: (each.mean, short(each.mean), spread(each)) for name, each in values.items()},
             "paint": "; ".join(
@@ -279,7 +278,6 @@ class _Site:
             "place": setting.place if self.places else "",
             "numbers": {name: (each.mean, short(each.mean), spread(each)) for name, each in measures.items()},
             "floor": short(setting.floor),
-            "kept": short(setting.kept),
             "chance": short(setting.chance),
             "seconds": setting.seconds,
             "chart": progress(self.standings, setting),

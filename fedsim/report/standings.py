@@ -40,11 +40,11 @@ class Setting:
         key: hash of it.
         defense, attack, place: what it is: its defense, its attack, and where (data set, partition, …).
         attacked: whether anybody attacks.
-        measures: name → mean over seeds with its interval (accuracy, asr, utility_lost, asr_gain, harm).
+        measures: name → mean over seeds with its interval (accuracy, asr, utility_lost, asr_gain, harm, kept: the share
+            of the attackers' rows that the defense kept; NaN where nobody attacked).
         floor: mean ASR without attack; NaN where there is no trigger.
         seconds: a round.
-        kept: share of the attackers' rows that the defense kept; NaN where nobody attacked.
-        chance: that share if the defense had kept as many at random.
+        chance: the share kept if the defense had kept as many at random.
         marks: see :func:`fedsim.bench.tables.over_seeds`.
         cells: its cells, as ``results.json`` holds them, by ascending seed.
         epsilon: spent, as the runs claim; NaN where nothing is claimed.
@@ -60,7 +60,6 @@ class Setting:
     measures: dict[str, Interval]
     floor: float
     seconds: float
-    kept: float
     chance: float
     marks: str
     cells: list[dict[str, Any]]
@@ -219,6 +218,12 @@ def harm(cell: Mapping[str, Any]) -> float | None:
     return lost if lost is None or gain is None else max(lost, gain)
 
 
+def kept(cell: Mapping[str, Any]) -> float | None:
+    """Share of the attackers' rows that the defense kept; None where nobody attacked."""
+    rows = int(cell.get("attacker_rows") or 0)
+    return int(cell.get("attacker_rows_kept") or 0) / rows if rows else None
+
+
 def interval(values: Sequence[float | None], least: float = 0.0, most: float = 1.0) -> Interval:
     """Mean over seeds with Student's interval; NaN where nothing is known.
 
@@ -254,7 +259,7 @@ def _setting(key: str, cells: list[dict[str, Any]], adversary: list[str], where:
     done = sorted((cell for cell in cells if cell["state"] == "finished"), key=lambda cell: int(cell["seed"]))
     measures = {name: interval([cell.get(name) for cell in done], least) for name, least in LEAST.items()}
     measures["harm"] = interval([harm(cell) for cell in done], -1.0)
-    rows, kept = (sum(int(cell.get(name) or 0) for cell in done) for name in ("attacker_rows", "attacker_rows_kept"))
+    measures["kept"] = interval([kept(cell) for cell in done])
     spent = [float(cell["epsilon"]) for cell in done if cell.get("epsilon") is not None]
     return Setting(
         key,
@@ -265,7 +270,6 @@ def _setting(key: str, cells: list[dict[str, Any]], adversary: list[str], where:
         measures,
         interval([cell.get("floor") for cell in done]).mean,
         interval([cell.get("seconds") for cell in done], most=math.inf).mean,
-        kept / rows if rows else math.nan,
         interval([cell.get("chance") for cell in done]).mean,
         "".join(mark for mark in "ad" if any(mark in cell["marks"] for cell in done)) + ("1" if len(done) == 1 else ""),
         done,
@@ -275,4 +279,4 @@ def _setting(key: str, cells: list[dict[str, Any]], adversary: list[str], where:
     )
 
 
-__all__ = ["NAME", "Setting", "Standings", "harm", "interval"]
+__all__ = ["NAME", "Setting", "Standings", "harm", "interval", "kept"]

@@ -117,6 +117,21 @@ def test_a_field_s_label_says_all_that_is_seen(tmp_path: Path) -> None:
                 assert ("1" in marks) == (len(seeds) == 1)
 
 
+def test_attackers_kept_are_a_share_a_seed(folder: Path, site: Path) -> None:
+    """Its mean over seeds with their interval; attackers of several seeds are never pooled."""
+    frame = bench.results(folder, where="defense=multi_metrics")
+    cells = frame[frame["attack"] == "dba"]
+    shares = interval(list((cells["attacker_rows_kept"] / cells["attacker_rows"]).astype(float)))
+    assert shares.low < shares.mean < shares.high
+    told = [f"{100 * each:.1f}" for each in shares[:3]]
+    page = (site / "defense-multi_metrics.html").read_text("utf-8")
+    assert f'{told[0]}<span class="range">{told[1]} to {told[2]}</span>' in page
+    html = (site / "index.html").read_text("utf-8")
+    row = re.search(r'<tr data-defense="multi_metrics"><th.*?</tr>', html[html.index("Every attack") :], re.S)
+    assert row is not None
+    assert f"<b>{told[0]}</b><small>{told[1]} to {told[2]}</small>" in row[0]
+
+
 def test_a_cell_s_page_draws_its_curves(site: Path) -> None:
     """Accuracy, attack success and its floor over the rounds, for each attack on a defense's page."""
     page = (site / "defense-median.html").read_text("utf-8")
