@@ -146,7 +146,7 @@ def show(frame: pd.DataFrame, interval: Literal["t", "bootstrap"] = "t") -> None
         typer.echo(
             "harm under the worst attack: the larger of accuracy lost to plain averaging without attack and ASR above\n"
             f"its floor, 95 % intervals over seeds ({how}); place: 1 + the number of defenses that are surely ahead;\n"
-            "ahead: probability that the order to the next one is right (bootstrap)"
+            "ahead: share of the seeds' resamples in which it is ahead of the next one; no proof below ten seeds"
         )
     missing = unranked(frame, ranked)
     if missing:

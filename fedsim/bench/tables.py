@@ -128,9 +128,9 @@ def ranking(
 
     Returns:
         ``place`` (1 + the number of defenses that are surely ahead), ``defense``, ``worst``, ``low``, ``high``,
-        ``under`` (the attack and setting that does it), ``ahead`` (probability that the order to the next one is
-        right), ``seeds``, ``marks``, in the order of ``worst``. Defenses for which an attack was not measured are left
-        out: a worst case over less looks better.
+        ``under`` (the attack and setting that does it), ``ahead`` (share of the resamples in which it is ahead of the
+        next one), ``seeds``, ``marks``, in the order of ``worst``. Defenses for which an attack was not measured are
+        left out: a worst case over less looks better.
     """
     import pandas as pd
 

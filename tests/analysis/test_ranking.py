@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedsim import report
 from fedsim.analysis import coverage, ranking
 from fedsim.analysis.ranking import rank_by_worst
 from fedsim.analysis.statistics import holm, paired_p_value
@@ -140,6 +141,15 @@ def test_a_ranking_of_equal_defenses_seldom_holds_any_order(adjusted: bool, monk
     assert told is not None
     assert 100 * wrong / trials == pytest.approx(float(told[1 if adjusted else 2]), abs=4)
     assert (wrong / trials <= 0.05) is adjusted
+
+
+def test_the_bootstrap_alone_is_no_proof_and_the_leaderboard_says_so() -> None:
+    """On three seeds all three differences of equals have one sign in one experiment of four."""
+    generator = np.random.default_rng(1)
+    firsts = [rank_by_worst(["a", "b"], generator.normal(size=(2, 1, 3)), draws=100)[0].ahead for _ in range(400)]
+    assert np.mean(np.array(firsts) == 1.0) == pytest.approx(0.25, abs=0.06)
+    template = Path(report.__file__).parent / "templates" / "leaderboard.html.j2"
+    assert "two equal defenses on three seeds have 1.00 in one of four experiments" in template.read_text("utf-8")
 
 
 def test_ten_seeds_tell_a_defense_that_is_far_behind() -> None:
