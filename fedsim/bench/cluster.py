@@ -38,6 +38,8 @@ from fedsim.simulation import interruptible
 
 LOOK = 1.0
 """Seconds between looks at cells that others play."""
+PATIENCE = 10.0
+"""Seconds in which a task may end by itself where the caller breaks off."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,25 @@ def work_on_ray(
                 if not ended and not flying:
                     time.sleep(LOOK)
         finally:
+            _end(ray, list(flying))
             for cell, lock, number in flying.values():
                 cell.state = "interrupted"
                 store.end(cell, number)
                 os.close(lock)
             token.unlink(missing_ok=True)
+
+
+def _end(ray: Any, tasks: list[Any]) -> None:
+    """End tasks wherever they run: after their round, at once where that takes long.
+
+    A task that outlived its lock would write to a cell that another bench has begun.
+    """
+    for force in (False, True):
+        if tasks:
+            with contextlib.suppress(ray.exceptions.RayError):  # the cluster itself may be what is gone
+                for each in tasks:
+                    ray.cancel(each, force=force)
+                _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE)
 
 
 def _claim(
