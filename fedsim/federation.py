@@ -375,7 +375,7 @@ def make_estimator(scenario: Scenario, sizes: NDArray[Any], deployed: bool = Fal
         return None
     part: Estimator = make("estimator", scenario.server.estimator)
     try:
-        part.set_up(setting_of(scenario, sizes, deployed))
+        part.set_up(setting_of(scenario, sizes, deployed).of("estimator"))
     except PrivacyError as error:
         raise _not_private(error) from error
     return part

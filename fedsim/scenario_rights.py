@@ -1,6 +1,7 @@
 """What of a scenario a part's ``check`` is shown: an attack sees no defense, unless it may, a defense no attack.
 
-Neither is shown the seed, from which the other's dice follow, nor the ``[matrix]``, which may hold all of it.
+Neither is shown the seed, from which the other's dice follow, the ``[matrix]``, which may hold all of it, the title,
+which may say it, nor the ``plugins``, whose files' names may.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def shown(scenario: Tables, kind: str) -> Tables:
     hidden = {
         "seed": f"seed: hidden from {who}; accepted: in a run ctx.stream('purpose'), whose numbers stand on it",
         "matrix": f"matrix: hidden from {who}; accepted: the keys themselves, as they are in each of its cells",
+        "title": f"title: hidden from {who}; accepted: the tables, of which the title tells people",
+        "plugins": f"plugins: hidden from {who}; accepted: the parts that they register, by name",
     }
     if kind in DEFENDING:
         return scenario.without({**hidden, "adversary": f"adversary: hidden from {who}, with all that it says"})

@@ -59,7 +59,7 @@ def participation(setting: Setting) -> tuple[NDArray[np.int64], list[int]]:
     if setting.cohort is None or everybody or setting.sampler.name not in REPEATED:
         return np.full(setting.clients, setting.rounds), list(range(1, setting.rounds + 1))
     if setting.seed is None:
-        raise FedsimError("participation: given a setting without seed; accepted: an optimizer's or an estimator's")
+        raise FedsimError("participation: given a setting without seed; accepted: an optimizer's")
     sampler = registry.make("sampler", setting.sampler.name, **setting.sampler.options)
     sizes = np.asarray(setting.sizes)
     counts = np.zeros(setting.clients, dtype=np.int64)

@@ -20,11 +20,11 @@ class Setting:
 
     Args:
         rounds: R.
-        seed: the scenario's seed; None for a defense, which may not know it, nor how many clients the adversary holds.
+        seed: the scenario's seed; None for a defense and an estimator, which may not know it.
         sizes: examples that each client works on.
         privacy: what privacy is asked for.
         cohort: clients in a round; None: all.
-        attackers: clients that the adversary holds.
+        attackers: clients that the adversary holds; 0 for a defense, which may not know it.
         deployed: whether the nodes are others' machines: noise then comes from the operating system's entropy.
         sampler: how cohorts are drawn.
         client: how clients train.
@@ -47,7 +47,9 @@ class Setting:
 
     def of(self, kind: str) -> Setting:
         """As a part of this kind is told it."""
-        return replace(self, seed=None, attackers=0) if kind == "defense" else self
+        if kind not in ("defense", "estimator"):
+            return self
+        return replace(self, seed=None, attackers=0 if kind == "defense" else self.attackers)
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,9 @@ class Defends(Nosy, Defense):
 """
 
 
-@pytest.mark.parametrize("read", ["scenario.seed", "scenario.matrix", "getattr(scenario, 'seed', 7)"])
+@pytest.mark.parametrize(
+    "read", ["scenario.seed", "scenario.matrix", "getattr(scenario, 'seed', 7)", "scenario.title", "scenario.plugins"]
+)
 @pytest.mark.parametrize(("key", "name"), [("adversary.attacks", "Attacks"), ("server.defenses", "Defends")])
 def test_no_check_of_an_attack_or_a_defense_is_handed_the_seed(tmp_path, key, name, read):
     file = tmp_path / "nosy.py"
@@ -167,7 +169,8 @@ def test_no_check_of_an_attack_or_a_defense_is_handed_the_seed(tmp_path, key, na
         Scenario(**override({"seed": 12345, "adversary": {"count": 1, "attacks": ["sign_flip"]}}, {key: [part]}))
     (fault,) = caught.value.faults
     assert fault.key == f"{key}[0]"
-    assert "it reached for " + ("matrix" if "matrix" in read else "seed") + ": hidden from every " in fault.accepted
+    what = next(name for name in ("matrix", "title", "plugins", "seed") if name in read)
+    assert f"it reached for {what}: hidden from every " in fault.accepted
     assert registry.get(key.rpartition(".")[2][:-1], part).seen == [name], "it read on"
 
 
@@ -190,3 +193,14 @@ def test_a_defense_that_adds_noise_is_told_neither_seed_nor_attackers(tmp_path):
     told = registry.get("defense", part).told
     assert len(told) == 2
     assert set(told) == {(None, 0)}
+
+
+def test_an_estimator_is_not_told_the_seed():
+    scenario = Scenario(
+        seed=12345,
+        adversary={"count": 2, "attacks": ["sign_flip"]},
+        server={"estimator": {"name": "diff2", "c1": 1.0, "c2": 1.0, "lr": 0.1, "restart": 4}},
+        privacy={"noise": [1.0, 1.0], "claim": "none"},
+    )
+    told = build(scenario).estimator.setting
+    assert (told.seed, told.attackers) == (None, 2)
