@@ -466,26 +466,26 @@ def node(rank: int = 0) -> Compromised:
 
 
 def received(parameters: Tensor) -> Received:
-    """A linear model on five means over the image's pixels, with the toy federation's sixty parameters."""
+    """A linear model on five means over the image's pixels, of the first sixty parameters."""
 
     def features(vector: Tensor, inputs: Tensor) -> Tensor:
         return inputs.flatten(1)[:, :255].reshape(len(inputs), 5, 51).mean(dim=2).to(vector.dtype)
 
     def predict(vector: Tensor, inputs: Tensor) -> Tensor:
-        return torch.nn.functional.linear(features(vector, inputs), vector[:50].view(CLASSES, 5), vector[50:])
+        return torch.nn.functional.linear(features(vector, inputs), vector[:50].view(CLASSES, 5), vector[50:60])
 
-    previous = parameters - torch.linspace(-1, 1, DIMENSION)
+    previous = parameters - torch.linspace(-1, 1, len(parameters))
     return Received(parameters, previous, predict, features)
 
 
-def local_step(k: int, only: int | None = None) -> LocalStep:
+def local_step(k: int, only: int | None = None, d: int = DIMENSION) -> LocalStep:
     """Step 5 of k clients, every second of which is done; or of one of them."""
     chosen = range(k) if only is None else [only]
     last = torch.tensor([i % 2 == 0 for i in chosen])
     _, test = images()
-    model = received(torch.zeros(DIMENSION))
+    model = received(torch.zeros(d))
     nodes = tuple(Compromised(i, i, k, 1, 0, CLASSES, model, test.take(torch.arange(i, 300, k))) for i in chosen)
-    return LocalStep(torch.zeros(DIMENSION), 5, last, nodes)
+    return LocalStep(torch.zeros(d), 5, last, nodes)
 
 
 def global_states() -> tuple[Tensor, str, tuple[Any, ...]]:

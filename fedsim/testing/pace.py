@@ -13,11 +13,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from attacks.attack import Attack, LocalStep, overrides
-from fedsim import registry, runtime
+from fedsim import flower, registry, runtime
 from fedsim.data.examples import Examples
+from fedsim.flower import Flat
 from fedsim.testing import attacks, optimizers
 from fedsim.updates import Layout, Updates
 from strategies.defense import Defense, Round
@@ -25,6 +27,8 @@ from strategies.defense import Defense, Round
 CLIENTS, MALICIOUS = 30, 6
 STEPPING = 4
 """Clients in a local step."""
+STEPS = 10
+"""Local steps in a round."""
 CLASSES, INPUTS = 4, 4999
 LAYOUT = Layout((("weight", (CLASSES, INPUTS)), ("bias", (CLASSES,))))
 LIMIT = 50.0
@@ -56,22 +60,37 @@ def _timed(kind: str, make: Work) -> Iterator[tuple[str, Work, str, Work]]:
         yield f"a round of {size}", lambda: _aggregate(make(), rows), "Krum", yardstick
         return
     part = attacks.prepared(make)
+    own, others = rows.rows(list(range(MALICIOUS))), rows.rows(list(range(MALICIOUS, CLIENTS)))
     if overrides(part, "craft"):
-        own, others = rows.rows(list(range(MALICIOUS))), rows.rows(list(range(MALICIOUS, CLIENTS)))
         yield f"craft of {size}", lambda: part.craft(own.values, attacks.context(own, others)), "Krum", yardstick
-    step = attacks.local_step(STEPPING)
+    if overrides(part, "claimed_examples"):
+        claim = partial(part.claimed_examples, own.num_examples)
+        yield f"claimed_examples of {size}", lambda: claim(attacks.context(own, others)), "Krum", yardstick
+    if overrides(part, "observe"):
+        yield f"observe of {size}", partial(_observe, part, _exchanged(rows)), "Krum", yardstick
+    yield from _timed_locally(part)
+
+
+def _timed_locally(part: Attack) -> Iterator[tuple[str, Work, str, Work]]:
+    """The same for what malicious clients do beside their training, and for the trigger of the evaluation."""
+    (train, test), node, step = attacks.images(), attacks.node(), attacks.local_step(STEPPING, d=LAYOUT.d)
+    plain = ("a plain local step", partial(_step, step))
+    clients = f"{STEPPING} clients and {LAYOUT.d:,} parameters"
     if overrides(part, "poison"):
-        (train, _), node = attacks.images(), attacks.node()
-        yield (
-            f"poison of {len(train)} images",
-            lambda: part.poison(train, node),
-            "a plain local step",
-            partial(_step, step),
-        )
-    hooks = {"after_step": partial(_after_step, part, step), "objective": partial(_objective, part, step)}
-    for hook, work in hooks.items():
-        if overrides(part, hook):
-            yield f"{hook} of {STEPPING} clients", work, "a plain local step", partial(_step, step)
+        yield f"poison of {len(train)} images", lambda: part.poison(train, node), *plain
+    if overrides(part, "after_step"):
+        yield f"after_step of {clients}", partial(_after_step, part, step), *plain
+    if overrides(part, "objective"):
+        yield f"objective of {clients}", partial(_objective, part, step), *plain
+    if overrides(part, "triggered"):
+        yield f"triggered of {len(test)} images", lambda: part.triggered(test), *plain
+    if overrides(part, "learn"):
+        # Once a round, before all its steps.
+        beside = f"{STEPS} plain local steps"
+        yield f"learn of {len(train)} images", lambda: part.learn(train, node), beside, partial(_steps, step)
+    if overrides(part, "shown"):
+        learned = part.learn(train, node)
+        yield f"shown of {len(test)} images", lambda: part.shown(test, learned), *plain
 
 
 def _rows() -> Updates:
@@ -82,11 +101,11 @@ def _rows() -> Updates:
 
 
 def _after_step(part: Attack, step: LocalStep) -> None:
-    part.after_step(torch.ones(STEPPING, attacks.DIMENSION), step)
+    part.after_step(torch.ones(STEPPING, LAYOUT.d), step)
 
 
 def _objective(part: Attack, step: LocalStep) -> None:
-    parameters = torch.ones(STEPPING, attacks.DIMENSION, requires_grad=True)
+    parameters = torch.ones(STEPPING, LAYOUT.d, requires_grad=True)
     losses = part.objective(parameters.mean(dim=1), parameters, step)
     torch.autograd.grad(losses.sum(), parameters)
 
@@ -96,10 +115,33 @@ def _step(step: LocalStep) -> None:
     for node in step.clients:
         assert node.model is not None
         assert node.examples is not None
-        parameters = torch.ones(attacks.DIMENSION, requires_grad=True)
+        parameters = torch.ones(LAYOUT.d, requires_grad=True)
         batch = node.examples.take(torch.arange(32))
         loss = torch.nn.functional.cross_entropy(node.model.predict(parameters, batch.inputs), batch.targets)
         torch.autograd.grad(loss, parameters)
+
+
+def _steps(step: LocalStep) -> None:
+    for _ in range(STEPS):
+        _step(step)
+
+
+def _exchanged(rows: Updates) -> list[tuple[Message, Message]]:
+    """What a round's clients are sent, and what they reply."""
+    flower.set_identity()
+    config = ConfigRecord({"server-round": 1, "reply": "delta"})
+    found = []
+    for client, row, count in zip(rows.client_ids, rows.values, rows.num_examples.tolist(), strict=True):
+        content = RecordDict({"arrays": Flat(rows.reference, LAYOUT), "config": config})
+        asked = flower.send(content, client + flower.FIRST_NODE, "train")
+        metrics = MetricRecord({"num-examples": int(count)})
+        found.append((asked, Message(RecordDict({"arrays": Flat(row, LAYOUT), "metrics": metrics}), reply_to=asked)))
+    return found
+
+
+def _observe(part: Attack, exchanged: list[tuple[Message, Message]]) -> None:
+    for message, reply in exchanged:
+        part.observe(message, reply)
 
 
 def _train(make: Work) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from attacks.attack import Attack
 from fedsim import registry, skeletons
 from fedsim.errors import FedsimError
 from fedsim.testing import conforms, pace
@@ -412,13 +413,16 @@ def test_a_slow_part_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PRODUCTS = "for _ in range(2000):\n        torch.ones(200, 200) @ torch.ones(200, 200)\n    "
+BY_NUMBER = "for row in parameters:\n        for number in row:\n            number.mul_(2).add_(1)"
+STEPPED, ROUND = "4 clients and 20,000 parameters", "30 clients and 20,000 parameters"
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (f"def after_step(self, parameters, step):\n    {PRODUCTS}parameters.mul_(2)", "after_step of 4 clients"),
-        (f"def objective(self, loss, parameters, step):\n    {PRODUCTS}return -loss", "objective of 4 clients"),
+        (f"def after_step(self, parameters, step):\n    {PRODUCTS}parameters.mul_(2)", f"after_step of {STEPPED}"),
+        (f"def after_step(self, parameters, step):\n    {BY_NUMBER}", f"after_step of {STEPPED}"),
+        (f"def objective(self, loss, parameters, step):\n    {PRODUCTS}return -loss", f"objective of {STEPPED}"),
         (f"def poison(self, examples, node):\n    {PRODUCTS}return examples", "poison of 600 images"),
     ],
 )
@@ -427,6 +431,24 @@ def test_a_hook_that_is_slow_in_every_step_is_a_remark_at_the_shipped_limit(body
     assert (told.head, told.fault) == ("is slow", False)
     assert told.said.startswith(f"{said} takes ")
     assert "times as long as" in told.said
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        ("learn", "learn of 600 images"),
+        ("triggered", "triggered of 300 images"),
+        ("shown", "shown of 300 images"),
+        ("claimed_examples", f"claimed_examples of {ROUND}"),
+        ("observe", f"observe of {ROUND}"),
+    ],
+)
+def test_a_hook_that_is_slow_in_every_round_is_a_remark_at_the_shipped_limit(hook: str, said: str) -> None:
+    def slow(self: Attack, *given: Any) -> None:
+        for _ in range(200 if hook == "observe" else 6000):
+            torch.ones(200, 200) @ torch.ones(200, 200)
+
+    assert pace.remark("attack", type("Slow", (Attack,), {hook: slow})).startswith(f"{said} takes ")
 
 
 def test_an_optimizer_whose_steps_are_slow_is_a_remark_at_the_shipped_limit() -> None:
