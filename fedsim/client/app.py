@@ -28,7 +28,7 @@ from fedsim.client.memory import recall, remember, signature
 from fedsim.client.node import Node
 from fedsim.client.orders import Order, Reader, alike, arrays_of, as_asked, client_of, config_of, reason
 from fedsim.client.paths import choose
-from fedsim.client.received import LEARN, learn
+from fedsim.client.received import ADVERSARY, LEARN, learn
 from fedsim.client.replica import Replica
 from fedsim.client.searched import VECTORS
 from fedsim.client.workload import Workload
@@ -110,7 +110,7 @@ class FederatedClient(ClientApp):
         groups: dict[tuple[str, bool], list[int]] = {}
         for position in sorted(range(len(messages)), key=lambda i: (-steps[i], clients[i])):
             message = messages[position]
-            marked = self.separate and message.has_content() and "adversary" in message.content
+            marked = self.separate and message.has_content() and ADVERSARY in message.content
             groups.setdefault((message.metadata.message_type, marked), []).append(position)
         chunks = []
         for (kind, _), positions in groups.items():
@@ -210,6 +210,7 @@ class FederatedClient(ClientApp):
                 adapt = adapt_of(self.workload, order.state)
                 attacks = self.attacks_of(order.compromised)
                 job = make_job(self.workload, order.client, order.round, order.compromised, attacks, adapt)
+                self._poisoned(job)
                 if self.workload.adapter is not None and job.steps and adapt is None:
                     raise ValueError("has no adapter: it was not asked to learn one, or could not")
             except Exception as error:
@@ -228,6 +229,12 @@ class FederatedClient(ClientApp):
             for alike_work in ([work] if work else []) if self.workload.searches else _by_memory(work):
                 outcomes.update(self._together(alike_work))
         return [outcomes[order.position] for order in orders]
+
+    def _poisoned(self, job: Job) -> None:
+        """Whether an attack has changed something of the client's work begins with its examples."""
+        self.hooks.touched.discard(job.client)
+        if job.poisoned:
+            self.hooks.touched.add(job.client)
 
     def _together(self, work: list[tuple[Order, Job]]) -> dict[int, Outcome | Exception]:
         work = sorted(work, key=lambda each: rank(each[1]))
@@ -295,6 +302,8 @@ class FederatedClient(ClientApp):
         if self.workload.secrecy != "server" and (examples or counted == 0):
             metrics.update({"loss": loss, **told})
         content = RecordDict({"arrays": Flat(vector, self.workload.layout), "metrics": metrics})
+        if order.compromised is not None:
+            content[ADVERSARY] = ConfigRecord({"acted": order.client in self.hooks.touched})
         return Message(as_asked(message, content), reply_to=message)
 
     def _node(self, message: Message, context: Context, received: dict[int, Tensor]) -> Node:

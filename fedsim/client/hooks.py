@@ -19,10 +19,14 @@ class Hooks:
 
     Args:
         held: the attacks, and whose they are.
+
+    Attributes:
+        touched: clients of whose training a hook has changed something since they were taken out.
     """
 
     def __init__(self, held: Held) -> None:
         self.held = held
+        self.touched: set[int] = set()
         self.objectives = [i for i, each in enumerate(held.attacks) if overrides(each, "objective")]
         self.followers = [i for i, each in enumerate(held.attacks) if overrides(each, "after_step")]
 
@@ -30,7 +34,15 @@ class Hooks:
         return bool(self.objectives or self.followers)
 
     def total(self, losses: Tensor, parameters: Tensor, step: LocalStep) -> Tensor:
-        """The (k,) losses that the attacks make of the (k,) task losses, differentiable by both arguments."""
+        """The (k,) losses that the attacks make of the (k,) task losses, differentiable by both arguments.
+
+        Whether they are others is not looked at: the clients count as touched.
+        """
+        if self.objectives:
+            self.touched.update(node.client for node in step.clients)
+        return self._total(losses, parameters, step)
+
+    def _total(self, losses: Tensor, parameters: Tensor, step: LocalStep) -> Tensor:
         for position in self.objectives:
             if self.held.apart[position]:
                 rows = zip(step.clients, torch.split(losses, 1), torch.split(parameters, 1), strict=True)
@@ -50,8 +62,11 @@ class Hooks:
         with torch.enable_grad():
             task = losses.detach().to(parameters.dtype).requires_grad_()
             point = parameters.detach().requires_grad_()
-            total = self.total(task, point, step)
+            total = self._total(task, point, step)
             by_task, by_point = torch.autograd.grad(total.sum(), (task, point), allow_unused=True)
+        if self._unseen(step):
+            changed = torch.ones_like(task, dtype=torch.bool) if by_task is None else by_task != 1
+            self._note(step, changed if by_point is None else changed | (by_point != 0).any(1))
         if by_task is None:
             gradients.zero_()
         else:
@@ -61,6 +76,18 @@ class Hooks:
 
     def after_step(self, parameters: Tensor, step: LocalStep) -> None:
         """Let the attacks change the (k, d) parameters in place."""
+        before = parameters.clone() if self.followers and self._unseen(step) else None
+        self._follow(parameters, step)
+        if before is not None:
+            self._note(step, (parameters != before).any(1))
+
+    def _unseen(self, step: LocalStep) -> bool:
+        return any(node.client not in self.touched for node in step.clients)
+
+    def _note(self, step: LocalStep, changed: Tensor) -> None:
+        self.touched.update(node.client for node, each in zip(step.clients, changed.tolist(), strict=True) if each)
+
+    def _follow(self, parameters: Tensor, step: LocalStep) -> None:
         with torch.no_grad():
             for position in self.followers:
                 if not self.held.apart[position]:

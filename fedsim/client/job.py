@@ -35,6 +35,7 @@ class Job:
         present: (C,) which classes it holds, where its loss asks.
         memory: its optimizer's state, where that is kept over rounds: at the start, and after training at its end.
         told: measures that its optimizer tells of, after training.
+        poisoned: an attack has given it other examples than its own.
     """
 
     client: int
@@ -48,6 +49,7 @@ class Job:
     present: Tensor | None = None
     memory: Memory = field(default_factory=dict)
     told: dict[str, float] = field(default_factory=dict)
+    poisoned: bool = False
 
     @property
     def steps(self) -> int:
@@ -90,8 +92,11 @@ def make_job(
 ) -> Job:
     """The seeded work of a client: a new permutation each epoch, the short last batch kept; or its optimizer's own."""
     source, rows = local_examples(workload, client, compromised, attacks, adapt)
+    poisoned = False
     if compromised is not None:
-        compromised = compromised.holding(clean_examples(workload, client, adapt))
+        own = clean_examples(workload, client, adapt)
+        poisoned = not (torch.equal(source.inputs, own.inputs) and torch.equal(source.targets, own.targets))
+        compromised = compromised.holding(own)
     n = len(rows)
     steps = workload.steps_of(n)
     if workload.straggler and steps:
@@ -108,7 +113,7 @@ def make_job(
     )
     asked = workload.loss is not None and workload.loss.masks
     present = class_mask(workload.num_classes, source.targets[as_index(rows, workload.device)]) if asked else None
-    return Job(client, round, n, source, rows[order], sizes, compromised, augmenter, present)
+    return Job(client, round, n, source, rows[order], sizes, compromised, augmenter, present, poisoned=poisoned)
 
 
 def augment(workload: Workload, inputs: Tensor, job: Job) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks.attack import Compromised
 from fedsim.client.objective import References
-from fedsim.client.received import LEARNED, PREVIOUS, Models
+from fedsim.client.received import ADVERSARY, LEARNED, PREVIOUS, Models
 from fedsim.client.workload import Workload
 from fedsim.flower import Flat, as_tensors, flatten
 
@@ -74,7 +74,7 @@ class Reader:
         self, content: RecordDict, client: int, round: int, vector: Tensor | None = None
     ) -> Compromised | None:
         """Who the client is to the adversary, if the message marks it, and what it holds."""
-        mark = config_of(content, "adversary")
+        mark = config_of(content, ADVERSARY)
         if not mark:
             return None
         rank, attackers = int(cast(int, mark["rank"])), int(cast(int, mark["attackers"]))

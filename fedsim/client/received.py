@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LEARN = "query.adversary"
 """Type of the message by which the adversary asks one of its clients to learn."""
 
-PREVIOUS, LEARNED = "adversary.previous", "adversary.learned"
+ADVERSARY, PREVIOUS, LEARNED = "adversary", "adversary.previous", "adversary.learned"
 """Records that the adversary puts beside its mark."""
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from attacks.adversary import Adversary, Server
 from attacks.attack import overrides
-from fedsim.client.received import LEARN, LEARNED, PREVIOUS
+from fedsim.client.hooks import LOCAL
+from fedsim.client.received import ADVERSARY, LEARN, LEARNED, PREVIOUS
 from fedsim.flower import Directory, Flat, SharedArray, as_record, as_tensors, flatten, send, with_content
 from fedsim.updates import Layout, Updates
 
@@ -167,7 +168,7 @@ class AdversarialGrid(Grid):
     def _mark(self, content: RecordDict, client: int) -> RecordDict:
         """The content, with who the client is to the adversary and what the attacks want it to have."""
         mark = ConfigRecord({"rank": self.adversary.rank(client), "attackers": len(self.adversary.pool)})
-        marked = RecordDict({**dict(content), "adversary": mark})
+        marked = RecordDict({**dict(content), ADVERSARY: mark})
         if self._remembers and self._previous is not None:
             previous = Flat(self._previous, self.layout)
             marked[PREVIOUS] = previous if self.partitions_in_order else previous.plain()
@@ -194,11 +195,7 @@ class AdversarialGrid(Grid):
         self, sent: list[Message], replies: list[Message], malicious: set[int], server_round: int
     ) -> list[Message]:
         assert self._directory is not None
-        hooks = ("poison", "objective", "after_step")
-        trained = {self._directory.find(reply.metadata.src_node_id) for reply in replies if reply.has_content()}
-        self.acted |= bool(malicious & trained) and any(
-            overrides(attack, hook) for attack in self.adversary.attacks for hook in hooks
-        )
+        replies = [self._heard(reply, malicious) for reply in replies]
         if not self._crafts and not self._claims:
             return replies
         reference = self._received(sent[0])
@@ -246,6 +243,22 @@ class AdversarialGrid(Grid):
             row = torch.cat([self._row_of(after[i].to(vector)), vector[d:]])
             replies[position] = self._replaced(replies[position], row, reference, as_weights, count, int(claimed[i]))
         return replies
+
+    def _heard(self, reply: Message, malicious: set[int]) -> Message:
+        """A reply without what a malicious client says of its training to the adversary alone.
+
+        Clients that answer an estimator say nothing: there an attack with hooks of training counts as acting.
+        """
+        assert self._directory is not None
+        if not reply.has_content() or self._directory.find(reply.metadata.src_node_id) not in malicious:
+            return reply
+        content = dict(reply.content)
+        said = content.pop(ADVERSARY, None)
+        if not isinstance(said, ConfigRecord):
+            self.acted |= any(overrides(attack, hook) for attack in self.adversary.attacks for hook in LOCAL)
+            return reply
+        self.acted |= bool(said["acted"])
+        return with_content(reply, RecordDict(content))
 
     def _step_of(self, vector: Tensor) -> Tensor:
         if self.estimating is None:
