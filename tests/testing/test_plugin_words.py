@@ -421,8 +421,16 @@ STEPPED, ROUND = "4 clients and 20,000 parameters", "30 clients and 20,000 param
     ("body", "said"),
     [
         (f"def after_step(self, parameters, step):\n    {PRODUCTS}parameters.mul_(2)", f"after_step of {STEPPED}"),
-        (f"def after_step(self, parameters, step):\n    {BY_NUMBER}", f"after_step of {STEPPED}"),
-        (f"def objective(self, loss, parameters, step):\n    {PRODUCTS}return -loss", f"objective of {STEPPED}"),
+        pytest.param(
+            f"def after_step(self, parameters, step):\n    {BY_NUMBER}",
+            f"after_step of {STEPPED}",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            f"def objective(self, loss, parameters, step):\n    {PRODUCTS}return -loss",
+            f"objective of {STEPPED}",
+            marks=pytest.mark.slow,
+        ),
         (f"def poison(self, examples, node):\n    {PRODUCTS}return examples", "poison of 600 images"),
     ],
 )
@@ -433,6 +441,7 @@ def test_a_hook_that_is_slow_in_every_step_is_a_remark_at_the_shipped_limit(body
     assert "times as long as" in told.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "said"),
     [
@@ -451,6 +460,7 @@ def test_a_hook_that_is_slow_in_every_round_is_a_remark_at_the_shipped_limit(hoo
     assert pace.remark("attack", type("Slow", (Attack,), {hook: slow})).startswith(f"{said} takes ")
 
 
+@pytest.mark.slow
 def test_an_optimizer_whose_steps_are_slow_is_a_remark_at_the_shipped_limit() -> None:
     class Heavy(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:
