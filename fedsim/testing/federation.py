@@ -106,3 +106,25 @@ def deltas(app: FederatedClient, vector: Tensor, clients: Sequence[int], **more:
         assert isinstance(record, Flat)
         rows.append(record.vector)
     return torch.stack(rows)
+
+
+def kept_rounds(load: Workload, cohorts: Sequence[Sequence[int]]) -> tuple[list[Tensor], dict[int, RecordDict]]:
+    """Rounds of these clients, each of whom keeps its state: (k, d + b) deltas a round, and the states in the end.
+
+    The model of the next round is that of this one's first client.
+
+    Raises:
+        AssertionError: a client failed.
+    """
+    app, vector, found = FederatedClient(load), initial(load), []
+    kept: dict[int, RecordDict] = {}
+    for number, clients in enumerate(cohorts, start=1):
+        sent, contexts = messages(load, vector, clients, round=number)
+        for client, context in zip(clients, contexts, strict=True):
+            context.state.update(kept.get(client, {}))
+        answers = app.many(sent, contexts)
+        assert not any(each.has_error() for each in answers)
+        kept |= {client: context.state for client, context in zip(clients, contexts, strict=True)}
+        found.append(torch.stack([each.content["arrays"].vector for each in answers]))  # type: ignore[union-attr]
+        vector = vector + found[-1][0]
+    return found, kept

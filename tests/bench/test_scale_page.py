@@ -1,4 +1,4 @@
-"""docs/scale.md's tables are what the kept measurements say, and its code is the script's."""
+"""docs/scale.md's tables are what the kept measurements say, and every size was measured."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from fedsim.errors import FedsimError
 from fedsim.losses.loss import Loss
 from fedsim.optim.client_sam_gs import Memories, similarities, surgery_of_rows
 from fedsim.optim.sam_gs import State, similarity, surgery
-from fedsim.testing.federation import CLASSES, SHAPE, deltas, initial, messages, mlp, workload
+from fedsim.testing.federation import CLASSES, SHAPE, deltas, initial, kept_rounds, mlp, workload
 
 SIZES = (10, 7, 0, 1, 12, 8, 3, 16)
 PATHS = ["stacked", "vmap"]
@@ -143,17 +143,7 @@ def test_a_client_is_the_same_in_any_company(case: str) -> None:
 def test_what_clients_keep_over_rounds_is_the_same(case: str, path: str) -> None:
     def rounds(path: str, state: str) -> list[Tensor]:
         load = load_of(path, precision="float64", optimizer_state=state, **CASES[case])
-        app, vector, found, kept = FederatedClient(load), initial(load), [], {}
-        for number, clients in enumerate(((0, 1, 3, 4, 5), (0, 4), (0, 1, 3, 4, 7)), start=1):
-            sent, contexts = messages(load, vector, clients, round=number)
-            for client, context in zip(clients, contexts, strict=True):
-                context.state.update(kept.get(client, {}))
-            answers = app.many(sent, contexts)
-            assert not any(each.has_error() for each in answers)
-            kept |= {client: context.state for client, context in zip(clients, contexts, strict=True)}
-            found.append(torch.stack([each.content["arrays"].vector for each in answers]))
-            vector = vector + found[-1][0]
-        return found
+        return kept_rounds(load, ((0, 1, 3, 4, 5), (0, 4), (0, 1, 3, 4, 7)))[0]
 
     ours, reference, fresh = rounds(path, "persist"), rounds("reference", "persist"), rounds(path, "reset")
     for one, other in zip(ours, reference, strict=True):

@@ -16,7 +16,7 @@ from fedsim.client.app import FederatedClient
 from fedsim.errors import FedsimError
 from fedsim.optim.gns_rows import RowsGNS
 from fedsim.optim.gns_step import GNS
-from fedsim.testing.federation import CLASSES, deltas, initial, messages, mlp, replies, workload
+from fedsim.testing.federation import CLASSES, deltas, initial, kept_rounds, messages, mlp, replies, workload
 
 SIZES = (10, 7, 0, 1, 12, 8, 3, 16)
 part = registry.make
@@ -129,16 +129,7 @@ def test_clients_with_gammas_of_their_own_train_together(
 
     def rounds(path: str, state: str) -> tuple[list[Tensor], dict[int, float]]:
         load = load_of(path, optimizer_state=state, model=logistic)
-        app, vector, found, kept = FederatedClient(load), initial(load), [], {}
-        for number, clients in enumerate(((0, 1, 3, 4, 5), (0, 4), (0, 1, 3, 4, 7)), start=1):
-            sent, contexts = messages(load, vector, clients, round=number)
-            for client, context in zip(clients, contexts, strict=True):
-                context.state.update(kept.get(client, {}))
-            answers = app.many(sent, contexts)
-            assert not any(each.has_error() for each in answers)
-            kept |= {client: context.state for client, context in zip(clients, contexts, strict=True)}
-            found.append(torch.stack([each.content["arrays"].vector for each in answers]))
-            vector = vector + found[-1][0]
+        found, kept = kept_rounds(load, ((0, 1, 3, 4, 5), (0, 4), (0, 1, 3, 4, 7)))
         records = {client: each.get("client.optimizer") for client, each in kept.items()}
         return found, {client: float(each["0.gamma"].numpy()) for client, each in records.items() if each}
 
